@@ -1,0 +1,151 @@
+"""Serve handwritten digits: scikit-learn's, which need no download, and MNIST."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.datasets import MNIST
+
+from lightning_netsim._checks import check_positive_int, expected
+
+CLASS_NAMES = [str(digit) for digit in range(10)]
+
+
+class AbstractImageDataModule(LightningDataModule):
+    """Serve (image, label) batches of two tensor data sets: one to train on, one that is held out.
+
+    The held-out images serve validation, test and prediction, always in the same order. A subclass fills `train_set` and
+    `val_set` in `setup`.
+    """
+
+    train_set: TensorDataset
+    val_set: TensorDataset
+
+    def __init__(self, batch_size: int, num_workers: int) -> None:
+        super().__init__()
+        self.batch_size = check_positive_int("batch_size", batch_size)
+        self.num_workers = num_workers
+
+    @property
+    def class_names(self) -> list[str]:
+        """The name of each label, in the order of the labels."""
+        return CLASS_NAMES
+
+    @abstractmethod
+    def setup(self, stage: str) -> None:
+        """Fill `train_set` and `val_set`."""
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Return the training images, shuffled."""
+        return self._loader(self.train_set, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Return the held-out images, in order."""
+        return self._loader(self.val_set, shuffle=False)
+
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Return the held-out images, in order."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Return the held-out images, in order."""
+        return self.val_dataloader()
+
+    def _loader(self, images: TensorDataset, shuffle: bool) -> DataLoader[tuple[Tensor, ...]]:
+        keep_workers: dict[str, Any] = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        return DataLoader(images, batch_size=self.batch_size, shuffle=shuffle, **keep_workers)
+
+
+class DigitsDataModule(AbstractImageDataModule):
+    """Serve scikit-learn's 1,797 handwritten digits, which come with its wheel.
+
+    Images have shape (1, 8, 8) and values in [0, 1]. The split into training and validation images keeps the share of each
+    class.
+
+    Args:
+        batch_size: images in a batch, >= 1.
+        val_fraction: the share of the images that is held out, in (0, 1).
+        seed: of the split.
+        num_workers: processes that load batches; 0 loads them in the main process.
+
+    Example:
+        >>> data = DigitsDataModule(batch_size=4)
+        >>> data.setup("fit")
+        >>> images, labels = next(iter(data.val_dataloader()))
+        >>> images.shape, len(data.train_set) + len(data.val_set)
+        (torch.Size([4, 1, 8, 8]), 1797)
+    """
+
+    def __init__(self, batch_size: int = 64, val_fraction: float = 0.4, seed: int = 0, num_workers: int = 0) -> None:
+        super().__init__(batch_size, num_workers)
+        if not 0 < val_fraction < 1:
+            raise expected("val_fraction", "a number within (0, 1)", repr(val_fraction))
+        self.val_fraction = val_fraction
+        self.seed = seed
+        self.save_hyperparameters()
+
+    def setup(self, stage: str) -> None:
+        """Load the digits and split them."""
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        digits = load_digits()
+        train, val = train_test_split(
+            range(len(digits.target)), test_size=self.val_fraction, random_state=self.seed, stratify=digits.target
+        )
+        images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
+        labels = torch.from_numpy(digits.target).long()
+        # Sorted, so that an index in a table grows with the index in scikit-learn's own data set.
+        self.train_set, self.val_set = (
+            TensorDataset(images[chosen], labels[chosen]) for chosen in (sorted(train), sorted(val))
+        )
+
+
+class MNISTDataModule(AbstractImageDataModule):
+    """Serve MNIST: the 60,000 training images, and the 10,000 test images for validation, test and prediction.
+
+    Images have shape (1, 28, 28) and values in [0, 1].
+
+    Args:
+        data_dir: the directory that holds, or shall hold, `MNIST/raw`, as torchvision lays it out.
+        batch_size: images in a batch, >= 1.
+        download: fetch the four files (about 12 MB) if they are missing.
+        num_workers: processes that load batches; 0 loads them in the main process.
+
+    Example:
+        >>> MNISTDataModule("nowhere").prepare_data()
+        Traceback (most recent call last):
+        lightning_netsim._checks.NetsimError: Expected `data_dir` to be a directory with MNIST/raw in it, but got 'nowhere'. ...
+    """
+
+    def __init__(self, data_dir: str, batch_size: int = 64, download: bool = False, num_workers: int = 0) -> None:
+        super().__init__(batch_size, num_workers)
+        self.data_dir = data_dir
+        self.download = download
+        self.save_hyperparameters()
+
+    def prepare_data(self) -> None:
+        """Fetch MNIST if that was asked for.
+
+        Raises:
+            NetsimError: if the files are missing and `download` is False.
+        """
+        for train in (True, False):
+            self._load(train, self.download)
+
+    def setup(self, stage: str) -> None:
+        """Load both parts of MNIST into memory."""
+        self.train_set, self.val_set = self._load(True, False), self._load(False, False)
+
+    def _load(self, train: bool, download: bool) -> TensorDataset:
+        try:
+            mnist = MNIST(self.data_dir, train=train, download=download)
+        except RuntimeError as error:
+            remedy = "Give the directory where MNIST lies, or set `download: true` to fetch it (about 12 MB)."
+            raise expected("data_dir", "a directory with MNIST/raw in it", repr(self.data_dir), remedy) from error
+        return TensorDataset(mnist.data.unsqueeze(1).float() / 255, mnist.targets)

@@ -1,0 +1,38 @@
+"""Pure functions of tensors: each concept is one module, and needs no model and no Trainer."""
+
+from lightning_netsim.functional.kernel import (
+    inverse_root,
+    kernel_matrix,
+    normalized_kernel_matrix,
+    orthonormal_gradients,
+    pairwise_similarity,
+    transfer,
+)
+from lightning_netsim.functional.kernel_neighbors import kernel_neighbors
+from lightning_netsim.functional.kernel_scalars import (
+    effective_rank,
+    identity_distance_similarity,
+    rotation_similarity,
+    subspace_similarity,
+    trace_similarity,
+)
+from lightning_netsim.functional.neighbor_count import hard_count, neighbor_count, power_count, soft_count
+
+__all__ = [
+    "effective_rank",
+    "hard_count",
+    "identity_distance_similarity",
+    "inverse_root",
+    "kernel_matrix",
+    "kernel_neighbors",
+    "neighbor_count",
+    "normalized_kernel_matrix",
+    "orthonormal_gradients",
+    "pairwise_similarity",
+    "power_count",
+    "rotation_similarity",
+    "soft_count",
+    "subspace_similarity",
+    "trace_similarity",
+    "transfer",
+]

@@ -1,0 +1,31 @@
+"""What the functions of (query, reference) features share: which rows are usable, and how to walk over them in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lightning_netsim._checks import check_same_size, check_tensor
+
+
+def check_features(query: Tensor, reference: Tensor | None) -> Tensor:
+    """Return the reference features (the query itself by default) if the two fit."""
+    check_tensor("query", query, 2, like="(Q, K)")
+    if reference is None:
+        return query
+    check_tensor("reference", reference, 2, like="(N, K)")
+    check_same_size("reference", reference, "query", query, dim=1)
+    return reference
+
+
+def row_blocks(features: Tensor, chunk_size: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield (first row, rows) for successive blocks of `chunk_size` rows."""
+    for start in range(0, features.shape[0], chunk_size):
+        yield start, features[start : start + chunk_size]
+
+
+def usable_rows(features: Tensor) -> Tensor:
+    """Return for each row whether it is finite and not zero, shape (rows,), bool: the others are left out."""
+    return torch.isfinite(features).all(dim=1) & (features != 0).any(dim=1)

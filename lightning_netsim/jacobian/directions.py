@@ -1,0 +1,110 @@
+"""Directions of the output space: which scalar functions of the output are differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_netsim._checks import check_choice, check_positive_int, check_tensor, expected
+
+#: What `directions=` accepts: a name, a number of random directions, a (D, d) matrix, or a function of the outputs.
+DirectionsLike = str | int | Tensor | Callable[[Tensor], Tensor]
+
+NAMES = ("all", "auto", "predicted", "target")
+AUTO_DIRECTIONS = 4
+
+
+class Directions:
+    """Project outputs (B, D) on d directions: (B, d) = f(x) V, one matrix V for every sample, epoch and process.
+
+    The kernel is then that of Vᵀf. Names:
+
+    - ``"all"``: V = identity, d = D, the full kernel of the paper.
+    - ``"auto"``: all for D ≤ 4, else 4 random directions. Against the full trace kernel of a ten-class network, 4 directions
+      have 0.86 to 0.89 of the same ten nearest neighbors and soft counts correlated at 0.99.
+    - an int d: d orthonormal random directions, drawn once from `seed`.
+    - a matrix (D, d): used as it is.
+    - a callable: any differentiable function (B, D) -> (B, d) that treats each sample on its own.
+    - ``"predicted"`` and ``"target"``: the output of the predicted or the given class. These compare a *different* function
+      on each sample: neighbor counts then correlate negatively with those of the full kernel. Prefer the others.
+
+    Args:
+        directions: as above.
+        seed: the seed of random directions.
+
+    Raises:
+        ValueError: for an unknown name, a number below 1, or a matrix that is not (D, d).
+    """
+
+    def __init__(self, directions: DirectionsLike = "all", seed: int = 0) -> None:
+        if isinstance(directions, str):
+            check_choice("directions", directions, NAMES)
+        elif isinstance(directions, Tensor):
+            check_tensor("directions", directions, ndim=2, like="(D, d)")
+        elif not callable(directions):
+            check_positive_int("directions", directions, f"Or choose one of {', '.join(NAMES)}, a matrix or a function.")
+        self.directions = directions
+        self.seed = seed
+
+    def __repr__(self) -> str:
+        return f"Directions({self.kind})"
+
+    @property
+    def kind(self) -> str:
+        """Return how the directions were chosen, in one word or number."""
+        if isinstance(self.directions, Tensor):
+            return "matrix"
+        return str(self.directions) if isinstance(self.directions, (str, int)) else "function"
+
+    def count(self, num_outputs: int) -> int | None:
+        """Return d for a network of D = `num_outputs` outputs, or None where only a function knows."""
+        if isinstance(self.directions, Tensor):
+            return self.directions.shape[1]
+        if isinstance(self.directions, str):
+            counts = {"all": num_outputs, "auto": min(num_outputs, AUTO_DIRECTIONS), "predicted": 1, "target": 1}
+            return counts[self.directions]
+        return self.directions if isinstance(self.directions, int) else None
+
+    def matrix(self, num_outputs: int) -> Tensor | None:
+        """Return V, shape (D, d), in float64 on the CPU; None for the identity and for directions that differ by sample."""
+        if isinstance(self.directions, Tensor):
+            if self.directions.shape[0] != num_outputs:
+                raise expected("directions", f"a matrix with D = {num_outputs} rows", f"shape {tuple(self.directions.shape)}")
+            return self.directions.detach().to("cpu", torch.float64)
+        number = self.count(num_outputs)
+        random = isinstance(self.directions, int) or (self.directions == "auto" and num_outputs > AUTO_DIRECTIONS)
+        if not random or number is None:
+            return None
+        if number > num_outputs:
+            raise expected(
+                "directions", f"at most the number of outputs, {num_outputs}", str(number), 'Use directions="all" for all of them.'
+            )
+        generator = torch.Generator().manual_seed(self.seed)
+        gaussian = torch.randn(num_outputs, number, dtype=torch.float64, generator=generator)
+        return torch.linalg.qr(gaussian).Q
+
+    def project(self, outputs: Tensor, labels: Any = None) -> Tensor:
+        """Return the projected outputs, shape (B, d), differentiable.
+
+        Args:
+            outputs: shape (B, D).
+            labels: shape (B,), class indices; only for ``"target"``.
+        """
+        if self.directions == "predicted":
+            return outputs.gather(1, outputs.detach().argmax(1, keepdim=True))
+        if self.directions == "target":
+            if not isinstance(labels, Tensor) or labels.shape != outputs.shape[:1]:
+                got = f"shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+                raise expected("labels", f'class indices of shape ({len(outputs)},) for directions="target"', got)
+            return outputs.gather(1, labels.to(outputs.device, torch.int64).unsqueeze(1))
+        if not isinstance(self.directions, (str, int, Tensor)):
+            projected = self.directions(outputs)
+            if not isinstance(projected, Tensor) or projected.ndim != 2 or len(projected) != len(outputs):
+                got = f"shape {tuple(projected.shape)}" if isinstance(projected, Tensor) else type(projected).__name__
+                raise expected("directions", f"a function that returns shape ({len(outputs)}, d)", got)
+            return projected
+        matrix = self.matrix(outputs.shape[1])
+        return outputs if matrix is None else outputs @ matrix.to(outputs)

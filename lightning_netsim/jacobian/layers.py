@@ -1,0 +1,154 @@
+"""Known layers: from what a call of a layer saw to the per-sample gradients of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from lightning_netsim.jacobian.convolution import ConvolutionFactor, Geometry, form_gradients
+from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor, EmbeddingFactor, OuterFactor
+
+#: Factors by the name of the parameter inside its module.
+Factors = dict[str, AbstractFactor]
+
+
+def linear(module: nn.Linear, inputs: Tensor, deltas: Tensor) -> Factors:
+    """y = u Wᵀ + b; u (B, *, q), δ (B, d, *, p)."""
+    batch, directions = deltas.shape[:2]
+    deltas = deltas.reshape(batch, directions, -1, deltas.shape[-1])
+    factors: Factors = {"weight": OuterFactor(inputs.reshape(batch, -1, inputs.shape[-1]), deltas)}
+    if module.bias is not None:
+        factors["bias"] = DenseFactor(deltas.sum(2))
+    return factors
+
+
+def convolution(module: _ConvNd, inputs: Tensor, deltas: Tensor) -> Factors:
+    """y = W * pad(u) + b; u (B, C, *S), δ (B, d, O, *S')."""
+    padded = F.pad(inputs, _padding(module), mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
+    geometry = Geometry(module.kernel_size, module.stride, module.dilation, module.groups)
+    return {"weight": ConvolutionFactor(padded, deltas, geometry), **_channel_bias(module, deltas)}
+
+
+def transposed_convolution(module: _ConvTransposeNd, inputs: Tensor, deltas: Tensor) -> Factors:
+    """y = Wᵀ * u + b, the adjoint of a convolution of y: the roles of input and δ are exchanged."""
+    batch, directions = deltas.shape[:2]
+    geometry = Geometry(module.kernel_size, module.stride, module.dilation, module.groups)
+    padding = [pad for pad in reversed(_tuple(module.padding)) for _ in range(2)]
+    adjoint_inputs = F.pad(deltas.flatten(0, 1), padding)
+    adjoint_deltas = inputs.unsqueeze(1).expand(-1, directions, *inputs.shape[1:]).flatten(0, 1).unsqueeze(1)
+    formed = form_gradients(adjoint_inputs, adjoint_deltas, geometry)
+    gradients = formed.squeeze(2).permute(1, 2, 3, 0).reshape(batch, directions, *module.weight.shape)
+    return {"weight": DenseFactor(gradients), **_channel_bias(module, deltas)}
+
+
+def embedding(module: nn.Embedding, inputs: Tensor, deltas: Tensor) -> Factors:
+    """y = W[u]; u (B, *) integers, δ (B, d, *, p)."""
+    batch, directions = deltas.shape[:2]
+    index = inputs.reshape(batch, -1).long()
+    if module.padding_idx is not None:
+        index = index.masked_fill(index == module.padding_idx, -1)
+    deltas = deltas.reshape(batch, directions, -1, deltas.shape[-1])
+    return {"weight": EmbeddingFactor(index, deltas, module.num_embeddings)}
+
+
+def batch_norm(module: _BatchNorm | _InstanceNorm, inputs: Tensor, deltas: Tensor) -> Factors:
+    """y = γ (u − running mean) / √(running variance + eps) + β: from the layer's input, so that γ = 0 is no special case."""
+    mean, variance = module.get_buffer("running_mean"), module.get_buffer("running_var")
+    shape = (1, -1, *[1] * (inputs.ndim - 2))
+    normalized = (inputs - mean.view(shape)) * torch.rsqrt(variance + module.eps).view(shape)
+    return _affine(module, normalized, deltas, channel_dim=1)
+
+
+def instance_norm(module: _InstanceNorm, inputs: Tensor, deltas: Tensor) -> Factors:
+    """y = γ û + β with û normalised over the positions of each channel, or by running statistics where they are tracked."""
+    if module.track_running_stats:
+        return batch_norm(module, inputs, deltas)
+    return _affine(module, F.instance_norm(inputs, eps=module.eps), deltas, channel_dim=1)
+
+
+def layer_norm(module: nn.LayerNorm, inputs: Tensor, deltas: Tensor) -> Factors:
+    """y = γ û + β with û normalised over the last dimensions."""
+    return _affine(module, F.layer_norm(inputs, module.normalized_shape, eps=module.eps), deltas)
+
+
+def rms_norm(module: nn.RMSNorm, inputs: Tensor, deltas: Tensor) -> Factors:
+    """y = γ u / √(mean u² + eps) over the last dimensions."""
+    return _affine(module, F.rms_norm(inputs, module.normalized_shape, eps=module.eps), deltas)
+
+
+def group_norm(module: nn.GroupNorm, inputs: Tensor, deltas: Tensor) -> Factors:
+    """y = γ û + β with û normalised over groups of channels."""
+    return _affine(module, F.group_norm(inputs, module.num_groups, eps=module.eps), deltas, channel_dim=1)
+
+
+def prelu(module: nn.PReLU, inputs: Tensor, deltas: Tensor) -> Factors:
+    """y = max(u, 0) + a min(u, 0), with one a or one for each channel."""
+    negative = deltas * inputs.clamp_max(0).unsqueeze(1)
+    if module.num_parameters == 1:
+        return {"weight": DenseFactor(negative.flatten(2).sum(2, keepdim=True))}
+    return {"weight": DenseFactor(negative.flatten(3).sum(3) if negative.ndim > 3 else negative)}
+
+
+def _affine(module: nn.Module, normalized: Tensor, deltas: Tensor, channel_dim: int | None = None) -> Factors:
+    """Return the factors of γ and β; they act on the channels, or on the last dimensions where `channel_dim` is None."""
+    weight = module.get_parameter("weight")
+    if channel_dim is None:
+        summed = list(range(2, deltas.ndim - weight.ndim))
+    else:
+        summed = [dim for dim in range(2, deltas.ndim) if dim != channel_dim + 1]
+    total: Callable[[Tensor], Tensor] = (lambda x: x.sum(summed)) if summed else (lambda x: x)
+    factors: Factors = {"weight": DenseFactor(total(deltas * normalized.unsqueeze(1)))}
+    if getattr(module, "bias", None) is not None:
+        factors["bias"] = DenseFactor(total(deltas))
+    return factors
+
+
+def _channel_bias(module: _ConvNd, deltas: Tensor) -> Factors:
+    return {} if module.bias is None else {"bias": DenseFactor(deltas.flatten(3).sum(3))}
+
+
+def _padding(module: _ConvNd) -> list[int]:
+    """Return the padding of a convolution as `F.pad` takes it: last dimension first, both sides."""
+    if module.padding == "valid":
+        return [0] * (2 * len(module.kernel_size))
+    if module.padding != "same":
+        return [pad for pad in reversed(_tuple(module.padding)) for _ in range(2)]
+    sides: list[int] = []
+    for size, dilation in zip(reversed(module.kernel_size), reversed(module.dilation), strict=True):
+        total = dilation * (size - 1)
+        sides += [total // 2, total - total // 2]
+    return sides
+
+
+def _tuple(value: str | tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(entry) for entry in value)
+
+
+#: The layers whose gradients are factored, each with the function that does it. A subclass counts if it runs this `forward`.
+KNOWN_LAYERS: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Factors]] = {
+    nn.Linear: linear,
+    nn.Conv1d: convolution,
+    nn.Conv2d: convolution,
+    nn.Conv3d: convolution,
+    nn.ConvTranspose1d: transposed_convolution,
+    nn.ConvTranspose2d: transposed_convolution,
+    nn.ConvTranspose3d: transposed_convolution,
+    nn.Embedding: embedding,
+    nn.BatchNorm1d: batch_norm,
+    nn.BatchNorm2d: batch_norm,
+    nn.BatchNorm3d: batch_norm,
+    nn.InstanceNorm1d: instance_norm,
+    nn.InstanceNorm2d: instance_norm,
+    nn.InstanceNorm3d: instance_norm,
+    nn.LayerNorm: layer_norm,
+    nn.RMSNorm: rms_norm,
+    nn.GroupNorm: group_norm,
+    nn.PReLU: prelu,
+}

@@ -1,0 +1,293 @@
+"""A model as an operator: a batch in, its per-sample Jacobian out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_netsim._checks import expected
+from lightning_netsim.jacobian import trees
+from lightning_netsim.jacobian.assembly import Pass, find_factors
+from lightning_netsim.jacobian.capture import capture, differentiable
+from lightning_netsim.jacobian.directions import Directions, DirectionsLike
+from lightning_netsim.jacobian.fallbacks import plain_attention
+from lightning_netsim.jacobian.ownership import Method, Ownership
+from lightning_netsim.jacobian.per_sample import PerSampleJacobian
+
+logger = logging.getLogger(__name__)
+
+CHECK_SAMPLES = 8
+CHECK_TOLERANCE = 1e-4
+_OUTPUT_REMEDY = "Define `similarity_step` (or pass `forward`) to return the outputs to compare."
+
+
+class JacobianOperator:
+    """Turn batches into per-sample Jacobians of one model, and know for each parameter the path that is right for it.
+
+    `prepare` looks at the model on at most 8 samples of a first batch. It checks the output, and that samples do not interact.
+    Then, for random weights R_i that differ by sample, Σ_i G(x_i) R_i must equal what autograd gives, parameter by parameter, to
+    a relative 1e-4. A parameter that fails moves to the next path: factored from its layer, its module alone under
+    `torch.func`, the whole model under `torch.func`, a loop over samples.
+
+    Args:
+        model: the module whose parameters are differentiated.
+        forward: inputs -> outputs (B, D), running `model`; by default `model(inputs)`, `model(*inputs)` for a tuple,
+            `model(**inputs)` for a mapping.
+        directions: see `Directions`.
+        parameters: ``"trainable"``, or names of parameters or of modules.
+        seed: seed of random directions.
+        create_graph: keep the graph, so that the result can be differentiated again.
+
+    Raises:
+        ValueError: for unusable arguments; later, for a model whose outputs cannot be compared.
+
+    Example:
+        >>> operator = JacobianOperator(torch.nn.Linear(3, 2))
+        >>> operator(torch.ones(4, 3)).gram().shape
+        torch.Size([4, 2, 2])
+        >>> operator.ownership.methods()
+        {'layer': 2}
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Callable[[Any], Any] | None = None,
+        directions: DirectionsLike | Directions = "all",
+        parameters: str | Iterable[str] = "trainable",
+        seed: int = 0,
+        create_graph: bool = False,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise expected("model", "a torch.nn.Module", type(model).__name__)
+        self.model = model
+        self.directions = directions if isinstance(directions, Directions) else Directions(directions, seed)
+        self.create_graph = create_graph
+        self.ownership = Ownership(model, parameters)
+        self._forward = forward or _model_forward(model)
+        self._prepared = False
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Return the shape of every parameter that is differentiated, by name."""
+        return {name: parameter.shape for name, parameter in self.ownership.parameters.items()}
+
+    def __call__(self, inputs: Any, labels: Tensor | None = None) -> PerSampleJacobian:
+        """Return the per-sample Jacobian of a batch; `prepare` looks at the first one.
+
+        Args:
+            inputs: the batch, as the model takes it.
+            labels: shape (B,), only for ``directions="target"``.
+        """
+        if not self._prepared:
+            self.prepare(inputs, labels)
+        with _exact(self.create_graph):
+            jacobian, failures = self._jacobian(_usable(inputs), labels, self.create_graph)
+        for name, error in failures.items():
+            raise expected("model", f"differentiable by sample in `{name}` on every batch alike", f"{error}") from error
+        return jacobian
+
+    def prepare(self, inputs: Any, labels: Tensor | None = None) -> None:
+        """Check the model, and find the right path for every parameter, on at most 8 samples of `inputs`."""
+        _refuse_batch_statistics(self.model)
+        devices = {p.device for p in self.model.parameters() if p.device.type == "cuda"}
+        with torch.random.fork_rng(devices=list(devices)), _exact(self.create_graph):
+            few, few_labels = self._few_samples(_usable(inputs), labels)
+            while failures := self._failures(few, few_labels):
+                self._demote(failures)
+        self._prepared = True
+        logger.debug("Per-sample gradients by method: %s", self.ownership.methods())
+
+    def _few_samples(self, inputs: Any, labels: Tensor | None) -> tuple[Any, Tensor | None]:
+        """Return at most 8 samples, after checking that each has the same output alone as in company."""
+        size = trees.batch_size(inputs) or 1
+        count = min(CHECK_SAMPLES, size)
+        few = trees.take(inputs, slice(0, count), size)
+        with torch.no_grad():
+            outputs = self._seeded_outputs(few, seed=0)
+            if len(outputs) != count:
+                return inputs, labels
+            if count > 1 and torch.equal(outputs, self._seeded_outputs(few, seed=1)):
+                half = count // 2
+                _refuse_interaction(self._seeded_outputs(trees.take(few, slice(0, half), count), seed=0), outputs[:half])
+        return few, None if labels is None else labels[:count]
+
+    def _seeded_outputs(self, inputs: Any, seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return _read_outputs(self._forward(inputs))
+
+    def _jacobian(
+        self, inputs: Any, labels: Tensor | None, create_graph: bool
+    ) -> tuple[PerSampleJacobian, dict[str, Exception]]:
+        paths = self.ownership.paths()
+        watched = {path.module for path in paths.values() if path.method not in (Method.MODEL_VMAP, Method.MODEL_LOOP)}
+        captured = capture(lambda: self._forward(inputs), watched)
+        outputs = _read_outputs(captured.outputs)
+        if not outputs.requires_grad:
+            raise expected(
+                "outputs", "differentiable", "no gradient", "Remove `detach()` and `no_grad` between the parameters and the outputs."
+            )
+        if watched and not captured.calls:
+            raise expected("forward", "a function that runs the modules of `model`", "one that calls none of them")
+        projected = self.directions.project(outputs, labels)
+        deltas = captured.deltas(projected, create_graph or len(watched) < len(paths))
+        one_pass = Pass(self.model, self._projected_forward, (inputs, labels), captured, deltas, len(outputs), create_graph)
+        factors, failures = find_factors(one_pass, paths)
+        ordered = {name: factors[name] for name in paths if name in factors}
+        kept_outputs = outputs if create_graph else outputs.detach()
+        return PerSampleJacobian(ordered, self.shapes, kept_outputs, projected.shape[1]), failures
+
+    def _projected_forward(self, batch: tuple[Any, Tensor | None]) -> Tensor:
+        inputs, labels = batch
+        return self.directions.project(_read_outputs(self._forward(inputs)), labels)
+
+    def _failures(self, inputs: Any, labels: Tensor | None) -> dict[str, str]:
+        """Return the parameters whose path fails or disagrees with autograd, each with the reason."""
+        torch.manual_seed(0)
+        jacobian, failures = self._jacobian(inputs, labels, create_graph=False)
+        torch.manual_seed(0)
+        projected = self._projected_forward((inputs, labels))
+        # Weights that are the same for every sample would miss a wrong batch axis.
+        weight = torch.randn(projected.shape, generator=torch.Generator().manual_seed(1)).to(projected)
+        parameters = self.ownership.parameters
+        reference = torch.autograd.grad(projected, list(parameters.values()), weight, allow_unused=True)
+        found = jacobian.weighted_sum(weight.to(jacobian.outputs.dtype).unsqueeze(2))
+        wrong = {name: str(error) for name, error in failures.items()}
+        for name, error in _relative_errors(found, dict(zip(parameters, reference, strict=True))).items():
+            if error > CHECK_TOLERANCE or error != error:
+                wrong.setdefault(name, f"relative error {error:.1e} against autograd")
+        return wrong
+
+    def _demote(self, failures: Mapping[str, str]) -> None:
+        for name, reason in failures.items():
+            path = self.ownership.path(name)
+            logger.debug("`%s`: not by %s of `%s`: %s", name, path.method.value, type(path.module).__name__, reason)
+            if not self.ownership.demote(name):
+                raise expected(
+                    "model",
+                    "one whose outputs are a function of each sample alone",
+                    f"a gradient of `{name}` that no method reproduces ({reason})",
+                    "Check for randomness in the forward pass, or leave the parameter out by `parameters=`.",
+                )
+
+
+def per_sample_jacobian(
+    model: nn.Module,
+    inputs: Any,
+    directions: DirectionsLike = "all",
+    parameters: str | Iterable[str] = "trainable",
+    *,
+    forward: Callable[[Any], Any] | None = None,
+    seed: int = 0,
+    create_graph: bool = False,
+) -> PerSampleJacobian:
+    """Differentiate the outputs of a model with respect to its parameters, sample by sample: G(x_i) = ∂(Vᵀf)(x_i)/∂θ.
+
+    For many batches of one model, make a `JacobianOperator` once: it looks at the model only the first time.
+
+    Args:
+        model: the model, in eval mode if it has batch norm.
+        inputs: a batch: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
+        directions: see `Directions`; default all outputs, V = identity.
+        parameters: ``"trainable"``, or names of parameters or of modules.
+        forward: inputs -> outputs (B, D), where it is not a plain call of the model.
+        seed: seed of random directions.
+        create_graph: keep the graph, so that the result can be differentiated again.
+
+    Returns:
+        the Jacobian of B samples, d directions and P parameters, in factored form.
+
+    Raises:
+        ValueError: if the output is not (B, D) or has no gradient, depends on the other samples of the batch, or has fewer
+            components than directions are asked for; or if the model has no trainable parameter.
+
+    Source: Charpiat et al., Input Similarity from the Neural Network Perspective, NeurIPS 2019, section 2.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> jacobian = per_sample_jacobian(model, torch.randn(5, 3))
+        >>> jacobian.gram().shape, jacobian.materialize().shape
+        (torch.Size([5, 2, 2]), torch.Size([5, 2, 26]))
+    """
+    operator = JacobianOperator(model, forward, directions, parameters, seed, create_graph)
+    return operator(inputs)
+
+
+@contextmanager
+def _exact(create_graph: bool) -> Iterator[None]:
+    with differentiable():
+        if create_graph:
+            with plain_attention():
+                yield
+        else:
+            yield
+
+
+def _usable(inputs: Any) -> Any:
+    """Return the batch with a normal copy of every inference tensor in it."""
+
+    def normal(leaf: Any) -> Any:
+        return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
+
+    with torch.inference_mode(False):
+        return trees.map_leaves(normal, inputs)
+
+
+def _model_forward(model: nn.Module) -> Callable[[Any], Any]:
+    def forward(inputs: Any) -> Any:
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+    return forward
+
+
+def _read_outputs(outputs: Any) -> Tensor:
+    if not isinstance(outputs, Tensor):
+        raise expected("outputs", "a tensor of shape (B, D)", type(outputs).__name__, _OUTPUT_REMEDY)
+    if outputs.ndim != 2 or not outputs.is_floating_point():
+        got = f"shape {tuple(outputs.shape)} of {outputs.dtype}"
+        raise expected("outputs", "a floating-point tensor of shape (B, D)", got, _OUTPUT_REMEDY)
+    return outputs
+
+
+def _refuse_batch_statistics(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            raise expected(
+                "model",
+                "one whose output for a sample does not depend on the rest of the batch",
+                f"batch norm `{name}` using batch statistics",
+                "Call `model.eval()`, or use running statistics or another norm.",
+            )
+
+
+def _refuse_interaction(apart: Tensor, together: Tensor) -> None:
+    scale = together.abs().max().clamp_min(torch.finfo(together.dtype).tiny)
+    change = float((apart - together).abs().max() / scale)
+    if change > 1e-3:
+        raise expected(
+            "model",
+            "one whose output for a sample does not depend on the rest of the batch",
+            f"outputs that change by {change:.1%} when half of the batch is taken away",
+            "Remove what mixes samples (batch statistics, attention or normalization across the batch).",
+        )
+
+
+def _relative_errors(found: Mapping[str, Tensor], reference: Mapping[str, Tensor | None]) -> dict[str, float]:
+    """Return ‖found − reference‖ over ‖reference‖, with a floor of 1e-2 of the rounding error of the largest gradient."""
+    norms = {name: 0.0 if value is None else float(value.double().norm()) for name, value in reference.items()}
+    largest = max(norms.values())
+    errors = {}
+    for name, value in reference.items():
+        got = found[name][0].double() if name in found else torch.zeros(())
+        wanted = torch.zeros_like(got) if value is None else value.double()
+        floor = 1e-2 * largest if value is None else max(norms[name], 1e-2 * largest)
+        errors[name] = float((got.to(wanted.device) - wanted).norm()) / floor if floor else float(got.norm())
+    return errors

@@ -1,0 +1,128 @@
+"""The per-sample Jacobian of a batch, kept in factored form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_netsim._checks import check_tensor, expected
+from lightning_netsim.jacobian.factors import AbstractFactor
+from lightning_netsim.jacobian.sketch import SketchProjection
+
+
+class PerSampleJacobian:
+    """G(x_i) = ∂(Vᵀf)(x_i)/∂θ, shape (P, d), for each sample of a batch; layers keep (u, δ) instead of the matrix.
+
+    Made by `per_sample_jacobian` or a `JacobianOperator`. Source: Charpiat et al., NeurIPS 2019, sections 2 and 3.
+
+    Attributes:
+        outputs: f(x), shape (B, D).
+        shapes: the shape of each of the parameters, by name, in the order of `materialize`.
+        num_samples: B.
+        num_directions: d.
+        num_parameters: P.
+    """
+
+    def __init__(
+        self, factors: Mapping[str, AbstractFactor], shapes: Mapping[str, torch.Size], outputs: Tensor, num_directions: int
+    ) -> None:
+        self._factors = dict(factors)
+        self.shapes = dict(shapes)
+        self.outputs = outputs
+        self.num_samples = len(outputs)
+        self.num_directions = num_directions
+        self.num_parameters = sum(shape.numel() for shape in shapes.values())
+
+    def __repr__(self) -> str:
+        return f"PerSampleJacobian(samples={self.num_samples}, directions={self.num_directions}, parameters={self.num_parameters})"
+
+    @property
+    def nbytes(self) -> int:
+        """Return the number of bytes kept."""
+        return sum(factor.kept_bytes for factor in self._factors.values())
+
+    def select(self, index: Tensor) -> PerSampleJacobian:
+        """Return the samples `index`, shape (B',), int64 or bool."""
+        if index.dtype == torch.bool:
+            index = index.nonzero().squeeze(1)
+        factors = {name: factor.select(index) for name, factor in self._factors.items()}
+        return PerSampleJacobian(factors, self.shapes, self.outputs[index], self.num_directions)
+
+    def to(self, dtype: torch.dtype) -> PerSampleJacobian:
+        """Return the same gradients in `dtype`: sums over them are then made in it."""
+        factors = {name: factor.to(dtype) for name, factor in self._factors.items()}
+        return PerSampleJacobian(factors, self.shapes, self.outputs.to(dtype), self.num_directions)
+
+    def gram(self) -> Tensor:
+        """Return C(x_i) = G(x_i)ᵀ G(x_i), shape (B, d, d)."""
+        return self._total(factor.gram() for factor in self._factors.values())
+
+    def inner(self, other: PerSampleJacobian) -> Tensor:
+        """Return K(x_i, x'_j) = G(x_i)ᵀ G(x'_j), shape (B, B', d, d').
+
+        Raises:
+            ValueError: if `other` differentiates other parameters.
+        """
+        if self.shapes != other.shapes:
+            raise expected("other", "a Jacobian of the same parameters", f"{len(other.shapes)} other tensors")
+        common = [name for name in self._factors if name in other._factors]
+        if not common:
+            shape = (self.num_samples, other.num_samples, self.num_directions, other.num_directions)
+            return self.outputs.new_zeros(shape)
+        return self._total(self._factors[name].inner(other._factors[name]) for name in common)
+
+    def weighted_sum(self, weight: Tensor) -> dict[str, Tensor]:
+        """Return Σ_i G(x_i) weight_i: for each parameter, shape (c, *shape).
+
+        Args:
+            weight: shape (B, d, c).
+
+        Raises:
+            ValueError: if `weight` has another shape.
+        """
+        check_tensor("weight", weight, ndim=3, like="(B, d, c)")
+        if weight.shape[:2] != (self.num_samples, self.num_directions):
+            raise expected("weight", f"of shape ({self.num_samples}, {self.num_directions}, c)", f"shape {tuple(weight.shape)}")
+        return {name: factor.weighted_sum(weight) for name, factor in self._factors.items()}
+
+    def dot(self, direction: Mapping[str, Tensor]) -> Tensor:
+        """Return G(x_i)ᵀ S for S given as a tensor of shape (c, *shape) for each parameter, shape (B, d, c).
+
+        A parameter that `direction` does not name counts as zero.
+        """
+        columns = next((len(value) for value in direction.values()), 0)
+        common = [name for name in self._factors if name in direction]
+        if not common:
+            return self.outputs.new_zeros(self.num_samples, self.num_directions, columns)
+        return self._total(self._factors[name].dot(direction[name]) for name in common)
+
+    def sketch(self, projection: SketchProjection) -> Tensor:
+        """Return the sketched gradients, shape (B, d, K): inner products are kept in expectation.
+
+        Args:
+            projection: made from `shapes`.
+        """
+        parts = []
+        for name in self.shapes:
+            factor = self._factors.get(name)
+            if factor is None:
+                parts.append(self.outputs.new_zeros(self.num_samples, self.num_directions, projection.widths[name]))
+            else:
+                parts.append(projection.apply(name, factor.dense()))
+        return torch.cat(parts, 2)
+
+    def materialize(self) -> Tensor:
+        """Return the Jacobian itself, transposed, shape (B, d, P), parameters in the order of `shapes`."""
+        return self.sketch(SketchProjection(self.shapes, self.num_parameters))
+
+    def _total(self, terms: Iterable[Tensor]) -> Tensor:
+        total: Tensor | None = None
+        for term in terms:
+            total = term if total is None else total + term
+        if total is None:
+            return self.outputs.new_zeros(self.num_samples, self.num_directions, self.num_directions)
+        return total
+
+

@@ -1,0 +1,80 @@
+"""Nested batches: read their size, and take some of their samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Apply `function` to every leaf of nested tuples, lists and mappings, keeping the structure.
+
+    A list of plain values (strings, numbers) is one leaf: it is a column of the batch.
+    """
+    if isinstance(tree, Mapping):
+        mapped = {key: map_leaves(function, value) for key, value in tree.items()}
+        # Mappings with a constructor of their own (a tokenizer's BatchEncoding) are still mappings to the model.
+        return mapped if type(tree) is dict else _rebuild_mapping(tree, mapped)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_leaves(function, value) for value in tree))
+    if isinstance(tree, (tuple, list)) and not _is_column(tree):
+        return type(tree)(map_leaves(function, value) for value in tree)
+    return function(tree)
+
+
+def leaves(tree: Any) -> list[Any]:
+    """Return the leaves of `tree` in order."""
+    found: list[Any] = []
+    map_leaves(found.append, tree)
+    return found
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """Return the tensors among the leaves of `tree`."""
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def batch_size(tree: Any) -> int | None:
+    """Return the size of dimension 0 of the first tensor with dimensions in `tree`, or None if there is none."""
+    return next((tensor.shape[0] for tensor in tensors(tree) if tensor.ndim > 0), None)
+
+
+def take(tree: Any, index: slice | Tensor, size: int) -> Any:
+    """Take the samples `index` of every tensor and column in `tree` that has `size` of them; leave the rest as it is."""
+
+    def pick(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == size:
+            return leaf[index if isinstance(index, slice) else index.to(leaf.device)]
+        if isinstance(leaf, (list, tuple)) and len(leaf) == size:
+            positions = range(size)[index] if isinstance(index, slice) else index.tolist()
+            return type(leaf)(leaf[position] for position in positions)
+        return leaf
+
+    return map_leaves(pick, tree)
+
+
+def detached(tree: Any, device: torch.device | None = None) -> Any:
+    """Copy every tensor in `tree`, off the graph and outside inference mode, to `device` where one is given."""
+
+    def copy(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        kept = leaf.detach()
+        return kept.clone() if device is None or kept.device == device else kept.to(device)
+
+    with torch.inference_mode(False):
+        return map_leaves(copy, tree)
+
+
+def _is_column(values: tuple[Any, ...] | list[Any]) -> bool:
+    return len(values) > 0 and all(isinstance(value, (str, bytes, int, float, bool)) for value in values)
+
+
+def _rebuild_mapping(original: Mapping[Any, Any], mapped: dict[Any, Any]) -> Any:
+    try:
+        return type(original)(mapped)  # type: ignore[call-arg]
+    except TypeError:
+        return mapped

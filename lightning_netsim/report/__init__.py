@@ -1,0 +1,1 @@
+"""Records on disk -> figures, a summary in the terminal, a fragment for a notebook."""

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_netsim import NetsimError
+from lightning_netsim.demos import DigitsNetwork, ImageClassifier, MNISTNetwork
+
+
+@pytest.mark.parametrize(("network", "parameters", "size"), [(DigitsNetwork, 38_282, 8), (MNISTNetwork, 317_069, 28)])
+def test_networks_have_the_stated_size_and_give_logits(network: type[nn.Module], parameters: int, size: int) -> None:
+    module = network()
+    assert sum(parameter.numel() for parameter in module.parameters()) == parameters
+    logits = module(torch.rand(3, 1, size, size))
+    assert logits.shape == (3, 10)
+    assert not torch.allclose(logits.exp().sum(1), torch.ones(3)), "logits, not log-probabilities"
+
+
+def test_mnist_network_has_one_slope_per_prelu() -> None:
+    slopes = [module.num_parameters for module in MNISTNetwork() if isinstance(module, nn.PReLU)]
+    assert slopes == [1, 1, 1]
+
+
+def test_predictions_are_probabilities_of_the_logits() -> None:
+    model = ImageClassifier()
+    images, labels = torch.rand(4, 1, 8, 8), torch.arange(4)
+    probabilities = model.predict_step((images, labels), 0)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(4))
+    torch.testing.assert_close(probabilities.argmax(1), model(images).argmax(1))
+
+
+def test_checkpoint_restores_the_network_by_its_hyperparameters(tmp_path: Path) -> None:
+    from lightning.pytorch import Trainer
+
+    model = ImageClassifier(network="mnist", learning_rate=0.01)
+    trainer = Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    restored = ImageClassifier.load_from_checkpoint(tmp_path / "model.ckpt")
+    assert restored.hparams["network"] == "mnist"
+    assert restored.learning_rate == 0.01
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(restored.state_dict()[name], value)
+
+
+def test_unknown_network_is_refused_with_the_closest_name() -> None:
+    with pytest.raises(NetsimError, match="Did you mean 'digits'"):
+        ImageClassifier(network="digit")
+
+
+def test_learning_rate_must_be_positive() -> None:
+    with pytest.raises(NetsimError, match="learning_rate"):
+        ImageClassifier(learning_rate=0.0)

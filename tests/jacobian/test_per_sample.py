@@ -1,0 +1,142 @@
+"""Every method of the per-sample Jacobian, on every case, against a loop over samples in float64."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_netsim.functional.kernel import inverse_root
+from lightning_netsim.jacobian import JacobianOperator, PerSampleJacobian, SketchProjection, per_sample_jacobian
+from lightning_netsim.jacobian.trees import map_leaves
+from tests import cases, oracles
+
+DTYPES = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+@cache
+def oracle(name: str) -> Tensor:
+    return oracles.loop_jacobian(*cases.build(name))
+
+
+def jacobian(name: str, dtype: torch.dtype) -> PerSampleJacobian:
+    model, inputs = cases.build(name)
+
+    def cast(leaf: object) -> object:
+        return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return per_sample_jacobian(model.to(dtype), map_leaves(cast, inputs))
+
+
+def split(direction: Tensor, result: PerSampleJacobian) -> dict[str, Tensor]:
+    """Cut a (c, P) matrix into one tensor for each parameter."""
+    sizes = [shape.numel() for shape in result.shapes.values()]
+    parts = direction.split(sizes, 1)
+    return {name: part.unflatten(1, shape or (1,)).view(-1, *shape) for (name, shape), part in zip(result.shapes.items(), parts, strict=True)}
+
+
+def close(actual: Tensor, wanted: Tensor, tolerance: float) -> None:
+    scale = float(wanted.abs().max())
+    torch.testing.assert_close(actual.double(), wanted.double(), rtol=0, atol=tolerance * max(scale, 1e-30))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", cases.CASES)
+def test_every_method_equals_the_loop(name: str, dtype: torch.dtype) -> None:
+    wanted, result, tolerance = oracle(name), jacobian(name, dtype), DTYPES[dtype]
+    # In float32 the gradients of a network as deep as a ResNet-18 themselves carry more rounding.
+    tolerance = max(tolerance, 1e-4) if name in cases.LARGE and dtype == torch.float32 else tolerance
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(*wanted.shape[:2], 3, generator=generator, dtype=torch.float64)
+    direction = torch.randn(3, wanted.shape[2], generator=generator, dtype=torch.float64)
+    close(result.gram(), wanted @ wanted.mT, tolerance)
+    close(result.inner(result), torch.einsum("iap,jbp->ijab", wanted, wanted), tolerance)
+    close(result.dot(split(direction.to(dtype), result)), wanted @ direction.mT, tolerance)
+    total = result.weighted_sum(weight.to(dtype))
+    flat = torch.cat([total[k].reshape(3, -1) if k in total else torch.zeros(3, s.numel()) for k, s in result.shapes.items()], 1)
+    close(flat, torch.einsum("bdp,bdc->cp", wanted, weight), tolerance)
+    close(result.materialize(), wanted, tolerance)
+
+
+@pytest.mark.parametrize("name", ["mlp_10", "conv2d_small_output", "embedding", "called_twice", "lstm", "batch_norm_zero_gamma"])
+def test_normalized_kernel_in_float32(name: str) -> None:
+    result, wanted = jacobian(name, torch.float32), oracle(name)
+    root, rank = inverse_root(result.gram())
+    scale = (rank[:, None] * rank[None]).sqrt()
+    similarity = torch.einsum("iab,ijbc,jca->ij", root, result.inner(result), root) / scale
+    torch.testing.assert_close(similarity.double(), oracles.dense_similarity(wanted, floor=1e-6), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mlp_2", "conv2d", "conv2d_depthwise", "embedding", "transposed2d", "called_twice"])
+def test_select_and_precision(name: str) -> None:
+    result, wanted = jacobian(name, torch.float32), oracle(name)
+    chosen = result.select(torch.tensor([2, 0])).to(torch.float64)
+    assert chosen.num_samples == 2
+    assert chosen.gram().dtype == torch.float64
+    close(chosen.gram(), (wanted @ wanted.mT)[[2, 0]], 1e-5)
+    mask = torch.arange(len(wanted)) == 1
+    close(result.select(mask).materialize(), wanted[1:2], 1e-5)
+
+
+def test_pairs_of_different_batches() -> None:
+    model, inputs = cases.build("conv2d")
+    operator = JacobianOperator(model.double())
+    left, right = operator(inputs.double()), operator(inputs[:3].double() * 2)
+    wanted = torch.einsum("iap,jbp->ijab", left.materialize(), right.materialize())
+    close(left.inner(right), wanted, 1e-12)
+
+
+@pytest.mark.parametrize("name", ["mlp_2", "conv2d", "embedding", "layer_norm", "attention", "bare_parameter_on_root", "gru"])
+def test_create_graph_gives_the_second_derivative(name: str) -> None:
+    model, inputs = cases.build(name)
+    model, inputs = model.double(), inputs.double() if inputs.is_floating_point() else inputs
+    parameters = list(model.parameters())
+    loss = per_sample_jacobian(model, inputs, create_graph=True).gram().sum()
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    wanted_loss = torch.zeros((), dtype=torch.float64)
+    for row in range(len(inputs)):
+        outputs = model(inputs[row : row + 1])[0]
+        rows = [torch.autograd.grad(value, parameters, create_graph=True) for value in outputs]
+        flat = torch.stack([torch.cat([g.flatten() for g in gradients]) for gradients in rows])
+        wanted_loss = wanted_loss + (flat @ flat.mT).sum()
+    torch.testing.assert_close(loss, wanted_loss, rtol=1e-10, atol=0)
+    for got, wanted in zip(found, torch.autograd.grad(wanted_loss, parameters, allow_unused=True), strict=True):
+        if wanted is None:
+            assert got is None or not got.any()
+        else:
+            close(wanted if got is None and not wanted.any() else got, wanted, 1e-9)
+
+
+def test_sketch_keeps_inner_products_in_expectation() -> None:
+    model, inputs = cases.build("mlp_2")
+    result = per_sample_jacobian(model.double(), inputs.double())
+    wanted = result.inner(result)
+    draws = []
+    for seed in range(400):
+        sketched = result.sketch(SketchProjection(result.shapes, 31, seed))
+        draws.append(torch.einsum("iak,jbk->ijab", sketched, sketched))
+    estimates = torch.stack(draws)
+    error = (estimates.mean(0) - wanted).abs() / (estimates.std(0) / 20).clamp_min(1e-9 * wanted.abs().max())
+    assert float(error.max()) < 5
+
+
+def test_sketch_is_exact_when_everything_fits() -> None:
+    model, inputs = cases.build("mlp_2")
+    result = per_sample_jacobian(model.double(), inputs.double())
+    projection = SketchProjection(result.shapes, result.num_parameters)
+    assert projection.is_exact
+    assert projection.dim == result.num_parameters
+    assert torch.equal(result.sketch(projection), result.materialize())
+
+
+def test_sketch_widths_fit_and_cover() -> None:
+    shapes = {"a": torch.Size((100, 100)), "b": torch.Size((100,)), "c": torch.Size((50, 60)), "d": torch.Size(())}
+    projection = SketchProjection(shapes, 500)
+    assert projection.dim <= 500
+    assert projection.widths["b"] == 100
+    assert projection.widths["d"] == 1
+    assert not projection.is_exact
+    with pytest.raises(ValueError, match="projection_dim"):
+        SketchProjection(shapes, 1)

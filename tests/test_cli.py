@@ -1,0 +1,135 @@
+"""Run the command line in this process: every file in configs/, at a small size, and what a user may get wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_netsim import __version__
+from lightning_netsim.cli import NetsimCLI, main
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+SMALL = [
+    "--trainer.accelerator=cpu",
+    "--trainer.max_epochs=1",
+    "--trainer.check_val_every_n_epoch=1",
+    "--trainer.limit_train_batches=2",
+    "--trainer.limit_val_batches=2",
+    "--trainer.num_sanity_val_steps=0",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
+PLAIN = """
+seed_everything: 3
+model: ImageClassifier
+data: DigitsDataModule
+trainer: {logger: [{class_path: CSVLogger, init_args: {save_dir: runs}}]}
+"""
+
+Run = Callable[..., NetsimCLI]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Return `main` for an empty working directory and a command line that holds nothing else."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["netsim"])
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # Lightning notes the seed there
+    (tmp_path / "plain.yaml").write_text(PLAIN, encoding="utf-8")
+    return lambda *args: main(list(args))
+
+
+def test_each_question_has_its_configuration() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} >= {"digits", "mnist", "toy_sinusoid"}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configuration_says_what_it_answers_how_to_run_it_and_how_to_read_it(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    opening = text.partition("\n\n")[0]
+    assert all(line.startswith("#") for line in opening.splitlines())
+    for word in ("Question:", "Run:", "Read:", f"--config configs/{path.name}"):
+        assert word in opening
+    assert yaml.safe_load(text)["trainer"]["default_root_dir"] == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configuration_runs_and_writes_its_tables(path: Path, run: Run, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    needs_data = "data_dir" in path.read_text(encoding="utf-8")
+    extra = [f"--data.data_dir={request.getfixturevalue('data_dir')}"] if needs_data else []
+    cli = run("fit", f"--config={path}", *SMALL, "--data.batch_size=32", *extra)
+    assert cli.trainer.global_step == 2
+    assert torch.isfinite(cli.trainer.callback_metrics["val_loss"])
+    [log_dir] = (tmp_path / "runs" / path.stem).iterdir()
+    assert (log_dir / "config.yaml").is_file()
+    [epoch] = (log_dir / "netsim").iterdir()
+    assert {"samples.parquet", "neighbors.parquet", "meta.json"} <= {file.name for file in epoch.iterdir()}
+
+
+def test_two_loggers_share_one_directory_and_the_next_run_takes_a_new_one(run: Run, tmp_path: Path) -> None:
+    loggers = (
+        "{class_path: CSVLogger, init_args: {save_dir: runs}}, {class_path: TensorBoardLogger, init_args: {save_dir: runs}}"
+    )
+    for _ in range(2):
+        run("fit", "--config=plain.yaml", *SMALL, f"--trainer.logger=[{loggers}]")
+    versions = sorted((tmp_path / "runs" / "lightning_logs").iterdir())
+    assert [version.name for version in versions] == ["version_0", "version_1"]
+    for version in versions:
+        assert (version / "metrics.csv").is_file()
+        assert list(version.glob("events.out.tfevents.*"))
+
+
+def test_every_command_runs_from_the_checkpoint_of_a_fit(run: Run) -> None:
+    fitted = run("fit", "--config=plain.yaml", *SMALL)
+    checkpoint = fitted.trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+    for command, metric in [("validate", "val_acc"), ("test", "test_acc"), ("predict", None)]:
+        options = [f"--ckpt_path={checkpoint}", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+        cli = run(command, "--config=plain.yaml", *options)
+        if metric:
+            assert 0 <= cli.trainer.callback_metrics[metric] <= 1
+        for name, value in fitted.model.network.state_dict().items():
+            torch.testing.assert_close(cli.model.network.state_dict()[name], value)
+
+
+def test_runs_with_one_seed_are_equal(run: Run) -> None:
+    first, second, other = (run("fit", "--config=plain.yaml", *SMALL, f"--seed_everything={seed}").model for seed in (3, 3, 4))
+    for name, value in first.network.state_dict().items():
+        assert torch.equal(value, second.network.state_dict()[name])
+    assert not torch.equal(first.network[0].weight, other.network[0].weight)
+
+
+def test_bad_input_ends_with_one_sentence(run: Run) -> None:
+    with pytest.raises(SystemExit, match=r"netsim: Expected `data_dir` to be .* set `download: true`"):
+        run("fit", "--config=plain.yaml", "--data=MNISTDataModule", "--data.data_dir=nowhere", "--model.network=mnist", *SMALL)
+
+
+def test_missing_data_dir_is_said_before_anything_runs(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run("fit", f"--config={CONFIGS / 'mnist.yaml'}")
+    assert stop.value.code == 2
+    assert "the following arguments are required: data_dir" in capsys.readouterr().err
+
+
+def test_help_lists_the_commands(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run("--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: netsim ")
+    for command in ("fit", "validate", "test", "predict"):
+        assert f"    {command} " in text
+
+
+def test_module_is_a_command() -> None:
+    command = [sys.executable, "-m", "lightning_netsim", "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == f"netsim lightning_netsim {__version__}"
