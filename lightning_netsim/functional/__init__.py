@@ -1,5 +1,7 @@
 """Pure functions of tensors: each concept is one module, and needs no model and no Trainer."""
 
+from __future__ import annotations
+
 from lightning_netsim.functional.kernel import (
     inverse_root,
     kernel_matrix,
