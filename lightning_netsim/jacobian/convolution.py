@@ -118,6 +118,13 @@ class ConvolutionFactor(AbstractFactor):
     def to(self, dtype: torch.dtype) -> ConvolutionFactor:
         return ConvolutionFactor(self.inputs.to(dtype), self.deltas.to(dtype), self.geometry)
 
+    def mix(self, matrix: Tensor) -> ConvolutionFactor:
+        deltas = (matrix.mT @ self.deltas.flatten(2)).unflatten(2, self.deltas.shape[2:])
+        mixed = ConvolutionFactor(self.inputs, deltas, self.geometry)
+        if self._kept is not None:
+            mixed._kept = (matrix.mT @ self._kept.flatten(3)).unflatten(3, self._kept.shape[3:])
+        return mixed
+
     def dense(self) -> Tensor:
         return self._formed().permute(1, 2, 3, 4, 0).flatten(2)
 
@@ -143,6 +150,22 @@ class ConvolutionFactor(AbstractFactor):
         return torch.stack([self._batch_gradient(column) for column in deltas])
 
     def dot(self, direction: Tensor) -> Tensor:
+        return torch.einsum("bdn,bcn->bdc", self.deltas.flatten(2), self._moved(direction))
+
+    def trace_inner(self, other: AbstractFactor) -> Tensor:
+        if not isinstance(other, ConvolutionFactor):
+            return super().trace_inner(other)
+        if self._ghost_is_cheaper() and other._ghost_is_cheaper():
+            return self._outer().trace_inner(other._outer())
+        # The order of the entries does not matter as long as it is the same: no permutation.
+        left, right = (factor._formed().transpose(0, 1).flatten(1) for factor in (self, other))
+        return left @ right.mT
+
+    def trace_dot(self, direction: Tensor) -> Tensor:
+        return (self.deltas.flatten(2) * self._moved(direction)).sum((1, 2))
+
+    def _moved(self, direction: Tensor) -> Tensor:
+        """Return the layer's output with `direction`, shape (c, *shape), as its weight: shape (B, c, O·positions)."""
         geometry, columns = self.geometry, direction.shape[0]
         convolve = _CONVOLUTIONS[len(geometry.kernel)]
         # Grouped convolutions need the columns inside their group.
@@ -150,8 +173,7 @@ class ConvolutionFactor(AbstractFactor):
         moved = convolve(self.inputs, kernels, None, geometry.stride, 0, geometry.dilation, geometry.groups)
         for axis, size in enumerate(self.deltas.shape[3:]):
             moved = moved.narrow(2 + axis, 0, size)
-        moved = moved.unflatten(1, (geometry.groups, columns, -1)).transpose(1, 2).flatten(2)
-        return torch.einsum("bdn,bcn->bdc", self.deltas.flatten(2), moved)
+        return moved.unflatten(1, (geometry.groups, columns, -1)).transpose(1, 2).flatten(2)
 
     def _formed(self) -> Tensor:
         """Return the gradients with the taps first, (taps, B, d, O, C/g), and keep them where they are small."""

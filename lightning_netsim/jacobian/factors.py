@@ -55,6 +55,18 @@ class AbstractFactor(ABC):
         """Return G_iᵀ direction for `direction` of shape (c, *shape), shape (B, d, c)."""
         return self.dense() @ direction.reshape(len(direction), -1).mT
 
+    @abstractmethod
+    def mix(self, matrix: Tensor) -> AbstractFactor:
+        """Return G_i matrix_i, for `matrix` of shape (B, d, d'): d' new directions."""
+
+    def trace_inner(self, other: AbstractFactor) -> Tensor:
+        """Return tr(GᵀG') of each pair of samples with equally many directions, shape (B, B')."""
+        return self.dense().flatten(1) @ other.dense().flatten(1).mT
+
+    def trace_dot(self, direction: Tensor) -> Tensor:
+        """Return tr(G_iᵀ direction) for `direction` of shape (d, *shape), shape (B,)."""
+        return self.dense().flatten(1) @ direction.flatten()
+
     @property
     @abstractmethod
     def kept_bytes(self) -> int:
@@ -85,6 +97,10 @@ class DenseFactor(AbstractFactor):
 
     def to(self, dtype: torch.dtype) -> DenseFactor:
         return DenseFactor(self._gradients.to(dtype).view(*self.size, *self.shape))
+
+    def mix(self, matrix: Tensor) -> DenseFactor:
+        mixed = matrix.mT @ self._gradients
+        return DenseFactor(mixed.view(*mixed.shape[:2], *self.shape))
 
     def dense(self) -> Tensor:
         return self._gradients
@@ -117,6 +133,9 @@ class OuterFactor(AbstractFactor):
     def to(self, dtype: torch.dtype) -> OuterFactor:
         return OuterFactor(self.inputs.to(dtype), self.deltas.to(dtype))
 
+    def mix(self, matrix: Tensor) -> OuterFactor:
+        return OuterFactor(self.inputs, torch.einsum("bdtp,bdc->bctp", self.deltas, matrix))
+
     def dense(self) -> Tensor:
         if self.inputs.shape[1] == 1:
             return (self.deltas[:, :, 0, :, None] * self.inputs[:, None, 0, None, :]).flatten(2)
@@ -146,6 +165,20 @@ class OuterFactor(AbstractFactor):
         if positions == positions_other == 1:
             return (deltas[:, :, 0, :, :, 0] * inputs[:, None, 0, :, None, 0]).permute(0, 2, 1, 3)
         return torch.einsum("iosjpt,isjt->ijop", deltas, inputs)
+
+    def trace_inner(self, other: AbstractFactor) -> Tensor:
+        if not isinstance(other, OuterFactor) or self._pair_is_cheaper_formed(other):
+            return super().trace_inner(other)
+        if self.inputs.shape[1] == other.inputs.shape[1] == 1:
+            deltas = self.deltas.flatten(1) @ other.deltas.flatten(1).mT
+            return deltas * (self.inputs[:, 0] @ other.inputs[:, 0].mT)
+        deltas = torch.einsum("iosp,jotp->isjt", self.deltas, other.deltas)
+        inputs = torch.einsum("isq,jtq->isjt", self.inputs, other.inputs)
+        return (deltas * inputs).sum((1, 3))
+
+    def trace_dot(self, direction: Tensor) -> Tensor:
+        moved = (self.inputs @ direction.flatten(0, 1).mT).unflatten(2, (len(direction), -1))
+        return (self.deltas.transpose(1, 2) * moved).flatten(1).sum(1)
 
     def _pair_is_cheaper_formed(self, other: OuterFactor) -> bool:
         (batch, directions, positions, rows), columns = self.deltas.shape, self.inputs.shape[2]
@@ -192,6 +225,9 @@ class EmbeddingFactor(AbstractFactor):
     def to(self, dtype: torch.dtype) -> EmbeddingFactor:
         return EmbeddingFactor(self.index, self.deltas.to(dtype), self.shape[0])
 
+    def mix(self, matrix: Tensor) -> EmbeddingFactor:
+        return EmbeddingFactor(self.index, torch.einsum("bdtp,bdc->bctp", self.deltas, matrix), self.shape[0])
+
     def dense(self) -> Tensor:
         batch, directions, _, columns = self.deltas.shape
         gradients = self.deltas.new_zeros(batch, directions, self.shape[0], columns)
@@ -207,6 +243,15 @@ class EmbeddingFactor(AbstractFactor):
         left, right = self.deltas.flatten(0, 2), other.deltas.flatten(0, 2)
         deltas = (left @ right.mT).view(*self.deltas.shape[:3], *other.deltas.shape[:3])
         return torch.einsum("iosjpt,isjt->ijop", deltas, self._matches(self.index, other.index, pairs=True))
+
+    def trace_inner(self, other: AbstractFactor) -> Tensor:
+        if not isinstance(other, EmbeddingFactor):
+            return super().trace_inner(other)
+        deltas = torch.einsum("iosp,jotp->isjt", self.deltas, other.deltas)
+        return (deltas * self._matches(self.index, other.index, pairs=True)).sum((1, 3))
+
+    def trace_dot(self, direction: Tensor) -> Tensor:
+        return torch.einsum("bdtp,dbtp->b", self.deltas, direction[:, self.index.clamp_min(0)])
 
     def weighted_sum(self, weight: Tensor) -> Tensor:
         deltas = torch.einsum("bdtp,bdc->btcp", self.deltas, weight).flatten(0, 1)

@@ -99,6 +99,9 @@ class JacobianOperator:
         devices = {p.device for p in self.model.parameters() if p.device.type == "cuda"}
         with torch.random.fork_rng(devices=list(devices)), _exact(self.create_graph):
             few, few_labels = self._few_samples(_usable(inputs), labels)
+            few, few_labels = self._finite_samples(few, few_labels)
+            if few is None:
+                return  # Nothing finite to compare: the next batch is looked at.
             while failures := self._failures(few, few_labels):
                 self._demote(failures)
         self._prepared = True
@@ -117,6 +120,17 @@ class JacobianOperator:
                 half = count // 2
                 _refuse_interaction(self._seeded_outputs(trees.take(few, slice(0, half), count), seed=0), outputs[:half])
         return few, None if labels is None else labels[:count]
+
+    def _finite_samples(self, inputs: Any, labels: Tensor | None) -> tuple[Any, Tensor | None]:
+        """Return the samples with finite outputs and gradients, (None, None) if there are none."""
+        jacobian, _ = self._jacobian(inputs, labels, create_graph=False)
+        finite = torch.isfinite(jacobian.outputs).all(1) & torch.isfinite(jacobian.gram()).flatten(1).all(1)
+        if bool(finite.all()):
+            return inputs, labels
+        index = finite.nonzero().squeeze(1)
+        if len(index) == 0:
+            return None, None
+        return trees.take(inputs, index, len(finite)), None if labels is None else labels[index.to(labels.device)]
 
     def _seeded_outputs(self, inputs: Any, seed: int) -> Tensor:
         torch.manual_seed(seed)

@@ -98,6 +98,29 @@ class PerSampleJacobian:
             return self.outputs.new_zeros(self.num_samples, self.num_directions, columns)
         return self._total(self._factors[name].dot(direction[name]) for name in common)
 
+    def mix(self, matrix: Tensor) -> PerSampleJacobian:
+        """Return G(x_i) matrix_i: with matrix_i = M_i/√r, the gradient features φ(x_i) in factored form.
+
+        Args:
+            matrix: shape (B, d, d').
+        """
+        factors = {name: factor.mix(matrix) for name, factor in self._factors.items()}
+        return PerSampleJacobian(factors, self.shapes, self.outputs, matrix.shape[2])
+
+    def trace_inner(self, other: PerSampleJacobian) -> Tensor:
+        """Return tr(G(x_i)ᵀ G(x'_j)), shape (B, B'), without the d × d' products beside the diagonal."""
+        common = [name for name in self._factors if name in other._factors]
+        if not common:
+            return self.outputs.new_zeros(self.num_samples, other.num_samples)
+        return self._total(self._factors[name].trace_inner(other._factors[name]) for name in common)
+
+    def trace_dot(self, direction: Mapping[str, Tensor]) -> Tensor:
+        """Return tr(G(x_i)ᵀ S) for S given as a tensor of shape (d, *shape) for each parameter, shape (B,)."""
+        common = [name for name in self._factors if name in direction]
+        if not common:
+            return self.outputs.new_zeros(self.num_samples)
+        return self._total(self._factors[name].trace_dot(direction[name]) for name in common)
+
     def sketch(self, projection: SketchProjection) -> Tensor:
         """Return the sketched gradients, shape (B, d, K): inner products are kept in expectation.
 

@@ -56,6 +56,33 @@ def take(tree: Any, index: slice | Tensor, size: int) -> Any:
     return map_leaves(pick, tree)
 
 
+def concatenate(batches: list[Any], sizes: list[int]) -> Any | None:
+    """Join batches of the same structure along their samples; None where their tensors or columns do not fit together.
+
+    Args:
+        batches: the batches.
+        sizes: the number of samples of each.
+    """
+    if len(batches) == 1:
+        return batches[0]
+    columns = [leaves(batch) for batch in batches]
+    if len({len(column) for column in columns}) > 1:
+        return None
+    joined = []
+    for parts in zip(*columns, strict=True):
+        is_column = all(isinstance(part, (list, tuple)) and len(part) == size for part, size in zip(parts, sizes, strict=True))
+        if is_column:
+            joined.append([value for part in parts for value in part])
+        elif all(isinstance(part, Tensor) and part.shape[:1] == (size,) for part, size in zip(parts, sizes, strict=True)):
+            if len({part.shape[1:] for part in parts}) > 1:
+                return None
+            joined.append(torch.cat(parts))
+        else:
+            joined.append(parts[0])
+    remaining = iter(joined)
+    return map_leaves(lambda leaf: next(remaining), batches[0])
+
+
 def detached(tree: Any, device: torch.device | None = None) -> Any:
     """Copy every tensor in `tree`, off the graph and outside inference mode, to `device` where one is given."""
 

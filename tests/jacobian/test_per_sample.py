@@ -58,6 +58,10 @@ def test_every_method_equals_the_loop(name: str, dtype: torch.dtype) -> None:
     flat = torch.cat([total[k].reshape(3, -1) if k in total else torch.zeros(3, s.numel()) for k, s in result.shapes.items()], 1)
     close(flat, torch.einsum("bdp,bdc->cp", wanted, weight), tolerance)
     close(result.materialize(), wanted, tolerance)
+    matrix = torch.randn(*wanted.shape[:2], 3, generator=generator, dtype=torch.float64)
+    mixed, wanted_mixed = result.mix(matrix.to(dtype)), torch.einsum("bdp,bdc->bcp", wanted, matrix)
+    close(mixed.trace_inner(mixed), torch.einsum("iap,jap->ij", wanted_mixed, wanted_mixed), tolerance)
+    close(mixed.trace_dot(split(direction.to(dtype), result)), torch.einsum("bcp,cp->b", wanted_mixed, direction), tolerance)
 
 
 @pytest.mark.parametrize("name", ["mlp_10", "conv2d_small_output", "embedding", "called_twice", "lstm", "batch_norm_zero_gamma"])

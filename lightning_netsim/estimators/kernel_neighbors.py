@@ -1,0 +1,98 @@
+"""Find the nearest neighbors of every sample under the kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_netsim._checks import check_neighbors_fit, check_positive_int
+from lightning_netsim.features import AbstractFeatureBatch
+from lightning_netsim.index import NeighborIndex
+from lightning_netsim.jacobian import SketchProjection
+from lightning_netsim.results import KernelNeighborsResult
+
+
+class KernelNeighbors:
+    """Find the k reference samples of highest similarity k(x, x_j) for every query, with faiss over the features.
+
+    `update` with every batch of the reference set, then `query` with every batch of the query set, then `compute`.
+
+    Args:
+        k: the number of neighbors, the sample itself not counted.
+        index_factory: a faiss `index_factory` string; "Flat" searches all.
+        projection: sketch the features to fewer numbers; None keeps all d·P of them.
+
+    Example:
+        >>> from lightning_netsim.features import DenseFeatureBatch
+        >>> features, ids = DenseFeatureBatch(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])), torch.arange(3)
+        >>> neighbors = KernelNeighbors(k=1)
+        >>> neighbors.update(features, ids)
+        >>> neighbors.query(features, ids).index.flatten()
+        tensor([2, 2, 1])
+    """
+
+    def __init__(self, k: int = 10, index_factory: str = "Flat", projection: SketchProjection | None = None) -> None:
+        self.k = check_positive_int("k", k)
+        self.index_factory = index_factory
+        self.projection = projection
+        self.reset()
+
+    @property
+    def is_exact(self) -> bool:
+        """Return whether the table is that of the exact kernel, up to rounding."""
+        return self.index_factory == "Flat" and (self.projection is None or self.projection.is_exact)
+
+    def reset(self) -> None:
+        """Forget the reference set and all queries."""
+        self._index: NeighborIndex | None = None
+        self._answers: list[KernelNeighborsResult] = []
+
+    def update(self, reference: AbstractFeatureBatch, ids: Tensor) -> Tensor:
+        """Add a batch of the reference set.
+
+        Args:
+            reference: the features of B samples.
+            ids: shape (B,), int64, not used before.
+
+        Returns:
+            the vectors that were indexed, one row for each valid sample.
+        """
+        vectors = reference.vectors(self.projection).float().cpu()
+        if self._index is None:
+            self._index = NeighborIndex(vectors.shape[1], self.index_factory)
+        if len(vectors):
+            self._index.add(vectors, ids[reference.valid.cpu()])
+        return vectors
+
+    def query(self, queries: AbstractFeatureBatch, exclude: Tensor | None = None) -> KernelNeighborsResult:
+        """Find the neighbors of a batch of the query set.
+
+        Args:
+            queries: the features of B samples.
+            exclude: shape (B,), the ids of the queries themselves where they are in the reference set.
+
+        Returns:
+            the neighbors, shape (B, k); -1 and NaN for samples that were left out.
+        """
+        valid = queries.valid.cpu()
+        similarity = torch.full((len(valid), self.k), torch.nan)
+        index = torch.full((len(valid), self.k), -1)
+        size = 0 if self._index is None else len(self._index)
+        check_neighbors_fit(self.k, size, exclude is not None)
+        if self._index is not None and bool(valid.any()):
+            vectors = queries.vectors(self.projection).float().cpu()
+            found = self._index.search(vectors, self.k, None if exclude is None else exclude[valid])
+            similarity[valid], index[valid] = found.similarity, found.index
+        answer = KernelNeighborsResult(similarity, index, 1.0 if self.is_exact else None)
+        self._answers.append(answer)
+        return answer
+
+    def compute(self, recall: float | None = None) -> KernelNeighborsResult:
+        """Return the neighbors of all queries so far, in the order in which they were asked.
+
+        Args:
+            recall: what an audit measured; an exact table has 1.0 without one.
+        """
+        similarity = torch.cat([answer.similarity for answer in self._answers])
+        index = torch.cat([answer.index for answer in self._answers])
+        return KernelNeighborsResult(similarity, index, 1.0 if self.is_exact else recall)

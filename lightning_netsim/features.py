@@ -1,0 +1,269 @@
+"""What a sample is turned into: a unit vector, from the gradients of the outputs or from activations."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_netsim._checks import expected
+from lightning_netsim.functional import inverse_root
+from lightning_netsim.functional.kernel import FLOOR_FLOAT32
+from lightning_netsim.jacobian import Directions, JacobianOperator, PerSampleJacobian, SketchProjection
+from lightning_netsim.jacobian.capture import differentiable
+from lightning_netsim.jacobian.directions import DirectionsLike
+
+#: A sum of features, in the form that `AbstractFeatureBatch.dot` takes: one tensor for each parameter, or one in all.
+FeatureSum = dict[str, Tensor]
+
+# Below this λ_min/λ_max, float32 sums have too few digits for the root of C.
+_ILL_CONDITIONED = 1e-5
+
+
+class AbstractFeatureBatch(ABC):
+    """The unit vectors φ(x_i) of B samples, dense or factored; ⟨φ(x), φ(x')⟩ is the similarity.
+
+    Attributes:
+        valid: shape (B,), bool, False where the vector is zero or not finite: such a sample is left out.
+        norm: shape (B,), the length before normalization: ‖G(x_i)‖_F of gradients.
+        rank: shape (B,), int64, the rank of C(x_i); 1 for activations, 0 where left out.
+    """
+
+    valid: Tensor
+    norm: Tensor
+    rank: Tensor
+
+    @abstractmethod
+    def sum(self) -> FeatureSum:
+        """Return Σ φ(x_i) over the valid samples."""
+
+    @abstractmethod
+    def dot(self, total: FeatureSum) -> Tensor:
+        """Return ⟨φ(x_i), total⟩, shape (B,); NaN where left out."""
+
+    @abstractmethod
+    def inner(self, other: AbstractFeatureBatch) -> Tensor:
+        """Return ⟨φ(x_i), φ(x'_j)⟩, shape (B, B'); NaN where left out."""
+
+    @abstractmethod
+    def vectors(self, projection: SketchProjection | None = None) -> Tensor:
+        """Return φ(x_i), or its sketch, as rows, shape (number of valid samples, K)."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> AbstractFeatureBatch:
+        """Return the samples `index`, shape (B',), int64."""
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Put values of the valid samples, shape (V, ...), among all, shape (B, ...); NaN for the others."""
+        if bool(self.valid.all()):
+            return values
+        spread = values.new_full((len(self.valid), *values.shape[1:]), torch.nan)
+        spread[self.valid] = values
+        return spread
+
+
+class DenseFeatureBatch(AbstractFeatureBatch):
+    """Vectors kept as rows of a matrix.
+
+    Args:
+        vectors: shape (B, K); zero and non-finite rows are left out.
+        normalize: whether to divide each row by its length; sketches of unit vectors are used as they are.
+    """
+
+    def __init__(self, vectors: Tensor, normalize: bool = True) -> None:
+        vectors = vectors.float() if vectors.dtype in (torch.float16, torch.bfloat16) else vectors
+        self.norm = torch.linalg.vector_norm(vectors, dim=1)
+        self.valid = torch.isfinite(self.norm) & (self.norm > 0)
+        self.rank = self.valid.long()
+        kept = vectors[self.valid]
+        self._vectors = kept / self.norm[self.valid].unsqueeze(1) if normalize else kept
+        self._normalize = normalize
+
+    def sum(self) -> FeatureSum:
+        return {"vector": self._vectors.sum(0)}
+
+    def dot(self, total: FeatureSum) -> Tensor:
+        return self.spread(self._vectors @ total["vector"])
+
+    def inner(self, other: AbstractFeatureBatch) -> Tensor:
+        return _spread_pairs(self, other, self._vectors @ other.vectors().mT)
+
+    def vectors(self, projection: SketchProjection | None = None) -> Tensor:
+        return self._vectors
+
+    def select(self, index: Tensor) -> DenseFeatureBatch:
+        return DenseFeatureBatch(self.spread(self._vectors)[index], self._normalize)
+
+
+class GradientFeatureBatch(AbstractFeatureBatch):
+    """The gradient features φ(x) = vec(G M)/√r of a batch, in factored form: the d·P numbers are formed only on request.
+
+    Args:
+        jacobian: G of the B samples.
+    """
+
+    def __init__(self, jacobian: PerSampleJacobian) -> None:
+        gram, floor = _accurate_gram(jacobian)
+        root, rank = inverse_root(gram, floor)
+        self.norm = gram.diagonal(dim1=1, dim2=2).sum(1).sqrt().to(jacobian.outputs.dtype)
+        self.valid = rank > 0
+        self.rank = rank
+        self.num_directions = jacobian.num_directions
+        everything = bool(self.valid.all())
+        # 0 · NaN is NaN: a bad sample must not come near a sum.
+        self._jacobian = jacobian if everything else jacobian.select(self.valid)
+        self._root = (root / rank.clamp_min(1).sqrt()[:, None, None]).to(jacobian.outputs.dtype)[self.valid]
+        self._mixed: PerSampleJacobian | None = None
+
+    def sum(self) -> FeatureSum:
+        return self._jacobian.weighted_sum(self._root)
+
+    def dot(self, total: FeatureSum) -> Tensor:
+        if self.num_directions == 1:
+            return self.spread(self._jacobian.trace_dot(total) * self._root[:, 0, 0])
+        return self.spread(self._normalized().trace_dot(total))
+
+    def inner(self, other: AbstractFeatureBatch) -> Tensor:
+        if not isinstance(other, GradientFeatureBatch):
+            raise expected("other", "gradient features", type(other).__name__)
+        return _spread_pairs(self, other, self._normalized().trace_inner(other._normalized()))
+
+    def vectors(self, projection: SketchProjection | None = None) -> Tensor:
+        sketched = self._jacobian.materialize() if projection is None else self._jacobian.sketch(projection)
+        return (self._root.mT @ sketched).flatten(1)
+
+    def select(self, index: Tensor) -> GradientFeatureBatch:
+        positions = self.valid.cumsum(0) - 1
+        if not bool(self.valid[index].all()):
+            raise expected("index", "valid samples", "one that was left out")
+        return GradientFeatureBatch(self._jacobian.select(positions[index]))
+
+    def _normalized(self) -> PerSampleJacobian:
+        if self._mixed is None:
+            self._mixed = self._jacobian.mix(self._root)
+        return self._mixed
+
+
+def _accurate_gram(jacobian: PerSampleJacobian) -> tuple[Tensor, float | None]:
+    """Return C(x_i), summed in float64 where float32 has too few digits for its root, and the relative floor of its rank.
+
+    The floor stays that of the gradients' own precision: a sum in float64 does not make them more precise.
+    """
+    gram = jacobian.gram()
+    if gram.dtype == torch.float64 or jacobian.num_directions == 1:
+        return gram, None
+    exact = gram.double()
+    finite = torch.isfinite(gram).all(2).all(1)
+    values = torch.linalg.eigvalsh(exact.where(finite[:, None, None], 0.0))
+    poor = finite & (values[:, 0] < _ILL_CONDITIONED * values[:, -1])
+    if bool(poor.any()):
+        exact[poor] = jacobian.select(poor).to(torch.float64).gram()
+    return exact, FLOOR_FLOAT32
+
+
+def _spread_pairs(left: AbstractFeatureBatch, right: AbstractFeatureBatch, values: Tensor) -> Tensor:
+    return left.spread(right.spread(values.mT).mT)
+
+
+class GradientFeatures:
+    """Turn batches into gradient features: two inputs are similar when the same change of the weights moves both outputs.
+
+    φ(x) = vec(G M)/√r, with G = ∂(Vᵀf)/∂θ of shape (P, d), M the pseudo-inverse root of GᵀG and r its rank; then ‖φ‖ = 1, and
+    ⟨φ(x), φ(x')⟩ is the scalar similarity k^C of the paper wherever r = d, the cosine of two gradients where d = 1.
+
+    Args:
+        model: the module whose parameters are differentiated.
+        forward: inputs -> outputs (B, D); default a plain call of the model.
+        directions: which functions of the output are differentiated, see `Directions`.
+        parameters: ``"trainable"``, or names of parameters or of modules.
+        seed: seed of random directions.
+
+    Source: Charpiat et al., Input Similarity from the Neural Network Perspective, NeurIPS 2019, sections 2 and 3.
+
+    Example:
+        >>> features = GradientFeatures(nn.Linear(3, 2))
+        >>> batch = features(torch.randn(5, 3))
+        >>> torch.allclose(batch.inner(batch).diagonal(), torch.ones(5), atol=1e-5)
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Callable[[Any], Any] | None = None,
+        directions: DirectionsLike | Directions = "auto",
+        parameters: str | Iterable[str] = "trainable",
+        seed: int = 0,
+    ) -> None:
+        self.operator = JacobianOperator(model, forward, directions, parameters, seed)
+        self.notes: set[str] = set()
+
+    def prepare(self, inputs: Any, labels: Tensor | None = None) -> None:
+        """Check the model and find the right path for every parameter, on at most 8 samples of a batch."""
+        self.operator.prepare(inputs, labels)
+
+    def __call__(self, inputs: Any, labels: Tensor | None = None) -> GradientFeatureBatch:
+        """Return the features of a batch; remarks on the outputs are collected in `notes`."""
+        jacobian = self.operator(inputs, labels)
+        features = GradientFeatureBatch(jacobian)
+        self._remark(jacobian.outputs, features)
+        return features
+
+    def _remark(self, outputs: Tensor, features: GradientFeatureBatch) -> None:
+        if outputs.shape[1] > 1 and bool((outputs >= 0).all()) and torch.allclose(outputs.sum(1), outputs.new_ones(())):
+            self.notes.add("The outputs sum to one: probabilities make the kernel ill-conditioned; compare logits instead.")
+        if bool((features.valid & (features.rank < features.num_directions)).any()):
+            self.notes.add(
+                "The gradients of some samples are linearly dependent (rank below the number of directions); their similarity is "
+                "that of the subspace they span. If the outputs are probabilities, compare logits instead."
+            )
+
+
+class ActivationFeatures:
+    """Turn batches into the normalised activations of one layer, for comparison with gradient features.
+
+    Args:
+        model: the module.
+        forward: inputs -> outputs; default a plain call of the model.
+        layer: the name of a module whose *output* is taken; None for the *input* of the last linear layer that is called, the
+            penultimate activations of a classifier.
+
+    Raises:
+        ValueError: for an unknown layer, or if no linear layer is called.
+    """
+
+    def __init__(self, model: nn.Module, forward: Callable[[Any], Any], layer: str | None = None) -> None:
+        names = dict(model.named_modules())
+        if layer is not None and layer not in names:
+            raise expected("layer", "the name of a module", repr(layer), f"There are {', '.join(list(names)[1:9])}, ...")
+        self._watched = [m for m in names.values() if isinstance(m, nn.Linear)] if layer is None else [names[layer]]
+        self._takes_input = layer is None
+        self._forward = forward
+
+    @property
+    def is_possible(self) -> bool:
+        """Return whether there is a layer to take activations from."""
+        return bool(self._watched)
+
+    def __call__(self, inputs: Any) -> DenseFeatureBatch:
+        """Return the activations of a batch, normalised."""
+        seen: list[Tensor] = []
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            value = args[0] if self._takes_input and args else output
+            if isinstance(value, Tensor):
+                seen.append(value.detach())
+
+        handles = [module.register_forward_hook(hook) for module in self._watched]
+        try:
+            with differentiable(), torch.no_grad():
+                self._forward(inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not seen:
+            raise expected("layer", "a module that the forward pass calls", "none", "Name one by `activation_layer=`.")
+        return DenseFeatureBatch(seen[-1].flatten(1))

@@ -1,0 +1,132 @@
+"""Collect what is known of the samples as a sweep goes by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_netsim.batches import SimilarityBatch, as_column
+from lightning_netsim.features import AbstractFeatureBatch
+from lightning_netsim.results import SampleSet
+from lightning_netsim.sources import Chunk
+
+_SHOWN_PIXELS = 64
+_SHOWN_NUMBERS = 4096
+_SHOWN_SHARE = 1 / 8
+
+
+class SampleTable:
+    """The samples of one set, in the order of the sweep.
+
+    Args:
+        budget: bytes; small pictures of the samples are kept as long as they take less than an eighth of it.
+        render: turns one sample into a picture or text; None keeps small copies of images, and texts.
+    """
+
+    def __init__(self, budget: float, render: Callable[[Any], Any] | None = None) -> None:
+        self._room = budget * _SHOWN_SHARE
+        self._render = render
+        self._index: list[Tensor] = []
+        self._dataloader: list[Tensor] = []
+        self._ids: list[Any] | None = []
+        self._labels: list[Any] | None = []
+        self._shown: list[Any] | None = []
+        self._outputs: list[Tensor] = []
+        self._norm: list[Tensor] = []
+        self._rank: list[Tensor] = []
+
+    @property
+    def num_samples(self) -> int:
+        """Return the number of samples so far."""
+        return sum(map(len, self._index))
+
+    @property
+    def num_valid(self) -> int:
+        """Return how many of them have a usable gradient."""
+        return sum(int((rank > 0).sum()) for rank in self._rank)
+
+    @property
+    def norm(self) -> Tensor:
+        """Return ‖G(x)‖_F, shape (N,)."""
+        return torch.cat(self._norm)
+
+    @property
+    def rank(self) -> Tensor:
+        """Return the rank of C(x), shape (N,)."""
+        return torch.cat(self._rank)
+
+    def add(self, chunk: Chunk, read: SimilarityBatch, features: AbstractFeatureBatch) -> None:
+        """Add the samples of a chunk."""
+        size = len(chunk.index)
+        self._index.append(chunk.index)
+        self._dataloader.append(torch.full((size,), chunk.dataloader))
+        self._outputs.append(read.outputs.detach().float().cpu())
+        self._norm.append(features.norm.detach().cpu())
+        self._rank.append(features.rank.cpu())
+        self._ids = _extend(self._ids, as_column(read.ids, size, "ids"))
+        self._labels = _extend(self._labels, as_column(read.labels, size, "labels"))
+        self._shown = _extend(self._shown, self._pictures(read.inputs, size))
+
+    def chunks(self) -> list[Tensor]:
+        """Return the positions of the samples of every chunk that was added."""
+        return self._index
+
+    def rows_of(self, index: Tensor) -> Tensor:
+        """Return the rows of the samples at the positions `index`."""
+        positions, order = torch.cat(self._index).sort()
+        return order[torch.searchsorted(positions, index)]
+
+    def sample_set(self) -> SampleSet:
+        """Return the samples."""
+        return SampleSet(torch.cat(self._index), self._ids, self._labels, torch.cat(self._dataloader), self._shown)
+
+    def predictions(self) -> list[Any]:
+        """Return the predicted classes: the largest of several outputs; of one output its sign if labels are classes."""
+        outputs = torch.cat(self._outputs)
+        if outputs.shape[1] > 1:
+            return list(outputs.argmax(1).tolist())
+        classes = self._labels is not None and all(isinstance(label, int) for label in self._labels)
+        return list((outputs[:, 0] > 0).long().tolist() if classes else outputs[:, 0].tolist())
+
+    def _pictures(self, inputs: Any, size: int) -> list[Any] | None:
+        """Return something small to show each sample by, None if there is nothing or no room left."""
+        if self._shown is None or inputs is None:
+            return None
+        if self._render is not None:
+            pictures = [self._render(inputs[row]) for row in range(size)]
+        elif isinstance(inputs, Tensor):
+            small = _small(inputs) if len(inputs) == size else None
+            pictures = [] if small is None else list(small.unbind(0))
+        else:
+            pictures = list(inputs) if isinstance(inputs, Sequence) and all(isinstance(i, str) for i in inputs) else []
+        if len(pictures) != size:
+            return None
+        self._room -= sum(picture.nbytes if isinstance(picture, Tensor) else len(str(picture)) for picture in pictures)
+        return pictures if self._room > 0 else None
+
+
+def _small(inputs: Tensor) -> Tensor | None:
+    """Return images at no more than 64 pixels a side, or short vectors, on the CPU; None for anything else."""
+    values = inputs.detach()
+    if values.ndim == 4 and (values.is_floating_point() or values.dtype == torch.uint8):
+        height, width = values.shape[2:]
+        scale = max(height, width) / _SHOWN_PIXELS
+        if scale > 1:
+            size = (max(1, round(height / scale)), max(1, round(width / scale)))
+            values = F.interpolate(values.float(), size=size, mode="area")
+        return values.cpu().clone()
+    if values.ndim in (2, 3) and values.is_floating_point() and values[0].numel() <= _SHOWN_NUMBERS:
+        return values.cpu().clone()
+    return None
+
+
+def _extend(column: list[Any] | None, values: list[Any] | None) -> list[Any] | None:
+    """Extend a column; once a chunk lacks it, there is no such column."""
+    if column is None or values is None:
+        return None
+    column.extend(values)
+    return column

@@ -1,0 +1,293 @@
+"""Go through samples in sweeps: features of the reference set once, of the queries once, and an audit on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_netsim._checks import check_neighbors_fit, expected
+from lightning_netsim.batches import SimilarityBatch, read_batch, split_batch
+from lightning_netsim.estimators import KernelNeighbors, NeighborCount, RecallAudit
+from lightning_netsim.features import AbstractFeatureBatch, ActivationFeatures, DenseFeatureBatch, GradientFeatures
+from lightning_netsim.jacobian import SketchProjection, trees
+from lightning_netsim.plan import SweepPlan, SweepSettings, make_plan, memory_budget, plan_record
+from lightning_netsim.results import KernelNeighborsResult, SimilarityResult
+from lightning_netsim.sample_table import SampleTable
+from lightning_netsim.sources import Chunk, SampleSource, fixed_subset
+
+AUDITED_QUERIES = 64
+_TIMED_SAMPLES = 32
+
+#: Called with what is done, the number of samples done, and the number in all or None, as the work goes on.
+Progress = Callable[[str, int, int | None], None]
+
+
+def measure_similarity(
+    model: nn.Module,
+    queries: SampleSource,
+    reference: SampleSource | None = None,
+    settings: SweepSettings | None = None,
+    *,
+    render: Callable[[Any], Any] | None = None,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> SimilarityResult:
+    """Count the neighbors of every query sample among the reference samples, and find the nearest.
+
+    The model must be in eval mode. Random numbers in its forward pass are the same in every sweep; the global generators of
+    torch are afterwards as before.
+
+    Args:
+        model: the network, with or without a `similarity_step`.
+        queries: the samples that are asked about.
+        reference: the samples that are counted; None compares the queries with themselves.
+        settings: what is measured and within which bounds.
+        render: turns one sample into a picture or text.
+        progress: told about the work as it goes on.
+        announce: told the plan, in one sentence, before the work begins.
+
+    Raises:
+        ValueError: for a model or batch that cannot be compared, a budget that is too small, or k ≥ N.
+    """
+    start = time.perf_counter()
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        measurement = _Measurement(model, queries, reference, settings or SweepSettings(), render, progress)
+        result = measurement.run(announce)
+    return replace(result, seconds=time.perf_counter() - start)
+
+
+@dataclass
+class _Estimators:
+    """What is fed with features."""
+
+    count: NeighborCount
+    neighbors: KernelNeighbors
+    activation_neighbors: KernelNeighbors | None
+
+
+class _Measurement:
+    """One measurement: what its sweeps share."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        queries: SampleSource,
+        reference: SampleSource | None,
+        settings: SweepSettings,
+        render: Callable[[Any], Any] | None,
+        progress: Progress | None,
+    ) -> None:
+        self.model, self.settings = model, settings
+        self.queries, self.reference = queries, reference or queries
+        self.compares_with_itself = reference is None
+        self.progress = progress or (lambda stage, done, total: None)
+        self.gradients = GradientFeatures(model, self._forward, settings.directions, settings.parameters, settings.seed)
+        self.activations = ActivationFeatures(model, self._forward, settings.activation_layer)
+        self.budget = memory_budget(settings)
+        self.query_table = SampleTable(self.budget, render)
+        self.reference_table = self.query_table if self.compares_with_itself else SampleTable(self.budget, render)
+        self.notes: set[str] = set()
+        self.audited: list[Chunk] = []
+        self.stored: list[DenseFeatureBatch] = []
+        self.stored_activations: list[DenseFeatureBatch] = []
+        self._read: SimilarityBatch | None = None
+        self._batch_idx = 0
+
+    def run(self, announce: Callable[[str], None] | None) -> SimilarityResult:
+        """Sweep over the reference set, then over the queries, and return what was found."""
+        plan, projection = self._prepare()
+        if announce is not None:
+            announce(plan.describe(self._total_samples()))
+        compares_activations = self.settings.compare_activations and self.activations.is_possible
+        found = _Estimators(
+            NeighborCount(self.settings.thresholds, self.settings.powers),
+            KernelNeighbors(self.settings.k, self.settings.index_factory, projection),
+            KernelNeighbors(self.settings.k) if compares_activations else None,
+        )
+        audited = self._audited_positions() if not found.neighbors.is_exact else torch.tensor([], dtype=torch.int64)
+        self._sweep_reference(plan, found, audited)
+        check_neighbors_fit(self.settings.k, self.reference_table.num_valid, self.compares_with_itself)
+        audit = self._sweep_queries(plan, found, audited)
+        return self._result(plan, found, audit)
+
+    def _prepare(self) -> tuple[SweepPlan, SketchProjection | None]:
+        """Look at the first batch: check the model, measure a few samples, and choose the plan."""
+        chunk = next(iter(self.queries), None)
+        if chunk is None:
+            raise expected("loader", "one that gives at least one batch", "none")
+        few = next(chunk.split(_TIMED_SAMPLES))
+        self._batch_idx = few.batch_idx
+        self.gradients.prepare(few.batch, self._labels(few))
+        jacobian = self.gradients.operator(few.batch, self._labels(few))
+        jacobian.gram()
+        width = self.settings.projection_dim // jacobian.num_directions
+        projection = SketchProjection(jacobian.shapes, max(width, 1), self.settings.seed)
+        plan = make_plan(self.settings, jacobian, self._total_samples(), projection.dim, jacobian.outputs.device)
+        start = time.perf_counter()
+        features = self._features(few)
+        features.sum()
+        features.vectors(projection if plan.kind == "sketch" else None)
+        seconds = time.perf_counter() - start
+        total = self._total_samples()
+        sweeps = 2 if plan.kind == "sketch" and self.compares_with_itself else 1
+        expected_time = None if total is None else seconds * sweeps * total / len(few.index)
+        return replace(plan, seconds=expected_time), projection if plan.kind == "sketch" else None
+
+    def _total_samples(self) -> int | None:
+        """Return the samples of both sets together, None if either is of unknown length."""
+        sources = [self.queries] if self.compares_with_itself else [self.queries, self.reference]
+        sizes = [source.num_samples for source in sources]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
+
+    def _forward(self, batch: Any) -> Tensor:
+        self._read = read_batch(self.model, batch, self._batch_idx)
+        return self._read.outputs
+
+    def _labels(self, chunk: Chunk) -> Tensor | None:
+        if self.settings.directions != "target":
+            return None
+        labels = split_batch(chunk.batch)[1]
+        return labels if isinstance(labels, Tensor) else None
+
+    def _features(self, chunk: Chunk) -> AbstractFeatureBatch:
+        self._batch_idx = chunk.batch_idx
+        # The same noise for the same samples in every sweep.
+        torch.manual_seed(self.settings.seed + int(chunk.index[0]))
+        return self.gradients(chunk.batch, self._labels(chunk))
+
+    def _sweep(self, source: SampleSource, plan: SweepPlan, stage: str) -> Iterator[tuple[Chunk, AbstractFeatureBatch]]:
+        """Yield every chunk of a source with its features; what was read of the batch is in `_read`."""
+        done = 0
+        for whole in source:
+            for chunk in whole.split(plan.chunk_size):
+                features = self._features(chunk)
+                if plan.kind == "store":
+                    norm, rank = features.norm, features.rank
+                    features = DenseFeatureBatch(features.spread(features.vectors()), normalize=False)
+                    features.norm, features.rank = norm, rank
+                done += len(chunk.index)
+                self.progress(stage, done, source.num_samples)
+                yield chunk, features
+
+    def _sweep_reference(self, plan: SweepPlan, found: _Estimators, audited: Tensor) -> None:
+        for chunk, features in self._sweep(self.reference, plan, "reference" if not self.compares_with_itself else "features"):
+            self._tabulate(self.reference_table, chunk, features)
+            found.count.update(features)
+            vectors = found.neighbors.update(features, chunk.index)
+            activations = self._activation_features(chunk, found)
+            if found.activation_neighbors is not None and activations is not None:
+                found.activation_neighbors.update(activations, chunk.index)
+            if self.compares_with_itself:
+                self.stored.append(DenseFeatureBatch(features.spread(vectors), normalize=False))
+                self.stored_activations += [] if activations is None else [activations]
+                self._pick(chunk, features, audited)
+
+    def _sweep_queries(self, plan: SweepPlan, found: _Estimators, audited: Tensor) -> RecallAudit | None:
+        """Answer all queries; return the audit of the table where it is not exact."""
+        if not self.compares_with_itself:
+            return self._sweep_other_queries(plan, found, audited)
+        ids = [chunk_ids for chunk_ids in self.reference_table.chunks()]
+        for batch, activations, own in zip(self.stored, self.stored_activations or [None] * len(ids), ids, strict=True):
+            found.neighbors.query(batch, own)
+            if found.activation_neighbors is not None and activations is not None:
+                found.activation_neighbors.query(activations, own)
+        if plan.kind == "store":
+            for batch in self.stored:
+                found.count.query(batch)
+            if found.neighbors.is_exact:
+                return None
+        audit = self._make_audit()
+        for chunk, features in self._sweep(self.reference, plan, "counts"):
+            if plan.kind == "sketch":
+                found.count.query(features)
+            if audit is not None:
+                audit.update(features, chunk.index)
+        return audit
+
+    def _sweep_other_queries(self, plan: SweepPlan, found: _Estimators, audited: Tensor) -> RecallAudit | None:
+        for chunk, features in self._sweep(self.queries, plan, "queries"):
+            self._tabulate(self.query_table, chunk, features)
+            found.count.query(features)
+            found.neighbors.query(features)
+            activations = self._activation_features(chunk, found)
+            if found.activation_neighbors is not None and activations is not None:
+                found.activation_neighbors.query(activations)
+            self._pick(chunk, features, audited)
+        audit = None if found.neighbors.is_exact else self._make_audit()
+        if audit is not None:
+            for chunk, features in self._sweep(self.reference, plan, "audit"):
+                audit.update(features, chunk.index)
+        return audit
+
+    def _tabulate(self, table: SampleTable, chunk: Chunk, features: AbstractFeatureBatch) -> None:
+        if self._read is None or len(self._read.outputs) != len(chunk.index):
+            got = "none" if self._read is None else str(len(self._read.outputs))
+            raise expected("outputs", f"one row for each of the {len(chunk.index)} samples of the batch", got)
+        table.add(chunk, self._read, features)
+
+    def _activation_features(self, chunk: Chunk, found: _Estimators) -> DenseFeatureBatch | None:
+        return None if found.activation_neighbors is None else self.activations(chunk.batch)
+
+    def _audited_positions(self) -> Tensor:
+        """Return the positions of the audited queries in their data set: random where its length is known, else the first."""
+        total = self.queries.num_samples
+        chosen = None if total is None else fixed_subset(total, AUDITED_QUERIES, self.settings.seed + 1)
+        if chosen is None:
+            chosen = torch.arange(AUDITED_QUERIES)
+        return chosen if self.queries.positions is None else self.queries.positions[chosen]
+
+    def _pick(self, chunk: Chunk, features: AbstractFeatureBatch, audited: Tensor) -> None:
+        keep = torch.isin(chunk.index, audited) & features.valid.cpu()
+        if bool(keep.any()):
+            self.audited.append(chunk.pick(keep))
+
+    def _make_audit(self) -> RecallAudit | None:
+        if not self.audited:
+            return None
+        own = torch.cat([chunk.index for chunk in self.audited])
+        queries = [self._features(chunk) for chunk in _joined(self.audited)]
+        return RecallAudit(queries, own if self.compares_with_itself else torch.full_like(own, -1))
+
+    def _result(self, plan: SweepPlan, found: _Estimators, audit: RecallAudit | None) -> SimilarityResult:
+        counts, neighbors = found.count.compute(), found.neighbors.compute()
+        error = 0.0 if neighbors.recall == 1.0 else None
+        if audit is not None:
+            rows = torch.cat([self.query_table.rows_of(chunk.index) for chunk in self.audited])
+            neighbors = found.neighbors.compute(audit.recall(neighbors.index[rows]))
+            error = audit.similarity_error(neighbors.index[rows], neighbors.similarity[rows])
+        squared = found.count.squared_norm()
+        sets = [self.query_table] if self.compares_with_itself else [self.query_table, self.reference_table]
+        queries = self.query_table.sample_set()
+        activations = found.activation_neighbors
+        return SimilarityResult(
+            counts=counts,
+            neighbors=neighbors,
+            activation_neighbors=None if activations is None else activations.compute(),
+            queries=queries,
+            reference=queries if self.compares_with_itself else self.reference_table.sample_set(),
+            predictions=self.query_table.predictions(),
+            norm=self.query_table.norm,
+            rank=self.query_table.rank,
+            num_left_out=sum(table.num_samples - table.num_valid for table in sets),
+            plan=plan_record(plan, self.gradients.operator.ownership.methods(), self.budget),
+            similarity_error=error,
+            sweep_disagreement=abs(float(counts.soft.double().nansum()) - squared) / squared if self.compares_with_itself else None,
+            notes=tuple(sorted(self.gradients.notes)),
+            seconds=0.0,
+        )
+
+
+def _joined(chunks: list[Chunk]) -> list[Chunk]:
+    """Return the chunks as one where their tensors fit together, else as they are."""
+    sizes = [len(chunk.index) for chunk in chunks]
+    joined = trees.concatenate([chunk.batch for chunk in chunks], sizes)
+    if joined is None:
+        return chunks
+    return [Chunk(joined, torch.cat([chunk.index for chunk in chunks]), chunks[0].batch_idx, chunks[0].dataloader)]
