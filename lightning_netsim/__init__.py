@@ -8,11 +8,36 @@ from __future__ import annotations
 __version__ = "0.1.0"
 
 from lightning_netsim._checks import NetsimError
+from lightning_netsim.analysis import SimilarityAnalysis, analyze, load_run
+from lightning_netsim.batches import SimilarityBatch
+from lightning_netsim.callbacks import SimilarityMonitor
+from lightning_netsim.estimators import KernelNeighbors, NeighborCount
+from lightning_netsim.features import ActivationFeatures, GradientFeatures
+from lightning_netsim.functional import kernel_neighbors, neighbor_count, pairwise_similarity, transfer
+from lightning_netsim.index import NeighborIndex
+from lightning_netsim.jacobian import JacobianOperator, PerSampleJacobian, per_sample_jacobian
 from lightning_netsim.results import KernelNeighborsResult, NeighborCountResult
 
 __all__ = [
+    "ActivationFeatures",
+    "GradientFeatures",
+    "JacobianOperator",
+    "KernelNeighbors",
     "KernelNeighborsResult",
+    "NeighborCount",
     "NeighborCountResult",
+    "NeighborIndex",
     "NetsimError",
+    "PerSampleJacobian",
+    "SimilarityAnalysis",
+    "SimilarityBatch",
+    "SimilarityMonitor",
     "__version__",
+    "analyze",
+    "kernel_neighbors",
+    "load_run",
+    "neighbor_count",
+    "pairwise_similarity",
+    "per_sample_jacobian",
+    "transfer",
 ]

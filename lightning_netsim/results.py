@@ -79,7 +79,8 @@ class SimilarityResult:
         norm: shape (Q,), ‖G(x)‖_F.
         rank: shape (Q,), int64, rank of C(x); 0 for a sample that was left out.
         num_left_out: the number of samples of both sets without a usable gradient.
-        plan: how it was computed: kind, chunk size, number of features, bytes, directions, methods.
+        num_directions: d.
+        plan: how it was computed: kind, chunk size, number of features, bytes, methods.
         similarity_error: root mean square error of listed similarities on the audited queries; 0 if exact.
         sweep_disagreement: |Σ N_S − ‖S‖²| / ‖S‖² where a set is compared with itself: the sweeps saw the same network.
         notes: remarks on the outputs, for the user.
@@ -95,6 +96,7 @@ class SimilarityResult:
     norm: Tensor
     rank: Tensor
     num_left_out: int
+    num_directions: int
     plan: dict[str, Any]
     similarity_error: float | None
     sweep_disagreement: float | None

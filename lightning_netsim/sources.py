@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
+from lightning_netsim._checks import expected
 from lightning_netsim.jacobian import trees
 
 
@@ -53,14 +55,20 @@ class SampleSource:
         chunks: called for every sweep; returns the batches in order.
         num_samples: how many samples there are, if known.
         positions: their positions in the data set, where these are not 0, 1, 2, ...
+        extent: how many positions the data set has, if known; `num_samples` by default.
     """
 
     def __init__(
-        self, chunks: Callable[[], Iterable[Chunk]], num_samples: int | None = None, positions: Tensor | None = None
+        self,
+        chunks: Callable[[], Iterable[Chunk]],
+        num_samples: int | None = None,
+        positions: Tensor | None = None,
+        extent: int | None = None,
     ) -> None:
         self._chunks = chunks
         self.num_samples = num_samples
         self.positions = positions
+        self.extent = num_samples if extent is None else extent
 
     def __iter__(self) -> Iterator[Chunk]:
         return iter(self._chunks())
@@ -72,3 +80,128 @@ def fixed_subset(num_samples: int, max_samples: int | None, seed: int) -> Tensor
         return None
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(num_samples, generator=generator)[:max_samples].sort().values
+
+
+def is_sequential(loader: Any) -> bool:
+    """Return whether the n-th sample that `loader` gives is sample n of its data set."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return False
+    return type(loader.batch_sampler) in (BatchSampler, type(None)) and isinstance(loader.sampler, SequentialSampler)
+
+
+def is_indexed(loader: Any) -> bool:
+    """Return whether `loader` draws from a data set with an index, so that it can be gone through in order."""
+    return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset) and isinstance(loader.dataset, Sized)
+
+
+def from_loader(
+    loader: Iterable[Any],
+    transfer: Callable[[Any, int], Any],
+    max_samples: int | None = None,
+    seed: int = 0,
+    limit_batches: int | None = None,
+) -> SampleSource:
+    """Return a source over a data loader, in the order of its data set and without touching the loader itself.
+
+    A shuffled loader is rebuilt in order. One without an index (an iterable data set, a list of batches) is iterated as it is,
+    and a sample's identity is then its position.
+
+    Args:
+        loader: the loader.
+        transfer: (batch, number of the batch) -> the batch where the model can take it.
+        max_samples: use a fixed random subset of this size; of a loader without an index, the first samples.
+        seed: seed of the subset.
+        limit_batches: use no more than the first batches of the loader.
+    """
+    if not is_indexed(loader):
+        return from_batches(loader, transfer, max_samples, limit_batches)
+    if not isinstance(loader, DataLoader):
+        raise expected("loader", "a DataLoader", type(loader).__name__)
+    size = _batch_size(loader)
+    total = len(loader.dataset) if limit_batches is None else min(len(loader.dataset), limit_batches * size)
+    chosen = fixed_subset(total, max_samples, seed)
+    positions = torch.arange(total) if chosen is None else chosen
+
+    def chunks() -> Iterator[Chunk]:
+        start = 0
+        for batch_idx, batch in enumerate(_in_order(loader, positions, size)):
+            index = positions[start : start + size]
+            start += size
+            yield Chunk(transfer(batch, batch_idx), index, batch_idx)
+
+    return SampleSource(chunks, len(positions), chosen, extent=len(loader.dataset))
+
+
+def from_batches(
+    batches: Iterable[Any],
+    transfer: Callable[[Any, int], Any] | None = None,
+    max_samples: int | None = None,
+    limit_batches: int | None = None,
+) -> SampleSource:
+    """Return a source over batches that give the same samples whenever they are iterated; they are numbered as they come.
+
+    Args:
+        batches: the batches.
+        transfer: (batch, number of the batch) -> the batch where the model can take it.
+        max_samples: use no more than the first samples.
+        limit_batches: use no more than the first batches.
+    """
+    limit = float("inf") if max_samples is None else max_samples
+
+    def chunks() -> Iterator[Chunk]:
+        start = 0
+        for batch_idx, batch in enumerate(batches):
+            if start >= limit or batch_idx == limit_batches:
+                return
+            moved = batch if transfer is None else transfer(batch, batch_idx)
+            chunk = Chunk(moved, torch.arange(start, start + (trees.batch_size(moved) or 1)), batch_idx)
+            start += len(chunk.index)
+            yield chunk.pick(chunk.index < limit)
+
+    return SampleSource(chunks)
+
+
+def join_sources(sources: list[SampleSource]) -> SampleSource:
+    """Return the samples of several loaders as one set; positions go on from one loader to the next."""
+    if len(sources) == 1:
+        return sources[0]
+
+    def chunks() -> Iterator[Chunk]:
+        offset = 0
+        for number, source in enumerate(sources):
+            last = -1
+            for chunk in source:
+                last = max(last, int(chunk.index.max()))
+                yield Chunk(chunk.batch, chunk.index + offset, chunk.batch_idx, number)
+            offset += last + 1 if source.extent is None else source.extent
+
+    sizes = [source.num_samples for source in sources if source.num_samples is not None]
+    extents = [source.extent for source in sources if source.extent is not None]
+    if len(sizes) < len(sources) or len(extents) < len(sources):
+        return SampleSource(chunks)
+    offsets = [sum(extents[:number]) for number in range(len(sources))]
+    positions = [
+        (torch.arange(size) if source.positions is None else source.positions) + offset
+        for source, size, offset in zip(sources, sizes, offsets, strict=True)
+    ]
+    return SampleSource(chunks, sum(sizes), torch.cat(positions), sum(extents))
+
+
+def _batch_size(loader: DataLoader[Any]) -> int:
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    return int(size) if size else 1
+
+
+def _in_order(loader: DataLoader[Any], positions: Tensor, batch_size: int) -> DataLoader[Any]:
+    """Return a loader of the same data set that gives the samples at `positions`, in that order."""
+    return DataLoader(
+        loader.dataset,
+        batch_size=batch_size,
+        sampler=positions.tolist(),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=torch.Generator().manual_seed(0),
+    )

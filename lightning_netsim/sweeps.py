@@ -62,6 +62,21 @@ def measure_similarity(
     return replace(result, seconds=time.perf_counter() - start)
 
 
+def check_model(model: nn.Module, batch: Any, batch_idx: int, settings: SweepSettings) -> None:
+    """Raise at once what `measure_similarity` would raise of this model and batch.
+
+    Args:
+        model: the network, in eval mode.
+        batch: a batch.
+        batch_idx: its number.
+        settings: what is to be measured.
+    """
+    chunk = Chunk(batch, torch.arange(trees.batch_size(batch) or 1), batch_idx)
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        _Measurement(model, SampleSource(lambda: [chunk]), None, settings, None, None).prepare()
+
+
 @dataclass
 class _Estimators:
     """What is fed with features."""
@@ -101,7 +116,7 @@ class _Measurement:
 
     def run(self, announce: Callable[[str], None] | None) -> SimilarityResult:
         """Sweep over the reference set, then over the queries, and return what was found."""
-        plan, projection = self._prepare()
+        plan, projection = self.prepare()
         if announce is not None:
             announce(plan.describe(self._total_samples()))
         compares_activations = self.settings.compare_activations and self.activations.is_possible
@@ -116,7 +131,7 @@ class _Measurement:
         audit = self._sweep_queries(plan, found, audited)
         return self._result(plan, found, audit)
 
-    def _prepare(self) -> tuple[SweepPlan, SketchProjection | None]:
+    def prepare(self) -> tuple[SweepPlan, SketchProjection | None]:
         """Look at the first batch: check the model, measure a few samples, and choose the plan."""
         chunk = next(iter(self.queries), None)
         if chunk is None:
@@ -276,6 +291,7 @@ class _Measurement:
             norm=self.query_table.norm,
             rank=self.query_table.rank,
             num_left_out=sum(table.num_samples - table.num_valid for table in sets),
+            num_directions=plan.num_directions,
             plan=plan_record(plan, self.gradients.operator.ownership.methods(), self.budget),
             similarity_error=error,
             sweep_disagreement=abs(float(counts.soft.double().nansum()) - squared) / squared if self.compares_with_itself else None,

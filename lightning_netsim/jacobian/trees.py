@@ -83,6 +83,11 @@ def concatenate(batches: list[Any], sizes: list[int]) -> Any | None:
     return map_leaves(lambda leaf: next(remaining), batches[0])
 
 
+def moved(tree: Any, device: torch.device) -> Any:
+    """Return `tree` with every tensor on `device`."""
+    return map_leaves(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)
+
+
 def detached(tree: Any, device: torch.device | None = None) -> Any:
     """Copy every tensor in `tree`, off the graph and outside inference mode, to `device` where one is given."""
 

@@ -263,13 +263,14 @@ class _NeighborRows:
             canvas.text(center, y, text, ha="center", va="center", fontsize=8, color=shade, fontweight=weight)
 
 
-def plot_counts_over_epochs(history: pd.DataFrame) -> Figure:
+def plot_counts_over_epochs(history: pd.DataFrame | Sequence[Mapping[str, float]]) -> Figure:
     """Draw how the neighbor fraction develops: its distribution, and the mean of each class where there are classes.
 
     Args:
         history: one row for each record, columns epoch, mean, q10, median, q90, min, max, all but the first fractions in
             [-1, 1]; every further column is the mean of the class of that name. `RecordView.history_row` makes a row.
     """
+    history = pd.DataFrame(history)
     missing = [name for name in _BANDS if name not in history]
     if missing:
         raise expected("history", f"a table with the columns {', '.join(missing)}", ", ".join(map(str, history.columns)))

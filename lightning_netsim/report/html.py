@@ -9,8 +9,10 @@ from html import escape
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from lightning_netsim.records import Record
+from lightning_netsim.report.figures import plot_count_histogram
 from lightning_netsim.report.render import Thumbnail, check_thumbnail
 from lightning_netsim.report.view import NeighborView, RecordView, SampleView, shorten
 
@@ -143,8 +145,6 @@ def _clip(text: str, width: int) -> str:
 
 def _image(picture: npt.NDArray[np.uint8], words: str, differs: bool) -> str:
     """Return an inline picture, with a red frame if its label differs."""
-    from PIL import Image  # comes with matplotlib, needed only here
-
     image = Image.fromarray(picture)
     image.thumbnail((_LARGEST, _LARGEST))
     stream = io.BytesIO()
@@ -155,8 +155,6 @@ def _image(picture: npt.NDArray[np.uint8], words: str, differs: bool) -> str:
 
 def _histogram(record: Record, thumbnails: Callable[[int], Thumbnail] | None) -> str:
     """Return the histogram of counts as an inline picture."""
-    from lightning_netsim.report.figures import plot_count_histogram  # matplotlib is heavy
-
     stream = io.BytesIO()
     plot_count_histogram(record, thumbnails).savefig(stream, format="png", dpi=110)
     return f'<img class="figure" src="{_data_url(stream.getvalue())}" alt="Histogram of neighbor fractions">'

@@ -1,0 +1,130 @@
+"""Collect the samples of a validation epoch as it goes by, so that they can be gone through again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_netsim._checks import expected
+from lightning_netsim.jacobian import trees
+from lightning_netsim.sources import Chunk, SampleSource, fixed_subset, from_loader, is_indexed, is_sequential, join_sources
+
+
+class Collector:
+    """Keep the batches of an evaluation epoch on the CPU, or know how to read them again.
+
+    A kept batch is the very batch that the step saw, augmentation included, and costs no second reading. Where the loader is
+    shuffled, or the batches outgrow the budget, the data set is read again in order.
+
+    Args:
+        trainer: the trainer, in an evaluation loop.
+        loaders: the loaders of the loop.
+        num_batches: how many batches the loop takes of each; infinite if unknown.
+        max_samples: measure a fixed random subset of this size of each loader.
+        budget: bytes that kept batches may take.
+        seed: seed of the subset.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        loaders: Sequence[Any],
+        num_batches: Sequence[int | float],
+        max_samples: int | None,
+        budget: float,
+        seed: int,
+    ) -> None:
+        self._trainer = trainer
+        self._loaders = loaders
+        self._num_batches = [None if size == float("inf") else int(size) for size in num_batches]
+        self._max_samples = max_samples
+        self._room = budget
+        self._seed = seed
+        # Several processes each see their own share: one of them reads the whole set.
+        self._keeps = trainer.world_size == 1 and all(is_sequential(loader) or not is_indexed(loader) for loader in loaders)
+        self._kept: list[list[Chunk]] = [[] for _ in loaders]
+        self._seen = [0] * len(loaders)
+        self._subsets = [self._subset(loader, limit) for loader, limit in zip(loaders, self._num_batches, strict=True)]
+
+    @property
+    def length_is_known(self) -> bool:
+        """Return whether the number of batches of every loader is known before they are gone through."""
+        return None not in self._num_batches
+
+    def is_last(self, batch_idx: int, dataloader_idx: int) -> bool:
+        """Return whether no batch follows this one."""
+        later = self._num_batches[dataloader_idx + 1 :]
+        return batch_idx + 1 == self._num_batches[dataloader_idx] and not any(later)
+
+    def add(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        """Keep a copy of a batch, as long as the budget lasts."""
+        size = trees.batch_size(batch) or 1
+        start = self._seen[dataloader_idx]
+        self._seen[dataloader_idx] += size
+        if not self._keeps:
+            return
+        index = torch.arange(start, start + size)
+        chunk = Chunk(batch, index, batch_idx, dataloader_idx)
+        subset = self._subsets[dataloader_idx]
+        wanted = torch.isin(index, subset) if subset is not None else index < (self._max_samples or start + size)
+        if not bool(wanted.any()):
+            return
+        chunk = chunk.pick(wanted)
+        kept = trees.detached(chunk.batch, torch.device("cpu"))
+        self._room -= sum(tensor.nbytes for tensor in trees.tensors(kept))
+        if self._room >= 0:
+            self._kept[dataloader_idx].append(Chunk(kept, chunk.index, batch_idx, dataloader_idx))
+            return
+        self._keeps = False
+        self._kept = [[] for _ in self._loaders]
+        if not all(is_indexed(loader) for loader in self._loaders):
+            raise expected(
+                "memory_budget",
+                "enough to keep the validation batches of a loader that cannot be read again in order",
+                "less than they take",
+                "Choose a larger `memory_budget` or a smaller `max_samples`.",
+            )
+
+    def source(self, pl_module: LightningModule) -> SampleSource:
+        """Return the samples of the epoch."""
+        if not self._keeps:
+            return join_sources(
+                [
+                    from_loader(loader, transfer(self._trainer, number), self._max_samples, self._seed, limit)
+                    for number, (loader, limit) in enumerate(zip(self._loaders, self._num_batches, strict=True))
+                ]
+            )
+        return join_sources([_kept_source(kept, seen, pl_module.device) for kept, seen in zip(self._kept, self._seen, strict=True)])
+
+    def _subset(self, loader: Any, limit: int | None) -> Tensor | None:
+        if not is_indexed(loader):
+            return None
+        size = len(loader.dataset)
+        limited = size if limit is None else min(size, limit * (loader.batch_size or 1))
+        return fixed_subset(limited, self._max_samples, self._seed)
+
+
+def _kept_source(kept: list[Chunk], seen: int, device: torch.device) -> SampleSource:
+    index = torch.cat([chunk.index for chunk in kept]) if kept else torch.tensor([], dtype=torch.int64)
+    whole = len(index) == seen
+    return SampleSource(
+        lambda: (Chunk(trees.moved(c.batch, device), c.index, c.batch_idx, c.dataloader) for c in kept),
+        len(index),
+        None if whole else index,
+        extent=seen,
+    )
+
+
+def transfer(trainer: Trainer, dataloader_idx: int = 0) -> Callable[[Any, int], Any]:
+    """Return the function that brings a batch of a loader to where the trainer's model takes it, hooks included."""
+
+    def move(batch: Any, batch_idx: int) -> Any:
+        converted = trainer.precision_plugin.convert_input(batch)
+        converted = trainer.lightning_module._on_before_batch_transfer(converted, dataloader_idx=dataloader_idx)
+        return trainer.strategy.batch_to_device(converted, dataloader_idx=dataloader_idx)
+
+    return move

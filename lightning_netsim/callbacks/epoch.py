@@ -1,0 +1,130 @@
+"""Measure the samples of one evaluation epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lightning_netsim._checks import check_neighbors_fit, expected
+from lightning_netsim.callbacks.collector import Collector, transfer
+from lightning_netsim.callbacks.progress import shown_progress
+from lightning_netsim.callbacks.weights import WeightSnapshot
+from lightning_netsim.isolation import unchanged
+from lightning_netsim.plan import SweepSettings, memory_budget
+from lightning_netsim.report.pictures import Pictures
+from lightning_netsim.results import SimilarityResult
+from lightning_netsim.sources import SampleSource, from_loader, is_indexed
+from lightning_netsim.sweeps import check_model, measure_similarity
+
+
+class EpochMeasurement:
+    """One evaluation epoch of a Trainer: see its batches, then measure.
+
+    Args:
+        trainer: the trainer, at the start of an evaluation loop.
+        pl_module: the model.
+        settings: what is measured.
+        reference: None, "train" or a loader.
+        max_samples: measure a fixed random subset of this many samples.
+
+    Raises:
+        ValueError: if there is no loader, or k ≥ N is known already.
+    """
+
+    def __init__(
+        self, trainer: Trainer, pl_module: LightningModule, settings: SweepSettings, reference: Any, max_samples: int | None
+    ) -> None:
+        self.trainer, self.pl_module, self.settings = trainer, pl_module, settings
+        self._max_samples = max_samples
+        self.loaders = flat_loaders(trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders)
+        self.reference_loader = _training_loader(trainer) if reference == "train" else reference
+        num_batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+        if not self.loaders:
+            raise expected("loader", "at least one validation loader", "none")
+        if len(num_batches) != len(self.loaders):
+            raise expected("loader", "validation loaders gone through one after the other", "a combination of them")
+        budget = memory_budget(settings)
+        self._collector = Collector(trainer, self.loaders, num_batches, max_samples, budget, settings.seed)
+        self._snapshot: WeightSnapshot | None = None
+        self._check_size()
+
+    def see(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        """Take note of a batch before the model does."""
+        if self._snapshot is None and not self._collector.length_is_known:
+            self._snapshot = WeightSnapshot(self.pl_module)
+        self._collector.add(batch, batch_idx, dataloader_idx)
+
+    def is_last(self, batch_idx: int, dataloader_idx: int) -> bool:
+        """Return whether the epoch is known to end with this batch."""
+        return self._collector.is_last(batch_idx, dataloader_idx)
+
+    def check(self, batch: Any, batch_idx: int) -> None:
+        """Raise now what would otherwise be raised by the first measurement."""
+        with self._isolated():
+            check_model(self.pl_module, batch, batch_idx, self.settings)
+
+    def measure(self, render: Callable[[Any], Any] | None, announce: bool) -> tuple[SimilarityResult, Pictures]:
+        """Measure the samples seen, leaving everything else as it is."""
+        with ExitStack() as stack:
+            stack.enter_context(self._isolated())
+            if self._snapshot is not None:
+                stack.enter_context(self._snapshot.in_place())
+            progress = stack.enter_context(shown_progress(self.trainer))
+            result = measure_similarity(
+                self.pl_module,
+                self._collector.source(self.pl_module),
+                self._reference_source(),
+                self.settings,
+                render=render,
+                progress=progress,
+                announce=(lambda text: rank_zero_info(f"SimilarityMonitor: {text}")) if announce else None,
+            )
+        datasets = [getattr(loader, "dataset", None) for loader in (self.loaders[0], self.reference_loader)]
+        return result, Pictures(result, *datasets)
+
+    @contextmanager
+    def _isolated(self) -> Iterator[None]:
+        with isolate_rng(), unchanged(self.pl_module):
+            # What the forward pass would log is not of this epoch.
+            vars(self.pl_module)["log"] = _log_nothing
+            yield
+
+    def _reference_source(self) -> SampleSource | None:
+        if self.reference_loader is None:
+            return None
+        return from_loader(self.reference_loader, transfer(self.trainer), self._max_samples, self.settings.seed)
+
+    def _check_size(self) -> None:
+        loaders = self.loaders if self.reference_loader is None else [self.reference_loader]
+        if all(is_indexed(loader) for loader in loaders):
+            sizes = [len(loader.dataset) for loader in loaders]
+            total = sum(size if self._max_samples is None else min(size, self._max_samples) for size in sizes)
+            check_neighbors_fit(self.settings.k, total, self.reference_loader is None)
+
+
+def flat_loaders(loaders: Any) -> list[Any]:
+    """Return the loaders of a collection of them in order."""
+    if loaders is None:
+        return []
+    if isinstance(loaders, CombinedLoader):
+        return list(loaders.flattened)
+    if isinstance(loaders, dict):
+        return list(loaders.values())
+    return list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]
+
+
+def _training_loader(trainer: Trainer) -> Iterable[Any]:
+    loaders = flat_loaders(trainer.train_dataloader)
+    if len(loaders) != 1:
+        raise expected("reference", 'a loader, where there is not one training loader for "train"', f"{len(loaders)} of them")
+    loader: Iterable[Any] = loaders[0]
+    return loader
+
+
+def _log_nothing(*args: Any, **kwargs: Any) -> None:
+    """Stand in for `LightningModule.log`."""

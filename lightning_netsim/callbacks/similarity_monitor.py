@@ -1,0 +1,310 @@
+"""Measure input similarity after every validation epoch."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_netsim._checks import check_choice, check_positive_int, check_positive_number, check_writable, expected
+from lightning_netsim.callbacks.epoch import EpochMeasurement
+from lightning_netsim.callbacks.publisher import Publisher, print_summary
+from lightning_netsim.jacobian.directions import DirectionsLike
+from lightning_netsim.plan import SweepSettings
+from lightning_netsim.records import Record
+from lightning_netsim.report.pictures import Pictures
+from lightning_netsim.report.view import RecordView
+from lightning_netsim.results import SimilarityResult
+from lightning_netsim.tables import make_record, scalars
+
+KEEP = ("all", "last", "best")
+#: Strategies that leave no process with the whole model.
+_SHARDED = ("FSDP", "DeepSpeed", "ModelParallel")
+
+
+class SimilarityMonitor(Callback):
+    """Show, after every validation epoch, which samples the network treats as the same thing.
+
+    For every validation sample x: the soft neighbor count N_S(x) = Σ_j k(x, x_j), and its k nearest neighbors, where k(x, x') is
+    the normalised inner product of the gradients of the outputs with respect to the parameters: near 1 when every small change
+    of the weights that moves one output moves the other alike.
+
+    The run is as it would have been without the monitor: weights, gradients, random numbers, buffers, metrics and logged values
+    are left alone. Tables go to ``<log_dir>/netsim/epoch=E-step=S/`` (samples.parquet, neighbors.parquet, meta.json and
+    figures), scalars are logged as ``netsim/neighbor_fraction``, ``netsim/same_class_fraction``, ``netsim/recall`` and
+    ``netsim/left_out``, figures go to loggers that show images.
+
+    What is compared: `similarity_step(batch, batch_idx) -> SimilarityBatch` if the LightningModule defines it. Otherwise a batch
+    is (inputs, labels, ...), or a mapping whose label and id keys are taken out, and of what `forward` returns, `logits` or the
+    only (B, D) tensor. Compare logits, not probabilities.
+
+    Args:
+        k: neighbors of each sample.
+        directions: which functions of the outputs are differentiated: "auto" (all of up to four outputs, else four random
+            directions, whose soft counts correlate at 0.99 with those of all), "all" (the paper's kernel, for ten outputs 2.5
+            times as expensive), a number of random directions, a (D, d) matrix or a function; see `Directions`.
+        parameters: "trainable", or names of parameters or modules to differentiate with respect to.
+        reference: what the neighbors are sought in: None for the validation set itself, "train" for the training set, or a
+            loader.
+        thresholds: τ of hard counts #{j : k ≥ τ}; they need the features of all samples in memory.
+        powers: α of power counts Σ_j max(k, 0)^α; likewise.
+        every_n_epochs: measure after every n-th epoch only.
+        max_samples: measure a fixed random subset of this many samples (of the reference set too).
+        max_overhead: skip epochs so that measuring takes at most this share of the time of the fit, e.g. 0.1.
+        memory_budget: bytes that features may take; None for a quarter of the free memory.
+        projection_dim: numbers kept for each sample where exact features do not fit in the budget; neighbors are then found by
+            a sketch whose recall is measured.
+        index_factory: a faiss `index_factory` string for the search.
+        compare_activations: find the neighbors under activations too.
+        activation_layer: the module whose output they are; None for the input of the last linear layer.
+        keep: which records stay on disk: "all", the "last", or the "best" by `monitor`.
+        monitor: the logged metric that says which record is best.
+        mode: whether the best has the "min" or "max" of it.
+        dirpath: where the records go; None for ``<log_dir>/netsim``.
+        render: turns one sample of the inputs into a picture (array) or a text, for the figures.
+        class_names: names of the classes 0, 1, 2, ...; None takes those of the data module or data set.
+        figures: whether to draw figures.
+        summary: whether to print a summary at the end.
+        seed: seed of random directions, sketch and subset.
+
+    Raises:
+        ValueError: for a value out of range; before training for a strategy that shards the model, a directory that cannot be
+            written, k ≥ N, or a batch or model that cannot be compared.
+
+    Source: Charpiat et al., Input Similarity from the Neural Network Perspective, NeurIPS 2019.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[SimilarityMonitor(k=10, every_n_epochs=5)], logger=False)
+    """
+
+    def __init__(
+        self,
+        k: int = 10,
+        directions: DirectionsLike = "auto",
+        parameters: str | list[str] = "trainable",
+        reference: str | Iterable[Any] | None = None,
+        thresholds: Iterable[float] = (),
+        powers: Iterable[float] = (),
+        every_n_epochs: int = 1,
+        max_samples: int | None = None,
+        max_overhead: float | None = None,
+        memory_budget: float | None = None,
+        projection_dim: int = 4096,
+        index_factory: str = "Flat",
+        compare_activations: bool = True,
+        activation_layer: str | None = None,
+        keep: str = "all",
+        monitor: str | None = None,
+        mode: str = "min",
+        dirpath: str | os.PathLike[str] | None = None,
+        render: Callable[[Any], Any] | None = None,
+        class_names: list[str] | None = None,
+        figures: bool = True,
+        summary: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.settings = SweepSettings(
+            k=k,
+            directions=directions,
+            parameters=parameters,
+            thresholds=tuple(thresholds),
+            powers=tuple(powers),
+            projection_dim=projection_dim,
+            index_factory=index_factory,
+            memory_budget=memory_budget,
+            compare_activations=compare_activations,
+            activation_layer=activation_layer,
+            seed=seed,
+        )
+        if isinstance(reference, str):
+            check_choice("reference", reference, ("train",))
+        self.reference = reference
+        self.every_n_epochs = check_positive_int("every_n_epochs", every_n_epochs)
+        self.max_samples = None if max_samples is None else check_positive_int("max_samples", max_samples)
+        self.max_overhead = None if max_overhead is None else check_positive_number("max_overhead", max_overhead)
+        self.keep = check_choice("keep", keep, KEEP)
+        self.monitor, self.mode = monitor, check_choice("mode", mode, ("min", "max"))
+        if keep == "best" and monitor is None:
+            raise expected("monitor", 'the name of a logged metric for keep="best"', "None", 'For example monitor="val_loss".')
+        self.dirpath, self.render, self.class_names = dirpath, render, class_names
+        self.figures, self.summary = figures, summary
+        self.record: Record | None = None
+        self.result: SimilarityResult | None = None
+        self.history: list[dict[str, float]] = []
+        self._best: tuple[float, str] | None = None
+        self._path: Path | None = None
+        self._epoch: EpochMeasurement | None = None
+        self._scalars: dict[str, float] = {}
+        self._noted: set[str] = set()
+        self._announced = False
+        self._spent = self._last_cost = 0.0
+        self._started = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the history of counts, so that a resumed run goes on with it."""
+        best = None if self._best is None else {"value": self._best[0], "path": self._best[1]}
+        return {"history": [dict(row) for row in self.history], "best": best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the history of a run that is resumed."""
+        self.history = [dict(row) for row in state_dict["history"]]
+        best = state_dict["best"]
+        self._best = None if best is None else (best["value"], best["path"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot be supported, before anything runs."""
+        name = type(trainer.strategy).__name__
+        if any(sharded in name for sharded in _SHARDED):
+            raise expected("strategy", "one that keeps the whole model in each process", name, 'Use strategy="ddp" or a single device.')
+        if not any(parameter.requires_grad for parameter in pl_module.parameters()):
+            raise expected("model", "a module with at least one trainable parameter", "none")
+        if self.reference == "train" and stage != "fit":
+            raise expected("reference", f"a loader or None in `{stage}`", '"train"', "Pass the training loader itself.")
+        self._publisher = Publisher(self._root(trainer), self.keep, self.figures)
+        if self._publisher.root is not None and trainer.is_global_zero:
+            check_writable("dirpath", self._publisher.root)
+        self._started, self._spent = time.perf_counter(), 0.0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._see(trainer, batch, batch_idx, dataloader_idx)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._see(trainer, batch, batch_idx, dataloader_idx)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._end_batch(trainer, pl_module, batch_idx, dataloader_idx)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._end_batch(trainer, pl_module, batch_idx, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end_epoch(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end_epoch(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.keep == "best" and self._path is not None and not trainer.sanity_checking:
+            self._keep_best(trainer)
+        if trainer.state.fn == "validate":
+            self._print_summary(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._print_summary(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._print_summary(trainer)
+
+    def _root(self, trainer: Trainer) -> Path | None:
+        """Return the directory of the records; None in a `fast_dev_run`, which leaves nothing behind."""
+        log_dir = trainer.log_dir  # Every process has to ask: it is a broadcast.
+        if self.dirpath is not None:
+            return Path(self.dirpath)
+        return None if log_dir is None else Path(log_dir) / "netsim"
+
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._scalars = {}
+        self._epoch = None
+        if trainer.sanity_checking or self._is_due(trainer):
+            self._epoch = EpochMeasurement(trainer, pl_module, self.settings, self.reference, self.max_samples)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        if trainer.state.fn != "fit":
+            return True
+        elapsed = time.perf_counter() - self._started
+        affordable = self.max_overhead is None or self._spent + self._last_cost <= self.max_overhead * elapsed or not self.history
+        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0 and affordable
+        # Clocks differ between processes; the decision must not.
+        return bool(trainer.strategy.broadcast(due))
+
+    def _see(self, trainer: Trainer, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        if self._epoch is None:
+            return
+        if not trainer.sanity_checking:
+            self._epoch.see(batch, batch_idx, dataloader_idx)
+        elif batch_idx == 0:
+            self._epoch.check(batch, batch_idx)
+
+    def _end_batch(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int, dataloader_idx: int) -> None:
+        if self._epoch is not None and not trainer.sanity_checking and self._epoch.is_last(batch_idx, dataloader_idx):
+            self._measure(trainer, pl_module)
+
+    def _end_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._epoch is not None and not trainer.sanity_checking:
+            self._measure(trainer, pl_module)
+        for name, value in self._scalars.items():
+            # Every process holds the same values.
+            self.log(f"netsim/{name}", value, rank_zero_only=False, sync_dist=False)
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure once, on the first process: the whole set, whatever share of it each process has seen."""
+        epoch, self._epoch = self._epoch, None
+        if trainer.is_global_zero and epoch is not None:
+            result, pictures = epoch.measure(self.render, announce=not self._announced)
+            self._announced = True
+            self._take(trainer, epoch, result, pictures)
+        self._scalars = trainer.strategy.broadcast(self._scalars)
+
+    def _take(self, trainer: Trainer, epoch: EpochMeasurement, result: SimilarityResult, pictures: Pictures) -> None:
+        """Turn a result into a record, write it, and remember what is shown later."""
+        for note in set(result.notes) - self._noted:
+            rank_zero_warn(f"SimilarityMonitor: {note}")
+        self._noted |= set(result.notes)
+        averaged = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+        context = {
+            "stage": trainer.state.stage.value if trainer.state.stage else None,
+            "epoch": trainer.current_epoch,
+            "global_step": trainer.global_step,
+            "reference": "self" if self.reference is None else self.reference if isinstance(self.reference, str) else "other",
+            "weights": "averaged" if averaged else "raw",
+            "class_names": self._class_names(trainer, epoch),
+        }
+        self.result, self.record = result, make_record(result, self.settings, context)
+        self._scalars = scalars(self.record)
+        self._spent, self._last_cost = self._spent + result.seconds, result.seconds
+        if trainer.state.fn == "fit":
+            self.history.append(RecordView(self.record).history_row())
+        self._path = self._publisher.publish(self.record, pictures, self.history, trainer.loggers, trainer.global_step)
+
+    def _class_names(self, trainer: Trainer, epoch: EpochMeasurement) -> list[str] | None:
+        dataset = getattr(epoch.loaders[0], "dataset", None)
+        names = self.class_names or getattr(trainer.datamodule, "class_names", None) or getattr(dataset, "classes", None)
+        return None if names is None else [str(name) for name in names]
+
+    def _keep_best(self, trainer: Trainer) -> None:
+        """Keep the record of the best validation so far only."""
+        values = trainer.callback_metrics
+        if self.monitor not in values:
+            raise expected("monitor", "a logged metric: " + ", ".join(sorted(values)), repr(self.monitor))
+        value = float(values[self.monitor])
+        better = self._best is None or (value < self._best[0] if self.mode == "min" else value > self._best[0])
+        if better:
+            self._best = (value, str(self._path))
+        if self._best is not None and trainer.is_global_zero:
+            self._publisher.keep_best(Path(self._best[1]))
+
+    def _print_summary(self, trainer: Trainer) -> None:
+        if self.summary and self.record is not None:
+            print_summary(trainer, self.record, self._path)
