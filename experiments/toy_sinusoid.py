@@ -233,13 +233,16 @@ def plot_along_circle(counts: pd.DataFrame) -> Figure:
             "the runs and, shaded, their range. Third row: hard counts (similarities of at least τ) and the power count with "
             "exponent 4. Fourth row: curvature of the target; where it is high, a network has to tell neighbors apart."
         )
-        figure = style.new_figure(12.4, 9.2, title, reading)
+        figure = style.new_figure(12.4, 9.4, title, reading)
         for column, (frequency, group) in enumerate(groups):
             panels = [_panel(figure, row, column, len(groups)) for row in range(4)]
             _draw_column(panels, group)
             panels[0].set_title(f"f = {frequency:g}", fontsize=10.5, loc="left")
             panels[3].set_xlabel("position α (turns)")
-            if column == 0:
+            if column > 0:
+                for axes in panels:
+                    axes.tick_params(labelleft=False)
+            else:
                 labels = ("target and output", "soft count", "hard and power counts", "curvature (log)")
                 for axes, label in zip(panels, labels, strict=True):
                     axes.set_ylabel(label)
@@ -250,9 +253,11 @@ def plot_along_circle(counts: pd.DataFrame) -> Figure:
 
 
 def _panel(figure: Figure, row: int, column: int, columns: int) -> Axes:
-    width, height = (12.4 - 0.8 - 1.25) / columns, 2.0
-    left, top = 0.8 + column * width, 1.35 + row * (height - 0.1)
-    return style.add_axes(figure, left, 9.2 - top - height + 0.4, 12.4 - left - width + 0.28, top)
+    """Return the axes of one panel; its inches from the figure's left and top edges follow from row and column."""
+    width, height = figure.get_size_inches()
+    pitch, tall = (width - 0.85 - 1.1) / columns, 1.65
+    left, top = 0.85 + column * pitch, 1.3 + row * (tall + 0.32)
+    return style.add_axes(figure, left, height - top - tall, width - left - pitch + 0.2, top)
 
 
 def _draw_column(panels: Sequence[Axes], group: pd.DataFrame) -> None:
@@ -269,8 +274,10 @@ def _draw_column(panels: Sequence[Axes], group: pd.DataFrame) -> None:
     for axes in panels:
         axes.set_xlim(0, 1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "¼", "½", "¾", "1"])
+    panels[0].set_ylim(-1.1, 1.1)
+    panels[3].set_ylim(5e-4, 1e4)
     for axes in panels[1:3]:
-        axes.set_ylim(0, size)
+        axes.set_ylim(0, 1.04 * size)
 
 
 def plot_on_circle(counts: pd.DataFrame) -> Figure:
@@ -282,10 +289,10 @@ def plot_on_circle(counts: pd.DataFrame) -> Figure:
             "The points (cos 2πα, sin 2πα) lie on the floor, colored by their target; above each stands its soft count, out "
             f"of {size:,.0f} points. The more periods the target has, the fewer points a network treats as the same."
         )
-        figure = style.new_figure(12.4, 4.6, title, reading)
+        figure = style.new_figure(12.4, 4.0, title, reading)
         for column, (frequency, group) in enumerate(groups):
             share = 1 / len(groups)
-            axes: Any = figure.add_axes((column * share + 0.004, 0.02, share - 0.02, 0.8), projection="3d")
+            axes: Any = figure.add_axes((column * share, 0.02, share - 0.03, 0.8), projection="3d")
             circle = [group["alpha"].mul(2 * math.pi).map(function) for function in (math.cos, math.sin)]
             axes.scatter(*circle, 0, c=group["target"], cmap="coolwarm", s=2, vmin=-1, vmax=1)
             axes.scatter(*circle, group["soft"], c=group["target"], cmap="coolwarm", s=4, vmin=-1, vmax=1)
@@ -293,6 +300,7 @@ def plot_on_circle(counts: pd.DataFrame) -> Figure:
             axes.set_xticks([-1, 0, 1])
             axes.set_yticks([-1, 0, 1])
             axes.view_init(elev=22, azim=-60)
+            axes.set_box_aspect(None, zoom=1.05)
             axes.set_title(f"f = {frequency:g}: mean {group['soft'].mean():,.0f}", fontsize=10.5, y=0.98)
     return figure
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from lightning_netsim._checks import expected
@@ -90,8 +89,12 @@ def find_outputs(result: Any) -> Tensor:
     logits = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
     if isinstance(logits, Tensor):
         return _check_outputs(logits)
-    parts = dict(result) if isinstance(result, Mapping) else dict(enumerate(result)) if isinstance(result, (tuple, list)) else {}
-    candidates = [value for value in parts.values() if isinstance(value, Tensor) and value.ndim == 2 and value.is_floating_point()]
+    parts = (
+        dict(result) if isinstance(result, Mapping) else dict(enumerate(result)) if isinstance(result, (tuple, list)) else {}
+    )
+    candidates = [
+        value for value in parts.values() if isinstance(value, Tensor) and value.ndim == 2 and value.is_floating_point()
+    ]
     if len(candidates) == 1:
         return candidates[0]
     seen = ", ".join(f"{key}: {_describe(value)}" for key, value in parts.items()) or type(result).__name__

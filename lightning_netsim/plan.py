@@ -122,19 +122,26 @@ def make_plan(
     budget, directions, parameters = memory_budget(settings), jacobian.num_directions, jacobian.num_parameters
     exact = directions * parameters
     # A vector stands in the store and in the index.
-    stored_bytes, sketched_bytes = (2 * _FLOAT_BYTES * width * (num_samples or 1) for width in (exact, directions * sketch_width))
+    stored_bytes, sketched_bytes = (
+        2 * _FLOAT_BYTES * width * (num_samples or 1) for width in (exact, directions * sketch_width)
+    )
     fits = num_samples is not None and stored_bytes <= budget
     kind = settings.plan if settings.plan != "auto" else "store" if fits or exact <= directions * sketch_width else "sketch"
     if kind == "store" and stored_bytes > budget:
         raise expected("memory_budget", f"at least {stored_bytes:,} bytes to store all features", f"{budget:,.0f}", _SMALLER)
     if kind == "sketch" and (settings.thresholds or settings.powers):
         raise expected(
-            "memory_budget", f"at least {stored_bytes:,} bytes for hard and power counts, which need all features", f"{budget:,.0f}", _SMALLER
+            "memory_budget",
+            f"at least {stored_bytes:,} bytes for hard and power counts, which need all features",
+            f"{budget:,.0f}",
+            _SMALLER,
         )
     if kind == "sketch" and sketched_bytes > budget:
         raise expected("memory_budget", f"at least {sketched_bytes:,} bytes for sketched features", f"{budget:,.0f}", _SMALLER)
     width = exact if kind == "store" else directions * sketch_width
-    per_sample = _WORKING_COPIES * jacobian.nbytes / jacobian.num_samples + 2 * _FLOAT_BYTES * max(width, directions * _largest(jacobian))
+    per_sample = _WORKING_COPIES * jacobian.nbytes / jacobian.num_samples + 2 * _FLOAT_BYTES * max(
+        width, directions * _largest(jacobian)
+    )
     room = _chunk_room(budget, device)
     chunk = settings.chunk_size or max(1, min(_MAX_CHUNK.get(device.type, 128), int(room / per_sample)))
     return SweepPlan(kind, chunk, width, stored_bytes if kind == "store" else sketched_bytes, directions, parameters)

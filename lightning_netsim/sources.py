@@ -91,7 +91,9 @@ def is_sequential(loader: Any) -> bool:
 
 def is_indexed(loader: Any) -> bool:
     """Return whether `loader` draws from a data set with an index, so that it can be gone through in order."""
-    return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset) and isinstance(loader.dataset, Sized)
+    return (
+        isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset) and isinstance(loader.dataset, Sized)
+    )
 
 
 def from_loader(

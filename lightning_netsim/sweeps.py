@@ -16,7 +16,7 @@ from lightning_netsim.estimators import KernelNeighbors, NeighborCount, RecallAu
 from lightning_netsim.features import AbstractFeatureBatch, ActivationFeatures, DenseFeatureBatch, GradientFeatures
 from lightning_netsim.jacobian import SketchProjection, trees
 from lightning_netsim.plan import SweepPlan, SweepSettings, make_plan, memory_budget, plan_record
-from lightning_netsim.results import KernelNeighborsResult, SimilarityResult
+from lightning_netsim.results import SimilarityResult
 from lightning_netsim.sample_table import SampleTable
 from lightning_netsim.sources import Chunk, SampleSource, fixed_subset
 
@@ -200,7 +200,8 @@ class _Measurement:
             if found.activation_neighbors is not None and activations is not None:
                 found.activation_neighbors.update(activations, chunk.index)
             if self.compares_with_itself:
-                self.stored.append(DenseFeatureBatch(features.spread(vectors), normalize=False))
+                is_dense = isinstance(features, DenseFeatureBatch)
+                self.stored.append(features if is_dense else DenseFeatureBatch(features.spread(vectors), normalize=False))
                 self.stored_activations += [] if activations is None else [activations]
                 self._pick(chunk, features, audited)
 
@@ -294,7 +295,9 @@ class _Measurement:
             num_directions=plan.num_directions,
             plan=plan_record(plan, self.gradients.operator.ownership.methods(), self.budget),
             similarity_error=error,
-            sweep_disagreement=abs(float(counts.soft.double().nansum()) - squared) / squared if self.compares_with_itself else None,
+            sweep_disagreement=abs(float(counts.soft.double().nansum()) - squared) / squared
+            if self.compares_with_itself
+            else None,
             notes=tuple(sorted(self.gradients.notes)),
             seconds=0.0,
         )

@@ -222,7 +222,9 @@ def prelu() -> Case:
 
 @case
 def embedding() -> Case:
-    model = nn.Sequential(nn.Embedding(9, 4, padding_idx=0), nn.Linear(4, 5), nn.Tanh(), Lambda(lambda x: x.mean(1)), nn.Linear(5, 3))
+    model = nn.Sequential(
+        nn.Embedding(9, 4, padding_idx=0), nn.Linear(4, 5), nn.Tanh(), Lambda(lambda x: x.mean(1)), nn.Linear(5, 3)
+    )
     return model, torch.tensor([[1, 2, 2, 0], [3, 4, 1, 8], [0, 0, 5, 5], [2, 1, 7, 0]])
 
 

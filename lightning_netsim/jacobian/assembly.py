@@ -89,8 +89,12 @@ def _layer(one_pass: Pass, module: nn.Module, names: Sequence[str]) -> dict[str,
 
 def _kept(tensor: Tensor, one_pass: Pass) -> Tensor:
     """Return `tensor` as a factor keeps it: off the graph unless it is wanted, in float32 or better."""
-    kept = tensor if one_pass.create_graph else tensor.detach()
-    return kept.float() if kept.dtype in (torch.float16, torch.bfloat16) else kept
+    return at_least_float32(tensor if one_pass.create_graph else tensor.detach())
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return `tensor` in float32 if it is in half precision, else as it is."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _module_vmap(one_pass: Pass, module: nn.Module, names: Sequence[str]) -> dict[str, AbstractFactor]:

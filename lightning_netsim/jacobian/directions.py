@@ -80,7 +80,10 @@ class Directions:
             return None
         if number > num_outputs:
             raise expected(
-                "directions", f"at most the number of outputs, {num_outputs}", str(number), 'Use directions="all" for all of them.'
+                "directions",
+                f"at most the number of outputs, {num_outputs}",
+                str(number),
+                'Use directions="all" for all of them.',
             )
         generator = torch.Generator().manual_seed(self.seed)
         gaussian = torch.randn(num_outputs, number, dtype=torch.float64, generator=generator)

@@ -93,7 +93,12 @@ def model_by_vmap(
 
 
 def model_by_loop(
-    model: nn.Module, forward: Callable[[Any], Tensor], names: Sequence[str], inputs: Any, batch: int, create_graph: bool = False
+    model: nn.Module,
+    forward: Callable[[Any], Tensor],
+    names: Sequence[str],
+    inputs: Any,
+    batch: int,
+    create_graph: bool = False,
 ) -> Gradients:
     """Differentiate the whole model sample by sample; arguments and result as in `model_by_vmap`."""
     parameters = [model.get_parameter(name) for name in names]

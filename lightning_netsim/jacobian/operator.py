@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_netsim._checks import expected
 from lightning_netsim.jacobian import trees
-from lightning_netsim.jacobian.assembly import Pass, find_factors
+from lightning_netsim.jacobian.assembly import Pass, at_least_float32, find_factors
 from lightning_netsim.jacobian.capture import capture, differentiable
 from lightning_netsim.jacobian.directions import Directions, DirectionsLike
 from lightning_netsim.jacobian.fallbacks import plain_attention
@@ -145,7 +145,10 @@ class JacobianOperator:
         outputs = _read_outputs(captured.outputs)
         if not outputs.requires_grad:
             raise expected(
-                "outputs", "differentiable", "no gradient", "Remove `detach()` and `no_grad` between the parameters and the outputs."
+                "outputs",
+                "differentiable",
+                "no gradient",
+                "Remove `detach()` and `no_grad` between the parameters and the outputs.",
             )
         if watched and not captured.calls:
             raise expected("forward", "a function that runs the modules of `model`", "one that calls none of them")
@@ -154,7 +157,7 @@ class JacobianOperator:
         one_pass = Pass(self.model, self._projected_forward, (inputs, labels), captured, deltas, len(outputs), create_graph)
         factors, failures = find_factors(one_pass, paths)
         ordered = {name: factors[name] for name in paths if name in factors}
-        kept_outputs = outputs if create_graph else outputs.detach()
+        kept_outputs = at_least_float32(outputs if create_graph else outputs.detach())
         return PerSampleJacobian(ordered, self.shapes, kept_outputs, projected.shape[1]), failures
 
     def _projected_forward(self, batch: tuple[Any, Tensor | None]) -> Tensor:
@@ -173,8 +176,10 @@ class JacobianOperator:
         reference = torch.autograd.grad(projected, list(parameters.values()), weight, allow_unused=True)
         found = jacobian.weighted_sum(weight.to(jacobian.outputs.dtype).unsqueeze(2))
         wrong = {name: str(error) for name, error in failures.items()}
+        # In half precision autograd's own sums are that coarse.
+        tolerance = max(CHECK_TOLERANCE, 8 * torch.finfo(projected.dtype).eps)
         for name, error in _relative_errors(found, dict(zip(parameters, reference, strict=True))).items():
-            if error > CHECK_TOLERANCE or error != error:
+            if error > tolerance or error != error:
                 wrong.setdefault(name, f"relative error {error:.1e} against autograd")
         return wrong
 
@@ -285,7 +290,7 @@ def _refuse_batch_statistics(model: nn.Module) -> None:
 def _refuse_interaction(apart: Tensor, together: Tensor) -> None:
     scale = together.abs().max().clamp_min(torch.finfo(together.dtype).tiny)
     change = float((apart - together).abs().max() / scale)
-    if change > 1e-3:
+    if change > max(1e-3, 8 * torch.finfo(together.dtype).eps):
         raise expected(
             "model",
             "one whose output for a sample does not depend on the rest of the batch",

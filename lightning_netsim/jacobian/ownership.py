@@ -81,7 +81,10 @@ def _chosen(model: nn.Module, parameters: str | Iterable[str]) -> list[str]:
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trainable:
         raise expected(
-            "model", "a module with at least one trainable parameter", "none", "Set `requires_grad` on what you want to compare by."
+            "model",
+            "a module with at least one trainable parameter",
+            "none",
+            "Set `requires_grad` on what you want to compare by.",
         )
     if parameters == "trainable":
         return trainable

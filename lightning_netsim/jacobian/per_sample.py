@@ -36,7 +36,9 @@ class PerSampleJacobian:
         self.num_parameters = sum(shape.numel() for shape in shapes.values())
 
     def __repr__(self) -> str:
-        return f"PerSampleJacobian(samples={self.num_samples}, directions={self.num_directions}, parameters={self.num_parameters})"
+        return (
+            f"PerSampleJacobian(samples={self.num_samples}, directions={self.num_directions}, parameters={self.num_parameters})"
+        )
 
     @property
     def nbytes(self) -> int:
@@ -147,5 +149,3 @@ class PerSampleJacobian:
         if total is None:
             return self.outputs.new_zeros(self.num_samples, self.num_directions, self.num_directions)
         return total
-
-

@@ -34,7 +34,10 @@ def split(direction: Tensor, result: PerSampleJacobian) -> dict[str, Tensor]:
     """Cut a (c, P) matrix into one tensor for each parameter."""
     sizes = [shape.numel() for shape in result.shapes.values()]
     parts = direction.split(sizes, 1)
-    return {name: part.unflatten(1, shape or (1,)).view(-1, *shape) for (name, shape), part in zip(result.shapes.items(), parts, strict=True)}
+    return {
+        name: part.unflatten(1, shape or (1,)).view(-1, *shape)
+        for (name, shape), part in zip(result.shapes.items(), parts, strict=True)
+    }
 
 
 def close(actual: Tensor, wanted: Tensor, tolerance: float) -> None:
@@ -55,7 +58,9 @@ def test_every_method_equals_the_loop(name: str, dtype: torch.dtype) -> None:
     close(result.inner(result), torch.einsum("iap,jbp->ijab", wanted, wanted), tolerance)
     close(result.dot(split(direction.to(dtype), result)), wanted @ direction.mT, tolerance)
     total = result.weighted_sum(weight.to(dtype))
-    flat = torch.cat([total[k].reshape(3, -1) if k in total else torch.zeros(3, s.numel()) for k, s in result.shapes.items()], 1)
+    flat = torch.cat(
+        [total[k].reshape(3, -1) if k in total else torch.zeros(3, s.numel()) for k, s in result.shapes.items()], 1
+    )
     close(flat, torch.einsum("bdp,bdc->cp", wanted, weight), tolerance)
     close(result.materialize(), wanted, tolerance)
     matrix = torch.randn(*wanted.shape[:2], 3, generator=generator, dtype=torch.float64)
@@ -64,7 +69,9 @@ def test_every_method_equals_the_loop(name: str, dtype: torch.dtype) -> None:
     close(mixed.trace_dot(split(direction.to(dtype), result)), torch.einsum("bcp,cp->b", wanted_mixed, direction), tolerance)
 
 
-@pytest.mark.parametrize("name", ["mlp_10", "conv2d_small_output", "embedding", "called_twice", "lstm", "batch_norm_zero_gamma"])
+@pytest.mark.parametrize(
+    "name", ["mlp_10", "conv2d_small_output", "embedding", "called_twice", "lstm", "batch_norm_zero_gamma"]
+)
 def test_normalized_kernel_in_float32(name: str) -> None:
     result, wanted = jacobian(name, torch.float32), oracle(name)
     root, rank = inverse_root(result.gram())
