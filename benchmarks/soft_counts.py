@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -87,7 +87,8 @@ class Problem:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.network: nn.Module = MNISTNetwork().eval()
-        self.directions = Directions(1, seed=0)
+        # The direction that GradientFeatures(directions=1, seed=0) draws, shape (10, 1).
+        self.direction = torch.as_tensor(Directions(1, seed=0).matrix(10)).float()
         self.parameters = {name: value.detach() for name, value in self.network.named_parameters()}
         self.stored: Tensor | None = None
 
@@ -101,14 +102,14 @@ class Problem:
         total = torch.zeros(())
         for chunk in self.chunks(chunk_size):
             self.network.zero_grad()
-            value = self.directions.project(self.network(chunk)).sum()
+            value = (self.network(chunk) @ self.direction).sum()
             value.backward()  # type: ignore[no-untyped-call]
             total += value.detach()
         return total
 
     def ours(self) -> Tensor:
         """Count in two sweeps with this package."""
-        features = GradientFeatures(self.network, directions=self.directions)
+        features = GradientFeatures(self.network, directions=1, seed=0)
         count = NeighborCount()
         for chunk in self.chunks():
             count.update(features(chunk))
@@ -144,7 +145,7 @@ class Problem:
 
     def _gradients(self, chunk: Tensor) -> dict[str, Tensor]:
         def value(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
-            return self.directions.project(functional_call(self.network, parameters, (image.unsqueeze(0),)))[0, 0]
+            return (functional_call(self.network, parameters, (image.unsqueeze(0),)) @ self.direction)[0, 0]
 
         gradients: dict[str, Tensor] = vmap(grad(value), (None, 0))(self.parameters, chunk)
         return gradients
@@ -197,10 +198,36 @@ def peak_megabytes(method: str, images: int, options: argparse.Namespace) -> flo
 def report_memory(options: argparse.Namespace) -> dict[str, Any]:
     """Run one method in this process and return the growth of its resident memory, from before it to the peak."""
     problem = Problem(load_images(options.data_dir, options.images)[0], options.chunk_size)
-    before = psutil.Process().memory_info().rss
-    getattr(problem, options.measure_memory)()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"megabytes": round((peak - before) / 1e6, 1)}
+    with PeakMemory() as memory:
+        getattr(problem, options.measure_memory)()
+    return {"megabytes": round(memory.growth / 1e6, 1)}
+
+
+class PeakMemory:
+    """Look at the resident memory of this process every millisecond, from another thread.
+
+    The operating system's own record of the peak is no use here: it includes what was held before.
+
+    Attributes:
+        growth: bytes by which it grew at most since the beginning.
+    """
+
+    def __enter__(self) -> PeakMemory:
+        self._process = psutil.Process()
+        self._before = self._peak = self._process.memory_info().rss
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self.growth = self._peak - self._before
+
+    def _look(self) -> None:
+        while not self._done.wait(0.001):
+            self._peak = max(self._peak, self._process.memory_info().rss)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -240,12 +267,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def print_figures(figures: dict[str, Any]) -> None:
     seconds, memory = figures["median_seconds"], figures["peak_megabytes"]
-    print(
-        f"\n| {'method':<14} | seconds | in units of plain | peak memory, MB |\n|{'-' * 16}|--------:|------------------:|----------------:|"
-    )
+    print("\n| method         | seconds | in units of plain | peak memory, MB |")
+    print("|----------------|--------:|------------------:|----------------:|")
     for name in METHODS:
         print(f"| {name:<14} | {seconds[name]:7.3f} | {seconds[name] / seconds['plain']:17.2f} | {memory[name][0]:15,.0f} |")
-    print(f"\nplain at other chunk sizes: {', '.join(f'{size}: {seconds[f"plain_{size}"]:.3f} s' for size in PLAIN_CHUNKS)}")
+    others = ", ".join(f"{size}: {seconds[f'plain_{size}']:.3f} s" for size in PLAIN_CHUNKS)
+    print(f"\nplain in chunks of {others}")
     print(f"ours with twice the images: {memory['ours'][1]:,.0f} MB at its peak")
 
 

@@ -11,19 +11,20 @@ from typing import Any
 
 import pandas as pd
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from tqdm.auto import tqdm
 
 from lightning_netsim._checks import expected
-from lightning_netsim.isolation import unchanged
+from lightning_netsim.isolation import mute, unchanged
 from lightning_netsim.jacobian import trees
 from lightning_netsim.jacobian.directions import DirectionsLike
+from lightning_netsim.plan import SweepSettings
+from lightning_netsim.records import Record, list_records, read_record, write_record
 from lightning_netsim.report.figures import plot_count_histogram, plot_neighbor_rows
 from lightning_netsim.report.html import record_to_html
 from lightning_netsim.report.pictures import Pictures
-from lightning_netsim.plan import SweepSettings
-from lightning_netsim.records import Record, list_records, read_record, write_record
 from lightning_netsim.report.summary import format_summary
 from lightning_netsim.results import SimilarityResult
 from lightning_netsim.sources import SampleSource, from_loader
@@ -176,6 +177,7 @@ def analyze(
 
     with isolate_rng(), unchanged(model), _progress_bar(progress) as tell:
         model.eval()
+        mute(model, LightningModule)
         queries = source(loader)
         others = None if reference is None else source(reference)
         announce = (lambda text: print(f"netsim: {text}", file=sys.stderr)) if progress else None
@@ -188,7 +190,7 @@ def analyze(
         "weights": "raw",
         "class_names": None if class_names is None else list(class_names),
     }
-    pictures = Pictures(result, getattr(loader, "dataset", None))
+    pictures = Pictures(result, getattr(loader, "dataset", None), getattr(reference, "dataset", None))
     return SimilarityAnalysis(make_record(result, settings, context), result, pictures)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -58,7 +59,7 @@ def read_batch(model: nn.Module, batch: Any, batch_idx: int = 0) -> SimilarityBa
             raise expected("similarity_step", "a method that returns a SimilarityBatch", type(result).__name__)
         return result
     inputs, labels, ids = split_batch(batch)
-    outputs = find_outputs(model(**inputs) if isinstance(inputs, Mapping) else model(inputs))
+    outputs = find_outputs(model(**_keywords(model, inputs)) if isinstance(inputs, Mapping) else model(inputs))
     return SimilarityBatch(outputs, labels, ids, _shown(inputs))
 
 
@@ -80,6 +81,18 @@ def split_batch(batch: Any) -> tuple[Any, Any, Any]:
             raise expected("batch", "(inputs, labels, ...)", f"an empty {type(batch).__name__}", _REMEDY)
         return batch[0], batch[1] if len(batch) > 1 else None, None
     return batch, None, None
+
+
+def _keywords(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `inputs` that the `forward` of `model` takes."""
+    parameters = inspect.signature(model.forward).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return dict(inputs)
+    taken = {key: value for key, value in inputs.items() if key in parameters}
+    if not taken:
+        wanted = f"a mapping with a key that `forward` takes ({', '.join(parameters)})"
+        raise expected("batch", wanted, f"the keys {sorted(map(str, inputs))}", _REMEDY)
+    return taken
 
 
 def find_outputs(result: Any) -> Tensor:
@@ -114,10 +127,14 @@ def _describe(value: Any) -> str:
 
 def _shown(inputs: Any) -> Any:
     """Return what a person can look at: the inputs themselves, or the first tensor or column of several."""
-    if not isinstance(inputs, (Mapping, tuple, list)):
+    if not isinstance(inputs, (Mapping, tuple, list)) or _is_text(inputs):
         return inputs
     values: list[Any] = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
-    return next((value for value in values if isinstance(value, Tensor)), None)
+    return next((value for value in values if isinstance(value, Tensor) or _is_text(value)), None)
+
+
+def _is_text(values: Any) -> bool:
+    return isinstance(values, (tuple, list)) and len(values) > 0 and all(isinstance(value, str) for value in values)
 
 
 #: Model, batch, batch index -> what is compared.
@@ -130,7 +147,7 @@ def as_column(values: Tensor | Sequence[Any] | None, size: int, name: str) -> li
     Raises:
         ValueError: if there are not `size` of them.
     """
-    if values is None or not isinstance(values, (Tensor, Sequence)):
+    if not isinstance(values, (Tensor, Sequence)) or (isinstance(values, Tensor) and values.ndim == 0):
         return None
     if len(values) != size:
         raise expected(name, f"{size} values, one for each sample", f"{len(values)}")

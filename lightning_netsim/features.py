@@ -61,7 +61,7 @@ class AbstractFeatureBatch(ABC):
         if bool(self.valid.all()):
             return values
         spread = values.new_full((len(self.valid), *values.shape[1:]), torch.nan)
-        spread[self.valid] = values
+        spread[self.valid.to(values.device)] = values
         return spread
 
 
@@ -217,8 +217,8 @@ class GradientFeatures:
             self.notes.add("The outputs sum to one: probabilities make the kernel ill-conditioned; compare logits instead.")
         if bool((features.valid & (features.rank < features.num_directions)).any()):
             self.notes.add(
-                "The gradients of some samples are linearly dependent (rank below the number of directions); their similarity is "
-                "that of the subspace they span. If the outputs are probabilities, compare logits instead."
+                "The gradients of some samples are linearly dependent (rank below the number of directions); their similarity "
+                "is that of the subspace they span. If the outputs are probabilities, compare logits instead."
             )
 
 

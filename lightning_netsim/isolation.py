@@ -31,6 +31,17 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
+def mute(model: nn.Module, kind: type[nn.Module]) -> None:
+    """Make `log` of every module of a class do nothing, until the `unchanged` block ends that this is called in."""
+    for module in model.modules():
+        if isinstance(module, kind):
+            vars(module)["log"] = _log_nothing
+
+
+def _log_nothing(*args: Any, **kwargs: Any) -> None:
+    """Stand in for `LightningModule.log`."""
+
+
 def _copied(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return each attribute with a copy of its contents, where it is one that a forward pass may change in place."""
     return {name: (value, _contents(value)) for name, value in attributes.items()}

@@ -94,8 +94,8 @@ class SweepPlan:
             "sketch": f"two sweeps, exact counts, {self.num_features:,} sketched features a sample ({size})",
         }[self.kind]
         return (
-            f"{many} samples, {self.num_directions} direction{'s' * (self.num_directions > 1)}, {self.num_parameters:,} parameters: "
-            f"{how}{time}."
+            f"{many} samples, {self.num_directions} direction{'s' * (self.num_directions > 1)}, {self.num_parameters:,} "
+            f"parameters: {how}{time}."
         )
 
 

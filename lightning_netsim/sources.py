@@ -84,16 +84,18 @@ def fixed_subset(num_samples: int, max_samples: int | None, seed: int) -> Tensor
 
 def is_sequential(loader: Any) -> bool:
     """Return whether the n-th sample that `loader` gives is sample n of its data set."""
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+    if not is_indexed(loader) or type(loader.batch_sampler) is not BatchSampler:
         return False
-    return type(loader.batch_sampler) in (BatchSampler, type(None)) and isinstance(loader.sampler, SequentialSampler)
+    # A batch sampler given by the user has its own sampler, which the loader's `sampler` does not show.
+    return isinstance(loader.batch_sampler.sampler, SequentialSampler)
 
 
 def is_indexed(loader: Any) -> bool:
     """Return whether `loader` draws from a data set with an index, so that it can be gone through in order."""
-    return (
-        isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset) and isinstance(loader.dataset, Sized)
-    )
+    # Without a batch sampler, an entry of the data set is a whole batch.
+    if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
+        return False
+    return not isinstance(loader.dataset, IterableDataset) and isinstance(loader.dataset, Sized)
 
 
 def from_loader(
@@ -119,8 +121,9 @@ def from_loader(
         return from_batches(loader, transfer, max_samples, limit_batches)
     if not isinstance(loader, DataLoader):
         raise expected("loader", "a DataLoader", type(loader).__name__)
-    size = _batch_size(loader)
-    total = len(loader.dataset) if limit_batches is None else min(len(loader.dataset), limit_batches * size)
+    dataset: Any = loader.dataset
+    size, extent = _batch_size(loader), len(dataset)
+    total = extent if limit_batches is None else min(extent, limit_batches * size)
     chosen = fixed_subset(total, max_samples, seed)
     positions = torch.arange(total) if chosen is None else chosen
 
@@ -131,7 +134,7 @@ def from_loader(
             start += size
             yield Chunk(transfer(batch, batch_idx), index, batch_idx)
 
-    return SampleSource(chunks, len(positions), chosen, extent=len(loader.dataset))
+    return SampleSource(chunks, len(positions), chosen, extent)
 
 
 def from_batches(
@@ -148,6 +151,9 @@ def from_batches(
         max_samples: use no more than the first samples.
         limit_batches: use no more than the first batches.
     """
+    if isinstance(batches, Iterator):
+        remedy = "Pass a DataLoader, or a list of the batches."
+        raise expected("loader", "one that can be gone through again", f"a spent-once {type(batches).__name__}", remedy)
     limit = float("inf") if max_samples is None else max_samples
 
     def chunks() -> Iterator[Chunk]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,6 +112,7 @@ class _Measurement:
         self.stored: list[DenseFeatureBatch] = []
         self.stored_activations: list[DenseFeatureBatch] = []
         self._read: SimilarityBatch | None = None
+        self._size = 0
         self._batch_idx = 0
 
     def run(self, announce: Callable[[str], None] | None) -> SimilarityResult:
@@ -127,7 +128,7 @@ class _Measurement:
         )
         audited = self._audited_positions() if not found.neighbors.is_exact else torch.tensor([], dtype=torch.int64)
         self._sweep_reference(plan, found, audited)
-        check_neighbors_fit(self.settings.k, self.reference_table.num_valid, self.compares_with_itself)
+        check_neighbors_fit(self.settings.k, self.reference_table.num_samples, self.compares_with_itself)
         audit = self._sweep_queries(plan, found, audited)
         return self._result(plan, found, audit)
 
@@ -162,8 +163,11 @@ class _Measurement:
         return sum(known) if len(known) == len(sizes) else None
 
     def _forward(self, batch: Any) -> Tensor:
-        self._read = read_batch(self.model, batch, self._batch_idx)
-        return self._read.outputs
+        read = read_batch(self.model, batch, self._batch_idx)
+        # Of the runs for one chunk, the first with all of its samples: some paths also run the model on single samples.
+        if self._read is None or len(self._read.outputs) != self._size:
+            self._read = read
+        return read.outputs
 
     def _labels(self, chunk: Chunk) -> Tensor | None:
         if self.settings.directions != "target":
@@ -172,7 +176,7 @@ class _Measurement:
         return labels if isinstance(labels, Tensor) else None
 
     def _features(self, chunk: Chunk) -> AbstractFeatureBatch:
-        self._batch_idx = chunk.batch_idx
+        self._batch_idx, self._size, self._read = chunk.batch_idx, len(chunk.index), None
         # The same noise for the same samples in every sweep.
         torch.manual_seed(self.settings.seed + int(chunk.index[0]))
         return self.gradients(chunk.batch, self._labels(chunk))
@@ -180,6 +184,7 @@ class _Measurement:
     def _sweep(self, source: SampleSource, plan: SweepPlan, stage: str) -> Iterator[tuple[Chunk, AbstractFeatureBatch]]:
         """Yield every chunk of a source with its features; what was read of the batch is in `_read`."""
         done = 0
+        torch.manual_seed(self.settings.seed)  # A data set may draw random numbers too.
         for whole in source:
             for chunk in whole.split(plan.chunk_size):
                 features = self._features(chunk)
@@ -200,8 +205,8 @@ class _Measurement:
             if found.activation_neighbors is not None and activations is not None:
                 found.activation_neighbors.update(activations, chunk.index)
             if self.compares_with_itself:
-                is_dense = isinstance(features, DenseFeatureBatch)
-                self.stored.append(features if is_dense else DenseFeatureBatch(features.spread(vectors), normalize=False))
+                kept = features if isinstance(features, DenseFeatureBatch) else None
+                self.stored.append(kept or DenseFeatureBatch(features.spread(vectors), normalize=False))
                 self.stored_activations += [] if activations is None else [activations]
                 self._pick(chunk, features, audited)
 
@@ -209,8 +214,9 @@ class _Measurement:
         """Answer all queries; return the audit of the table where it is not exact."""
         if not self.compares_with_itself:
             return self._sweep_other_queries(plan, found, audited)
-        ids = [chunk_ids for chunk_ids in self.reference_table.chunks()]
-        for batch, activations, own in zip(self.stored, self.stored_activations or [None] * len(ids), ids, strict=True):
+        ids = self.reference_table.chunks()
+        others: Sequence[DenseFeatureBatch | None] = self.stored_activations or [None] * len(ids)
+        for batch, activations, own in zip(self.stored, others, ids, strict=True):
             found.neighbors.query(batch, own)
             if found.activation_neighbors is not None and activations is not None:
                 found.activation_neighbors.query(activations, own)
@@ -256,7 +262,7 @@ class _Measurement:
         total = self.queries.num_samples
         chosen = None if total is None else fixed_subset(total, AUDITED_QUERIES, self.settings.seed + 1)
         if chosen is None:
-            chosen = torch.arange(AUDITED_QUERIES)
+            chosen = torch.arange(AUDITED_QUERIES if total is None else total)
         return chosen if self.queries.positions is None else self.queries.positions[chosen]
 
     def _pick(self, chunk: Chunk, features: AbstractFeatureBatch, audited: Tensor) -> None:
@@ -296,7 +302,7 @@ class _Measurement:
             plan=plan_record(plan, self.gradients.operator.ownership.methods(), self.budget),
             similarity_error=error,
             sweep_disagreement=abs(float(counts.soft.double().nansum()) - squared) / squared
-            if self.compares_with_itself
+            if self.compares_with_itself and squared > 0
             else None,
             notes=tuple(sorted(self.gradients.notes)),
             seconds=0.0,

@@ -114,7 +114,7 @@ def _meta(result: SimilarityResult, settings: SweepSettings) -> dict[str, Any]:
         "num_left_out": result.num_left_out,
         "parameters": parameters,
         "directions": {"kind": directions.kind, "count": result.num_directions, "seed": settings.seed},
-        "precision": "float32",
+        "precision": str(result.norm.dtype).removeprefix("torch."),
         "plan": result.plan,
         "k": settings.k,
         "recall": result.neighbors.recall,

@@ -94,18 +94,19 @@ class Collector:
         if not self._keeps:
             return join_sources(
                 [
-                    from_loader(loader, transfer(self._trainer, number), self._max_samples, self._seed, limit)
+                    from_loader(
+                        loader, transfer(self._trainer, number), self._max_samples, self._seed, total_batches(loader, limit)
+                    )
                     for number, (loader, limit) in enumerate(zip(self._loaders, self._num_batches, strict=True))
                 ]
             )
-        return join_sources([_kept_source(kept, seen, pl_module.device) for kept, seen in zip(self._kept, self._seen, strict=True)])
+        return join_sources(
+            [_kept_source(kept, seen, pl_module.device) for kept, seen in zip(self._kept, self._seen, strict=True)]
+        )
 
     def _subset(self, loader: Any, limit: int | None) -> Tensor | None:
-        if not is_indexed(loader):
-            return None
-        size = len(loader.dataset)
-        limited = size if limit is None else min(size, limit * (loader.batch_size or 1))
-        return fixed_subset(limited, self._max_samples, self._seed)
+        size = num_samples(loader, float("inf") if limit is None else limit, None)
+        return None if size is None else fixed_subset(size, self._max_samples, self._seed)
 
 
 def _kept_source(kept: list[Chunk], seen: int, device: torch.device) -> SampleSource:
@@ -117,6 +118,26 @@ def _kept_source(kept: list[Chunk], seen: int, device: torch.device) -> SampleSo
         None if whole else index,
         extent=seen,
     )
+
+
+def total_batches(loader: Any, num_batches: int | None) -> int | None:
+    """Return how many batches of a loader all processes together take, where each takes `num_batches`; None if unknown."""
+    return None if num_batches is None else num_batches * getattr(getattr(loader, "sampler", None), "num_replicas", 1)
+
+
+def num_samples(loader: Any, num_batches: float, max_samples: int | None) -> int | None:
+    """Return how many samples of a loader are measured; None where its data set has no length.
+
+    Args:
+        loader: the loader.
+        num_batches: how many of its batches each process takes; infinite if unknown.
+        max_samples: the size of the subset; None for all.
+    """
+    if not is_indexed(loader):
+        return None
+    limit = None if num_batches == float("inf") else int(num_batches)
+    source = from_loader(loader, lambda batch, batch_idx: batch, max_samples, limit_batches=total_batches(loader, limit))
+    return source.num_samples
 
 
 def transfer(trainer: Trainer, dataloader_idx: int = 0) -> Callable[[Any, int], Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -11,15 +12,20 @@ from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_netsim._checks import check_neighbors_fit, expected
-from lightning_netsim.callbacks.collector import Collector, transfer
+from lightning_netsim.callbacks.collector import Collector, num_samples, transfer
 from lightning_netsim.callbacks.progress import shown_progress
 from lightning_netsim.callbacks.weights import WeightSnapshot
-from lightning_netsim.isolation import unchanged
+from lightning_netsim.isolation import mute, unchanged
 from lightning_netsim.plan import SweepSettings, memory_budget
 from lightning_netsim.report.pictures import Pictures
 from lightning_netsim.results import SimilarityResult
 from lightning_netsim.sources import SampleSource, from_loader, is_indexed
 from lightning_netsim.sweeps import check_model, measure_similarity
+
+_NAMED_BY_POSITION = (
+    "A loader has no index: its samples are named by their position, which must not change from epoch to epoch. "
+    "Give `ids` otherwise."
+)
 
 
 class EpochMeasurement:
@@ -33,7 +39,7 @@ class EpochMeasurement:
         max_samples: measure a fixed random subset of this many samples.
 
     Raises:
-        ValueError: if there is no loader, or k ≥ N is known already.
+        ValueError: if there is no loader or one whose samples cannot be told apart, or k ≥ N is known already.
     """
 
     def __init__(
@@ -43,15 +49,13 @@ class EpochMeasurement:
         self._max_samples = max_samples
         self.loaders = flat_loaders(trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders)
         self.reference_loader = _training_loader(trainer) if reference == "train" else reference
-        num_batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
-        if not self.loaders:
-            raise expected("loader", "at least one validation loader", "none")
-        if len(num_batches) != len(self.loaders):
-            raise expected("loader", "validation loaders gone through one after the other", "a combination of them")
-        budget = memory_budget(settings)
-        self._collector = Collector(trainer, self.loaders, num_batches, max_samples, budget, settings.seed)
-        self._snapshot: WeightSnapshot | None = None
+        self._compares_with_itself = reference is None
+        self._num_batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+        self._check_loaders()
         self._check_size()
+        budget = memory_budget(settings)
+        self._collector = Collector(trainer, self.loaders, self._num_batches, max_samples, budget, settings.seed)
+        self._snapshot: WeightSnapshot | None = None
 
     def see(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         """Take note of a batch before the model does."""
@@ -84,14 +88,15 @@ class EpochMeasurement:
                 progress=progress,
                 announce=(lambda text: rank_zero_info(f"SimilarityMonitor: {text}")) if announce else None,
             )
+        if result.queries.ids is None and not all(is_indexed(loader) for loader in self.loaders):
+            result = replace(result, notes=(*result.notes, _NAMED_BY_POSITION))
         datasets = [getattr(loader, "dataset", None) for loader in (self.loaders[0], self.reference_loader)]
         return result, Pictures(result, *datasets)
 
     @contextmanager
     def _isolated(self) -> Iterator[None]:
         with isolate_rng(), unchanged(self.pl_module):
-            # What the forward pass would log is not of this epoch.
-            vars(self.pl_module)["log"] = _log_nothing
+            mute(self.pl_module, LightningModule)  # What the forward pass would log is not of this epoch.
             yield
 
     def _reference_source(self) -> SampleSource | None:
@@ -99,12 +104,28 @@ class EpochMeasurement:
             return None
         return from_loader(self.reference_loader, transfer(self.trainer), self._max_samples, self.settings.seed)
 
+    def _check_loaders(self) -> None:
+        if not self.loaders:
+            raise expected("loader", "at least one validation loader", "none")
+        loop: Any = _evaluation_loop(self.trainer)
+        if len(self.loaders) > 1 and not loop._is_sequential:
+            remedy = 'Return a list of loaders, or use CombinedLoader(..., mode="sequential").'
+            raise expected("loader", "validation loaders gone through one after the other", "a combination of them", remedy)
+        loaders = self.loaders if self.reference_loader is None else [*self.loaders, self.reference_loader]
+        if self.trainer.world_size > 1 and not all(is_indexed(loader) for loader in loaders):
+            wanted = "a DataLoader of a data set with an index and a length, since several processes share it"
+            raise expected("loader", wanted, "one without", "Use a single device.")
+
     def _check_size(self) -> None:
-        loaders = self.loaders if self.reference_loader is None else [self.reference_loader]
-        if all(is_indexed(loader) for loader in loaders):
-            sizes = [len(loader.dataset) for loader in loaders]
-            total = sum(size if self._max_samples is None else min(size, self._max_samples) for size in sizes)
-            check_neighbors_fit(self.settings.k, total, self.reference_loader is None)
+        if self._compares_with_itself:
+            sizes = [num_samples(*pair, self._max_samples) for pair in zip(self.loaders, self._num_batches, strict=True)]
+        elif self.reference_loader is not None:
+            sizes = [num_samples(self.reference_loader, float("inf"), self._max_samples)]
+        else:
+            return
+        known = [size for size in sizes if size is not None]
+        if len(known) == len(sizes):
+            check_neighbors_fit(self.settings.k, sum(known), self._compares_with_itself)
 
 
 def flat_loaders(loaders: Any) -> list[Any]:
@@ -118,13 +139,17 @@ def flat_loaders(loaders: Any) -> list[Any]:
     return list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]
 
 
-def _training_loader(trainer: Trainer) -> Iterable[Any]:
+def _training_loader(trainer: Trainer) -> Any:
+    """Return the training loader; None in the sanity check, which comes before it is made."""
     loaders = flat_loaders(trainer.train_dataloader)
+    if not loaders and trainer.sanity_checking:
+        return None
     if len(loaders) != 1:
         raise expected("reference", 'a loader, where there is not one training loader for "train"', f"{len(loaders)} of them")
-    loader: Iterable[Any] = loaders[0]
-    return loader
+    return loaders[0]
 
 
-def _log_nothing(*args: Any, **kwargs: Any) -> None:
-    """Stand in for `LightningModule.log`."""
+def _evaluation_loop(trainer: Trainer) -> Any:
+    if trainer.state.fn == "fit":
+        return trainer.fit_loop.epoch_loop.val_loop
+    return trainer.test_loop if trainer.testing else trainer.validate_loop

@@ -1,10 +1,9 @@
-"""Put what a measurement found where people look: tables and figures on disk, pictures in loggers, a summary in the terminal."""
+"""Put what a measurement found where people look: tables and figures on disk, pictures in loggers, a summary to read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -53,8 +52,9 @@ class Publisher:
         return path
 
     def keep_best(self, best: Path) -> None:
-        """Remove all records but the best one."""
-        prune_records(best.parent, {best})
+        """Remove all records of this run but the best one, which a run that was resumed may have written elsewhere."""
+        if self.root is not None:
+            prune_records(self.root, {best})
 
     def _draw(self, record: Record, pictures: Pictures, history: Sequence[Mapping[str, float]]) -> dict[str, Figure]:
         drawn = {

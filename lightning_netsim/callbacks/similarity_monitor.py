@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ from lightning_netsim.callbacks.epoch import EpochMeasurement
 from lightning_netsim.callbacks.publisher import Publisher, print_summary
 from lightning_netsim.jacobian.directions import DirectionsLike
 from lightning_netsim.plan import SweepSettings
-from lightning_netsim.records import Record
+from lightning_netsim.records import Record, read_record
 from lightning_netsim.report.pictures import Pictures
 from lightning_netsim.report.view import RecordView
 from lightning_netsim.results import SimilarityResult
@@ -31,7 +32,7 @@ _SHARDED = ("FSDP", "DeepSpeed", "ModelParallel")
 class SimilarityMonitor(Callback):
     """Show, after every validation epoch, which samples the network treats as the same thing.
 
-    For every validation sample x: the soft neighbor count N_S(x) = Σ_j k(x, x_j), and its k nearest neighbors, where k(x, x') is
+    For every validation sample x: the soft neighbor count N_S(x) = Σ_j k(x, x_j), and its k nearest neighbors; k(x, x') is
     the normalised inner product of the gradients of the outputs with respect to the parameters: near 1 when every small change
     of the weights that moves one output moves the other alike.
 
@@ -40,9 +41,9 @@ class SimilarityMonitor(Callback):
     figures), scalars are logged as ``netsim/neighbor_fraction``, ``netsim/same_class_fraction``, ``netsim/recall`` and
     ``netsim/left_out``, figures go to loggers that show images.
 
-    What is compared: `similarity_step(batch, batch_idx) -> SimilarityBatch` if the LightningModule defines it. Otherwise a batch
-    is (inputs, labels, ...), or a mapping whose label and id keys are taken out, and of what `forward` returns, `logits` or the
-    only (B, D) tensor. Compare logits, not probabilities.
+    What is compared: `similarity_step(batch, batch_idx) -> SimilarityBatch` if the LightningModule defines it. Otherwise a
+    batch is (inputs, labels, ...), or a mapping whose label and id keys are taken out, and of what `forward` returns, `logits`
+    or the only (B, D) tensor. Compare logits, not probabilities.
 
     Args:
         k: neighbors of each sample.
@@ -83,6 +84,8 @@ class SimilarityMonitor(Callback):
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[SimilarityMonitor(k=10, every_n_epochs=5)], logger=False)
     """
+
+    log: Callable[..., None]  # Set by the Trainer.
 
     def __init__(
         self,
@@ -163,7 +166,8 @@ class SimilarityMonitor(Callback):
         """Refuse what cannot be supported, before anything runs."""
         name = type(trainer.strategy).__name__
         if any(sharded in name for sharded in _SHARDED):
-            raise expected("strategy", "one that keeps the whole model in each process", name, 'Use strategy="ddp" or a single device.')
+            remedy = 'Use strategy="ddp" or a single device.'
+            raise expected("strategy", "one that keeps the whole model in each process", name, remedy)
         if not any(parameter.requires_grad for parameter in pl_module.parameters()):
             raise expected("model", "a module with at least one trainable parameter", "none")
         if self.reference == "train" and stage != "fit":
@@ -172,6 +176,13 @@ class SimilarityMonitor(Callback):
         if self._publisher.root is not None and trainer.is_global_zero:
             check_writable("dirpath", self._publisher.root)
         self._started, self._spent = time.perf_counter(), 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse, before the first step, what the sanity check could not know, or what it would have if there were one."""
+        if trainer.val_dataloaders is not None:
+            self._see_loaders(trainer, pl_module)
+        elif not trainer.enable_validation:
+            rank_zero_warn("SimilarityMonitor: there is no validation, so nothing is measured.")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer, pl_module)
@@ -220,6 +231,8 @@ class SimilarityMonitor(Callback):
     def _root(self, trainer: Trainer) -> Path | None:
         """Return the directory of the records; None in a `fast_dev_run`, which leaves nothing behind."""
         log_dir = trainer.log_dir  # Every process has to ask: it is a broadcast.
+        if getattr(trainer, "fast_dev_run", False):
+            return None
         if self.dirpath is not None:
             return Path(self.dirpath)
         return None if log_dir is None else Path(log_dir) / "netsim"
@@ -228,14 +241,17 @@ class SimilarityMonitor(Callback):
         self._scalars = {}
         self._epoch = None
         if trainer.sanity_checking or self._is_due(trainer):
-            self._epoch = EpochMeasurement(trainer, pl_module, self.settings, self.reference, self.max_samples)
+            self._epoch = self._see_loaders(trainer, pl_module)
+
+    def _see_loaders(self, trainer: Trainer, pl_module: LightningModule) -> EpochMeasurement:
+        return EpochMeasurement(trainer, pl_module, self.settings, self.reference, self.max_samples)
 
     def _is_due(self, trainer: Trainer) -> bool:
         if trainer.state.fn != "fit":
             return True
         elapsed = time.perf_counter() - self._started
-        affordable = self.max_overhead is None or self._spent + self._last_cost <= self.max_overhead * elapsed or not self.history
-        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0 and affordable
+        allowed = math.inf if self.max_overhead is None or not self.history else self.max_overhead * elapsed
+        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0 and self._spent + self._last_cost <= allowed
         # Clocks differ between processes; the decision must not.
         return bool(trainer.strategy.broadcast(due))
 
@@ -262,9 +278,12 @@ class SimilarityMonitor(Callback):
         """Measure once, on the first process: the whole set, whatever share of it each process has seen."""
         epoch, self._epoch = self._epoch, None
         if trainer.is_global_zero and epoch is not None:
+            start = time.perf_counter()
             result, pictures = epoch.measure(self.render, announce=not self._announced)
             self._announced = True
             self._take(trainer, epoch, result, pictures)
+            self._last_cost = time.perf_counter() - start
+            self._spent += self._last_cost
         self._scalars = trainer.strategy.broadcast(self._scalars)
 
     def _take(self, trainer: Trainer, epoch: EpochMeasurement, result: SimilarityResult, pictures: Pictures) -> None:
@@ -272,7 +291,7 @@ class SimilarityMonitor(Callback):
         for note in set(result.notes) - self._noted:
             rank_zero_warn(f"SimilarityMonitor: {note}")
         self._noted |= set(result.notes)
-        averaged = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+        averaged = any(isinstance(callback, WeightAveraging) for callback in getattr(trainer, "callbacks", []))
         context = {
             "stage": trainer.state.stage.value if trainer.state.stage else None,
             "epoch": trainer.current_epoch,
@@ -283,14 +302,14 @@ class SimilarityMonitor(Callback):
         }
         self.result, self.record = result, make_record(result, self.settings, context)
         self._scalars = scalars(self.record)
-        self._spent, self._last_cost = self._spent + result.seconds, result.seconds
         if trainer.state.fn == "fit":
             self.history.append(RecordView(self.record).history_row())
         self._path = self._publisher.publish(self.record, pictures, self.history, trainer.loggers, trainer.global_step)
 
     def _class_names(self, trainer: Trainer, epoch: EpochMeasurement) -> list[str] | None:
         dataset = getattr(epoch.loaders[0], "dataset", None)
-        names = self.class_names or getattr(trainer.datamodule, "class_names", None) or getattr(dataset, "classes", None)
+        datamodule = getattr(trainer, "datamodule", None)
+        names = self.class_names or getattr(datamodule, "class_names", None) or getattr(dataset, "classes", None)
         return None if names is None else [str(name) for name in names]
 
     def _keep_best(self, trainer: Trainer) -> None:
@@ -299,12 +318,14 @@ class SimilarityMonitor(Callback):
         if self.monitor not in values:
             raise expected("monitor", "a logged metric: " + ", ".join(sorted(values)), repr(self.monitor))
         value = float(values[self.monitor])
-        better = self._best is None or (value < self._best[0] if self.mode == "min" else value > self._best[0])
-        if better:
+        sign = 1 if self.mode == "min" else -1
+        if self._best is None or math.isnan(self._best[0]) or sign * value < sign * self._best[0]:
             self._best = (value, str(self._path))
         if self._best is not None and trainer.is_global_zero:
             self._publisher.keep_best(Path(self._best[1]))
 
     def _print_summary(self, trainer: Trainer) -> None:
         if self.summary and self.record is not None:
-            print_summary(trainer, self.record, self._path)
+            kept = self._best if self.keep == "best" and self._path is not None else None
+            record, path = (self.record, self._path) if kept is None else (read_record(kept[1]), Path(kept[1]))
+            print_summary(trainer, record, path)

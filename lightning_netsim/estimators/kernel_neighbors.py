@@ -45,6 +45,7 @@ class KernelNeighbors:
     def reset(self) -> None:
         """Forget the reference set and all queries."""
         self._index: NeighborIndex | None = None
+        self._num_seen = 0
         self._answers: list[KernelNeighborsResult] = []
 
     def update(self, reference: AbstractFeatureBatch, ids: Tensor) -> Tensor:
@@ -60,6 +61,7 @@ class KernelNeighbors:
         vectors = reference.vectors(self.projection).float().cpu()
         if self._index is None:
             self._index = NeighborIndex(vectors.shape[1], self.index_factory)
+        self._num_seen += len(ids)
         if len(vectors):
             self._index.add(vectors, ids[reference.valid.cpu()])
         return vectors
@@ -72,17 +74,19 @@ class KernelNeighbors:
             exclude: shape (B,), the ids of the queries themselves where they are in the reference set.
 
         Returns:
-            the neighbors, shape (B, k); -1 and NaN for samples that were left out.
+            the neighbors, shape (B, k); -1 and NaN for samples that were left out, and where so many of the reference set were
+            that fewer than k remain.
         """
         valid = queries.valid.cpu()
         similarity = torch.full((len(valid), self.k), torch.nan)
         index = torch.full((len(valid), self.k), -1)
-        size = 0 if self._index is None else len(self._index)
-        check_neighbors_fit(self.k, size, exclude is not None)
-        if self._index is not None and bool(valid.any()):
+        check_neighbors_fit(self.k, self._num_seen, exclude is not None)
+        usable = 0 if self._index is None else len(self._index) - int(exclude is not None)
+        k = min(self.k, usable)
+        if self._index is not None and k > 0 and bool(valid.any()):
             vectors = queries.vectors(self.projection).float().cpu()
-            found = self._index.search(vectors, self.k, None if exclude is None else exclude[valid])
-            similarity[valid], index[valid] = found.similarity, found.index
+            found = self._index.search(vectors, k, None if exclude is None else exclude[valid])
+            similarity[valid, :k], index[valid, :k] = found.similarity, found.index
         answer = KernelNeighborsResult(similarity, index, 1.0 if self.is_exact else None)
         self._answers.append(answer)
         return answer

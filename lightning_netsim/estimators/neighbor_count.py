@@ -66,10 +66,10 @@ class NeighborCount:
         """Count the neighbors of a batch of the query set; return the soft counts, shape (B,), NaN where left out.
 
         Raises:
-            ValueError: if the reference set is empty.
+            ValueError: if there is no reference set.
         """
-        if self._num_reference == 0:
-            raise expected("reference", "at least one sample with a usable gradient", "none")
+        if not self._total:
+            raise expected("reference", "updated with at least one batch", "none", "Call `update` before `query`.")
         soft = queries.dot(self._total)
         if self.needs_vectors:
             self._vectors = [torch.cat(self._vectors)]

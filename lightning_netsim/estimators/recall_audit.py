@@ -44,11 +44,13 @@ class RecallAudit:
 
     def similarity_error(self, index: Tensor, similarity: Tensor) -> float:
         """Return the root mean square error of the listed similarities, shape (A, k)."""
-        return float((self._exact(index)[1] - similarity).square().mean().sqrt())
+        found = index >= 0
+        return float((self._exact(index)[1] - similarity)[found].square().mean().sqrt())
 
     def _exact(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the exact rows, shape (A, N), and their entries at the listed neighbors, shape (A, k)."""
         rows, ids = torch.cat(self._rows, 1), torch.cat(self._ids)
         order = ids.argsort()
         columns = order[torch.searchsorted(ids[order], index)]
-        return rows, rows.gather(1, columns)
+        # An approximate index may find fewer than k: what is missing is no neighbor.
+        return rows, rows.gather(1, columns).masked_fill(index < 0, -torch.inf)

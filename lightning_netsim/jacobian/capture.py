@@ -86,6 +86,7 @@ def capture(forward: Callable[[], Any], modules: Collection[nn.Module]) -> Captu
     calls: dict[nn.Module, list[Call]] = defaultdict(list)
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        args, kwargs = without_inference((args, kwargs))
         outputs = [tensor for tensor in trees.tensors(output) if tensor.is_floating_point()]
         record = Call(
             args=args,
@@ -115,21 +116,41 @@ class _CloneInferenceTensors(TorchFunctionMode):
     """Hand every function a normal copy of the inference tensors among its arguments (masks that a model cached)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        def normal(leaf: Any) -> Any:
-            return leaf.clone() if isinstance(leaf, Tensor) and torch.Tensor.is_inference(leaf) else leaf
+        kwargs = kwargs or {}
+        if func is not Tensor.is_inference and any(leaf.is_inference() for leaf in trees.tensors((args, kwargs))):
+            args, kwargs = without_inference((args, kwargs))
+        return func(*args, **kwargs)
 
-        if any(leaf.is_inference() for leaf in trees.tensors((args, kwargs or {}))):
-            args, kwargs = trees.map_leaves(normal, args), trees.map_leaves(normal, kwargs or {})
-        return func(*args, **(kwargs or {}))
+
+def without_inference(tree: Any) -> Any:
+    """Return `tree` with a normal copy of every inference tensor in it."""
+
+    def normal(leaf: Any) -> Any:
+        return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
+
+    with torch.inference_mode(False):
+        return trees.map_leaves(normal, tree)
+
+
+def _holds_inference_tensors(model: nn.Module) -> bool:
+    for module in model.modules():
+        for value in vars(module).values():
+            held = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+            if any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in held):
+                return True
+    return False
 
 
 @contextmanager
-def differentiable() -> Iterator[None]:
+def differentiable(model: nn.Module | None = None) -> Iterator[None]:
     """Make gradients possible and exact whatever surrounds: `no_grad`, inference mode, autocast, compiled modules.
 
     Hooks on a compiled module never fire, so compiled code runs eagerly inside.
+
+    Args:
+        model: what is to be run, if it may hold tensors that it cached in inference mode.
     """
-    cloning = torch.is_inference_mode_enabled()
+    cloning = torch.is_inference_mode_enabled() or (model is not None and _holds_inference_tensors(model))
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

@@ -6,18 +6,23 @@ A convolution applies its weight (p, c, *kernel) at every output position; the g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn import grad as convolution_gradients
 
 from lightning_netsim.jacobian.factors import AbstractFactor, OuterFactor
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_WEIGHT_GRADIENTS = {1: torch.nn.grad.conv1d_weight, 2: torch.nn.grad.conv2d_weight, 3: torch.nn.grad.conv3d_weight}
+_WEIGHT_GRADIENTS: dict[int, Callable[..., Tensor]] = {
+    1: convolution_gradients.conv1d_weight,
+    2: convolution_gradients.conv2d_weight,
+    3: convolution_gradients.conv3d_weight,
+}
 
 # A tap of the kernel multiplies small matrices from strided views, which costs about this many times as much for each
 # multiplication as one large product (measured on shapes from 1 to 512 channels).
@@ -65,13 +70,15 @@ def form_gradients(inputs: Tensor, deltas: Tensor, geometry: Geometry) -> Tensor
     batch, directions, rows = deltas.shape[:3]
     groups, positions = geometry.groups, deltas.shape[3:]
     channels = inputs.shape[1] // groups
-    grouped_deltas = deltas.unflatten(2, (groups, -1)).transpose(1, 2)
+    if batch == 0:
+        return deltas.new_zeros(len(geometry.taps()), batch, directions, rows, channels)
+    grouped_deltas = torch.unflatten(deltas, 2, (groups, -1)).transpose(1, 2)
     if channels == 1:
         return _form_single_channel(inputs, grouped_deltas, geometry)
     left = grouped_deltas.reshape(batch, groups, -1, positions.numel())
     views = (geometry.view(inputs, tap, positions) for tap in geometry.taps())
     formed = torch.stack([left @ view.reshape(batch, groups, channels, -1).mT for view in views])
-    formed = formed.unflatten(3, (directions, -1)).transpose(2, 3)
+    formed = torch.unflatten(formed, 3, (directions, -1)).transpose(2, 3)
     return formed.reshape(len(formed), batch, directions, rows, channels)
 
 
@@ -119,10 +126,10 @@ class ConvolutionFactor(AbstractFactor):
         return ConvolutionFactor(self.inputs.to(dtype), self.deltas.to(dtype), self.geometry)
 
     def mix(self, matrix: Tensor) -> ConvolutionFactor:
-        deltas = (matrix.mT @ self.deltas.flatten(2)).unflatten(2, self.deltas.shape[2:])
+        deltas = torch.unflatten(matrix.mT @ self.deltas.flatten(2), 2, self.deltas.shape[2:])
         mixed = ConvolutionFactor(self.inputs, deltas, self.geometry)
         if self._kept is not None:
-            mixed._kept = (matrix.mT @ self._kept.flatten(3)).unflatten(3, self._kept.shape[3:])
+            mixed._kept = torch.unflatten(matrix.mT @ self._kept.flatten(3), 3, self._kept.shape[3:])
         return mixed
 
     def dense(self) -> Tensor:
@@ -146,7 +153,7 @@ class ConvolutionFactor(AbstractFactor):
             formed = self._kept.flatten(3).flatten(1, 2)
             total = weight.flatten(0, 1).mT @ formed
             return total.permute(1, 2, 0).reshape(-1, *self.shape)
-        deltas = torch.einsum("bdn,bdc->cbn", self.deltas.flatten(2), weight).unflatten(2, self.deltas.shape[2:])
+        deltas = torch.unflatten(torch.einsum("bdn,bdc->cbn", self.deltas.flatten(2), weight), 2, self.deltas.shape[2:])
         return torch.stack([self._batch_gradient(column) for column in deltas])
 
     def dot(self, direction: Tensor) -> Tensor:
@@ -169,11 +176,11 @@ class ConvolutionFactor(AbstractFactor):
         geometry, columns = self.geometry, direction.shape[0]
         convolve = _CONVOLUTIONS[len(geometry.kernel)]
         # Grouped convolutions need the columns inside their group.
-        kernels = direction.unflatten(1, (geometry.groups, -1)).transpose(0, 1).flatten(0, 2)
+        kernels = torch.unflatten(direction, 1, (geometry.groups, -1)).transpose(0, 1).flatten(0, 2)
         moved = convolve(self.inputs, kernels, None, geometry.stride, 0, geometry.dilation, geometry.groups)
         for axis, size in enumerate(self.deltas.shape[3:]):
             moved = moved.narrow(2 + axis, 0, size)
-        return moved.unflatten(1, (geometry.groups, columns, -1)).transpose(1, 2).flatten(2)
+        return torch.unflatten(moved, 1, (geometry.groups, columns, -1)).transpose(1, 2).flatten(2)
 
     def _formed(self) -> Tensor:
         """Return the gradients with the taps first, (taps, B, d, O, C/g), and keep them where they are small."""

@@ -87,7 +87,8 @@ class Directions:
             )
         generator = torch.Generator().manual_seed(self.seed)
         gaussian = torch.randn(num_outputs, number, dtype=torch.float64, generator=generator)
-        return torch.linalg.qr(gaussian).Q
+        orthonormal: Tensor = torch.linalg.qr(gaussian).Q
+        return orthonormal
 
     def project(self, outputs: Tensor, labels: Any = None) -> Tensor:
         """Return the projected outputs, shape (B, d), differentiable.

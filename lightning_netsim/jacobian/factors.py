@@ -141,7 +141,7 @@ class OuterFactor(AbstractFactor):
             return (self.deltas[:, :, 0, :, None] * self.inputs[:, None, 0, None, :]).flatten(2)
         batch, directions, positions, rows = self.deltas.shape
         stacked = self.deltas.transpose(2, 3).reshape(batch, directions * rows, positions)
-        return (stacked @ self.inputs).view(batch, directions, -1)
+        return (stacked @ self.inputs).view(batch, directions, rows * self.inputs.shape[2])
 
     def gram(self) -> Tensor:
         _, directions, positions, rows = self.deltas.shape
@@ -152,7 +152,7 @@ class OuterFactor(AbstractFactor):
             return super().gram()
         flat = self.deltas.flatten(1, 2)
         inputs = self.inputs @ self.inputs.mT
-        deltas = (flat @ flat.mT).unflatten(2, (directions, positions)).unflatten(1, (directions, positions))
+        deltas = (flat @ flat.mT).view(-1, directions, positions, directions, positions)
         return (deltas * inputs[:, None, :, None, :]).sum((2, 4))
 
     def inner(self, other: AbstractFactor) -> Tensor:
@@ -179,7 +179,7 @@ class OuterFactor(AbstractFactor):
         return (deltas * inputs).sum((1, 3))
 
     def trace_dot(self, direction: Tensor) -> Tensor:
-        moved = (self.inputs @ direction.flatten(0, 1).mT).unflatten(2, (len(direction), -1))
+        moved = torch.unflatten(self.inputs @ direction.flatten(0, 1).mT, 2, (len(direction), -1))
         return (self.deltas.transpose(1, 2) * moved).flatten(1).sum(1)
 
     def _pair_is_cheaper_formed(self, other: OuterFactor) -> bool:
@@ -195,7 +195,7 @@ class OuterFactor(AbstractFactor):
 
     def dot(self, direction: Tensor) -> Tensor:
         columns = direction.shape[0]
-        moved = (self.inputs @ direction.flatten(0, 1).mT).unflatten(2, (columns, -1))
+        moved = torch.unflatten(self.inputs @ direction.flatten(0, 1).mT, 2, (columns, -1))
         return torch.einsum("bdtp,btcp->bdc", self.deltas, moved)
 
 

@@ -39,11 +39,13 @@ def module_by_vmap(module: nn.Module, names: Sequence[str], call: Call, deltas: 
 
     def one_sample(samples: list[Tensor], cotangents: list[Tensor]) -> Gradients:
         sample = _with_batched(inputs, [tensor.unsqueeze(0) for tensor in samples], batch)
-        _, pull = vjp(lambda values: run(sample, values), parameters)
-        return vmap(lambda *columns: pull([column.unsqueeze(0) for column in columns])[0])(*cotangents)
+        pull = vjp(lambda values: run(sample, values), parameters)[1]
+        rows: Gradients = vmap(lambda *columns: pull([column.unsqueeze(0) for column in columns])[0])(*cotangents)
+        return rows
 
     with plain_attention():
-        return vmap(one_sample)(_batched(inputs, batch), outputs)
+        gradients: Gradients = vmap(one_sample)(_batched(inputs, batch), outputs)
+    return gradients
 
 
 def module_by_loop(
@@ -83,9 +85,10 @@ def model_by_vmap(
 
     def one_sample(samples: list[Tensor]) -> Gradients:
         sample = _with_batched(inputs, [tensor.unsqueeze(0) for tensor in samples], batch)
-        outputs, pull = vjp(lambda values: functional_call(runner, values, (sample,), tie_weights=True), parameters)
+        outputs, pull = vjp(lambda values: functional_call(runner, values, (sample,), tie_weights=True), parameters)[:2]
         identity = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
-        return vmap(lambda row: pull(row.unsqueeze(0))[0])(identity)
+        rows: Gradients = vmap(lambda row: pull(row.unsqueeze(0))[0])(identity)
+        return rows
 
     with plain_attention():
         gradients = vmap(one_sample)(_batched(inputs, batch))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_netsim._checks import expected
 from lightning_netsim.jacobian import trees
-from lightning_netsim.jacobian.assembly import Pass, at_least_float32, find_factors
-from lightning_netsim.jacobian.capture import capture, differentiable
+from lightning_netsim.jacobian.assembly import Pass, find_factors
+from lightning_netsim.jacobian.capture import capture, differentiable, without_inference
 from lightning_netsim.jacobian.directions import Directions, DirectionsLike
 from lightning_netsim.jacobian.fallbacks import plain_attention
 from lightning_netsim.jacobian.ownership import Method, Ownership
@@ -31,8 +32,8 @@ class JacobianOperator:
     """Turn batches into per-sample Jacobians of one model, and know for each parameter the path that is right for it.
 
     `prepare` looks at the model on at most 8 samples of a first batch. It checks the output, and that samples do not interact.
-    Then, for random weights R_i that differ by sample, Σ_i G(x_i) R_i must equal what autograd gives, parameter by parameter, to
-    a relative 1e-4. A parameter that fails moves to the next path: factored from its layer, its module alone under
+    Then, for random weights R_i that differ by sample, Σ_i G(x_i) R_i must equal what autograd gives, parameter by parameter,
+    to a relative 1e-4. A parameter that fails moves to the next path: factored from its layer, its module alone under
     `torch.func`, the whole model under `torch.func`, a loop over samples.
 
     Args:
@@ -78,6 +79,12 @@ class JacobianOperator:
         """Return the shape of every parameter that is differentiated, by name."""
         return {name: parameter.shape for name, parameter in self.ownership.parameters.items()}
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Return the precision of the gradients: that of the parameters, float32 at least."""
+        dtypes = [parameter.dtype for parameter in self.ownership.parameters.values()]
+        return reduce(torch.promote_types, dtypes, torch.float32)
+
     def __call__(self, inputs: Any, labels: Tensor | None = None) -> PerSampleJacobian:
         """Return the per-sample Jacobian of a batch; `prepare` looks at the first one.
 
@@ -87,8 +94,8 @@ class JacobianOperator:
         """
         if not self._prepared:
             self.prepare(inputs, labels)
-        with _exact(self.create_graph):
-            jacobian, failures = self._jacobian(_usable(inputs), labels, self.create_graph)
+        with _exact(self.model, self.create_graph):
+            jacobian, failures = self._jacobian(without_inference(inputs), labels, self.create_graph)
         for name, error in failures.items():
             raise expected("model", f"differentiable by sample in `{name}` on every batch alike", f"{error}") from error
         return jacobian
@@ -97,15 +104,21 @@ class JacobianOperator:
         """Check the model, and find the right path for every parameter, on at most 8 samples of `inputs`."""
         _refuse_batch_statistics(self.model)
         devices = {p.device for p in self.model.parameters() if p.device.type == "cuda"}
-        with torch.random.fork_rng(devices=list(devices)), _exact(self.create_graph):
-            few, few_labels = self._few_samples(_usable(inputs), labels)
+        with torch.random.fork_rng(devices=list(devices)), _exact(self.model, self.create_graph):
+            few, few_labels = self._few_samples(without_inference(inputs), labels)
             few, few_labels = self._finite_samples(few, few_labels)
-            if few is None:
-                return  # Nothing finite to compare: the next batch is looked at.
+            if few is None:  # Nothing finite to compare: the next batch is looked at.
+                self._demote_failing(without_inference(inputs), labels)
+                return
             while failures := self._failures(few, few_labels):
                 self._demote(failures)
         self._prepared = True
         logger.debug("Per-sample gradients by method: %s", self.ownership.methods())
+
+    def _demote_failing(self, inputs: Any, labels: Tensor | None) -> None:
+        """Leave the paths that raise, without comparing any value."""
+        while failures := self._jacobian(inputs, labels, create_graph=False)[1]:
+            self._demote({name: str(error) for name, error in failures.items()})
 
     def _few_samples(self, inputs: Any, labels: Tensor | None) -> tuple[Any, Tensor | None]:
         """Return at most 8 samples, after checking that each has the same output alone as in company."""
@@ -116,7 +129,7 @@ class JacobianOperator:
             outputs = self._seeded_outputs(few, seed=0)
             if len(outputs) != count:
                 return inputs, labels
-            if count > 1 and torch.equal(outputs, self._seeded_outputs(few, seed=1)):
+            if count > 1 and torch.equal(outputs.nan_to_num(), self._seeded_outputs(few, seed=1).nan_to_num()):
                 half = count // 2
                 _refuse_interaction(self._seeded_outputs(trees.take(few, slice(0, half), count), seed=0), outputs[:half])
         return few, None if labels is None else labels[:count]
@@ -153,11 +166,11 @@ class JacobianOperator:
         if watched and not captured.calls:
             raise expected("forward", "a function that runs the modules of `model`", "one that calls none of them")
         projected = self.directions.project(outputs, labels)
-        deltas = captured.deltas(projected, create_graph or len(watched) < len(paths))
+        deltas = captured.deltas(projected, create_graph)
         one_pass = Pass(self.model, self._projected_forward, (inputs, labels), captured, deltas, len(outputs), create_graph)
         factors, failures = find_factors(one_pass, paths)
         ordered = {name: factors[name] for name in paths if name in factors}
-        kept_outputs = at_least_float32(outputs if create_graph else outputs.detach())
+        kept_outputs = (outputs if create_graph else outputs.detach()).to(self._dtype)
         return PerSampleJacobian(ordered, self.shapes, kept_outputs, projected.shape[1]), failures
 
     def _projected_forward(self, batch: tuple[Any, Tensor | None]) -> Tensor:
@@ -239,23 +252,13 @@ def per_sample_jacobian(
 
 
 @contextmanager
-def _exact(create_graph: bool) -> Iterator[None]:
-    with differentiable():
+def _exact(model: nn.Module, create_graph: bool) -> Iterator[None]:
+    with differentiable(model):
         if create_graph:
             with plain_attention():
                 yield
         else:
             yield
-
-
-def _usable(inputs: Any) -> Any:
-    """Return the batch with a normal copy of every inference tensor in it."""
-
-    def normal(leaf: Any) -> Any:
-        return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
-
-    with torch.inference_mode(False):
-        return trees.map_leaves(normal, inputs)
 
 
 def _model_forward(model: nn.Module) -> Callable[[Any], Any]:
@@ -288,6 +291,10 @@ def _refuse_batch_statistics(model: nn.Module) -> None:
 
 
 def _refuse_interaction(apart: Tensor, together: Tensor) -> None:
+    finite = torch.isfinite(apart) & torch.isfinite(together)
+    apart, together = apart[finite], together[finite]
+    if not together.numel():
+        return
     scale = together.abs().max().clamp_min(torch.finfo(together.dtype).tiny)
     change = float((apart - together).abs().max() / scale)
     if change > max(1e-3, 8 * torch.finfo(together.dtype).eps):

@@ -19,8 +19,8 @@ class SketchProjection:
 
         s_b = Σ_{j ≡ b mod K_t} σ_j g_j,    E ⟨s, s'⟩ = ⟨g, g'⟩
 
-    Shares are proportional to the square root of the tensors' sizes, and odd, so that the folds do not line up with the rows of
-    a matrix.
+    Shares grow with the square root of the tensors' sizes, and are odd, so that the folds do not line up with the rows of a
+    matrix.
 
     Args:
         shapes: the shape of every parameter, by name.
@@ -56,7 +56,7 @@ class SketchProjection:
             return gradients
         folds = -(-size // width)
         signed = gradients * self._sign(name, size).to(gradients)
-        return F.pad(signed, (0, folds * width - size)).unflatten(-1, (folds, width)).sum(-2)
+        return torch.unflatten(F.pad(signed, (0, folds * width - size)), -1, (folds, width)).sum(-2)
 
     def _sign(self, name: str, size: int) -> Tensor:
         if name not in self._signs:
@@ -74,11 +74,12 @@ def _widths(sizes: Mapping[str, int], projection_dim: int) -> dict[str, int]:
         if sum(widths.values()) + size <= projection_dim // 2:
             widths[name] = size
     large = {name: size for name, size in sizes.items() if name not in widths}
-    rest = projection_dim - sum(widths.values())
+    # One bucket for each, whatever its size, and the others by size.
+    rest = projection_dim - sum(widths.values()) - len(large)
+    if rest < 0:
+        raise expected("projection_dim", f"at least {2 * len(large)} for each direction of this model", str(projection_dim))
     total = sum(size**0.5 for size in large.values())
     for name, size in large.items():
-        share = int(rest * size**0.5 / total)
-        if share < 1:
-            raise expected("projection_dim", f"at least {4 * len(large)} for this model", str(projection_dim))
+        share = 1 + int(rest * size**0.5 / total)
         widths[name] = min(size, share - 1 + share % 2)
     return {name: widths[name] for name in sizes}

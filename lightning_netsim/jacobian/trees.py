@@ -68,7 +68,7 @@ def concatenate(batches: list[Any], sizes: list[int]) -> Any | None:
     columns = [leaves(batch) for batch in batches]
     if len({len(column) for column in columns}) > 1:
         return None
-    joined = []
+    joined: list[Any] = []
     for parts in zip(*columns, strict=True):
         is_column = all(isinstance(part, (list, tuple)) and len(part) == size for part, size in zip(parts, sizes, strict=True))
         if is_column:

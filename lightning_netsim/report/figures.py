@@ -24,6 +24,7 @@ from lightning_netsim.report.style import figure_to_array, save_figure
 from lightning_netsim.report.view import NeighborView, RecordView, SampleView, decimals, shorten
 
 __all__ = [
+    "Figure",
     "Thumbnails",
     "bin_representatives",
     "figure_to_array",

@@ -1,0 +1,503 @@
+"""The operator: the path that each parameter takes, faults that its check must catch, harmlessness, and clear refusals."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_netsim.jacobian import JacobianOperator, layers, per_sample_jacobian
+from lightning_netsim.jacobian.factors import DenseFactor, OuterFactor
+from tests import cases, oracles
+
+LAYER, MODULE_VMAP, MODULE_LOOP, MODEL_VMAP = "layer", "module_vmap", "module_loop", "model_vmap"
+#: The parameters that are not factored from their layer, by the start of their name, and what serves them instead.
+METHODS: dict[str, dict[str, str]] = {
+    "tied_through_function": {"embed.weight": MODEL_VMAP},
+    "shared_parameter": {"first.weight": MODEL_VMAP},
+    "bare_parameter": {"1.token": MODULE_VMAP, "1.scale": MODULE_VMAP},
+    "bare_parameter_on_root": {"token": MODEL_VMAP, "scale": MODEL_VMAP},
+    "weight_norm": {"0.": MODULE_VMAP},
+    "spectral_norm": {"0.": MODULE_VMAP},
+    "attention": {"attention.": MODULE_VMAP},
+    "attention_time_first": {"attention.": MODEL_VMAP},
+    "transformer_layer": {"0.self_attn.": MODULE_VMAP},
+    "lstm": {"rnn.": MODULE_VMAP},
+    "gru": {"rnn.": MODULE_LOOP},
+    "time_first": {"first.": MODEL_VMAP},
+    "time_first_square": {"first.": MODEL_VMAP},
+    "subclassed": {"2.": MODULE_VMAP},
+    "vit": {
+        "class_token": MODEL_VMAP,
+        "encoder.pos_embedding": MODULE_VMAP,
+        "encoder.layers.encoder_layer_0.self_attention.": MODULE_VMAP,
+        "encoder.layers.encoder_layer_1.self_attention.": MODULE_VMAP,
+    },
+}
+
+
+def close(actual: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(actual.double(), wanted.double(), rtol=0, atol=tolerance * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+def test_each_parameter_takes_the_cheapest_path_that_is_right(name: str) -> None:
+    model, inputs = cases.build(name)
+    operator = JacobianOperator(model)
+    operator.prepare(inputs)
+    exceptions = METHODS.get(name, {})
+    for parameter in operator.ownership.parameters:
+        wanted = next((method for start, method in exceptions.items() if parameter.startswith(start)), LAYER)
+        assert operator.ownership.path(parameter).method.name.lower() == wanted, parameter
+    assert sum(operator.ownership.methods().values()) == len(operator.ownership.parameters)
+
+
+def _half(module: nn.Linear, inputs: Tensor, deltas: Tensor) -> layers.Factors:
+    return {name: type(factor)(*_halved(factor)) for name, factor in layers.linear(module, inputs, deltas).items()}
+
+
+def _halved(factor: Any) -> tuple[Tensor, ...]:
+    if isinstance(factor, OuterFactor):
+        return factor.inputs, factor.deltas / 2
+    return (factor.dense() / 2,)
+
+
+def _without_weight(module: nn.Linear, inputs: Tensor, deltas: Tensor) -> layers.Factors:
+    return {name: factor for name, factor in layers.linear(module, inputs, deltas).items() if name != "weight"}
+
+
+def _without_bias(module: nn.Linear, inputs: Tensor, deltas: Tensor) -> layers.Factors:
+    return {name: factor for name, factor in layers.linear(module, inputs, deltas).items() if name != "bias"}
+
+
+def _wrong_axis(module: nn.Linear, inputs: Tensor, deltas: Tensor) -> layers.Factors:
+    """Give each sample the gradient of its neighbor: the sum over the batch is right, the samples are not."""
+    return layers.linear(module, inputs.roll(1, 0), deltas.roll(1, 0))
+
+
+def _wrong_shape(module: nn.Linear, inputs: Tensor, deltas: Tensor) -> layers.Factors:
+    raise ValueError("cannot be done")
+
+
+@pytest.mark.parametrize("planted", [_half, _without_weight, _without_bias, _wrong_axis, _wrong_shape])
+def test_a_planted_fault_moves_the_parameter_to_a_path_that_is_right(
+    planted: Callable[..., layers.Factors], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = cases.build("mlp_2")
+    wanted = oracles.loop_jacobian(model, inputs)
+    monkeypatch.setitem(layers.KNOWN_LAYERS, nn.Linear, planted)
+    operator = JacobianOperator(model)
+    close(operator(inputs).materialize(), wanted)
+    names = {"_without_weight": ["weight"], "_without_bias": ["bias"]}.get(planted.__name__, ["weight", "bias"])
+    moved = {name for name in operator.ownership.parameters if operator.ownership.path(name).method.name != "LAYER"}
+    # The gradient of the last bias is the same for every sample: there, a wrong axis is not wrong.
+    right = {"4.bias"} if planted is _wrong_axis else set()
+    assert moved == {f"{layer}.{name}" for layer in (0, 2, 4) for name in names} - right
+
+
+def test_the_fault_of_one_layer_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = cases.build("conv2d")
+    monkeypatch.setitem(layers.KNOWN_LAYERS, nn.Linear, _half)
+    operator = JacobianOperator(model)
+    close(operator(inputs).gram(), (lambda j: j @ j.mT)(oracles.loop_jacobian(model, inputs)))
+    assert operator.ownership.methods() == {"layer": 2, "module_vmap": 2}
+
+
+def test_the_last_path_always_exists() -> None:
+    model, inputs = cases.build("tied_through_function")
+    operator = JacobianOperator(model)
+    names = list(operator.ownership.parameters)
+    for name in names:
+        while operator.ownership.demote(name):
+            pass
+    assert operator.ownership.methods() == {"model_loop": len(names)}
+    close(operator(inputs).materialize(), oracles.loop_jacobian(model, inputs))
+    assert operator.ownership.methods() == {"model_loop": len(names)}
+
+
+class Snapshot:
+    """Everything that must be as before."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.tensors = [tensor.detach().clone() for tensor in model.state_dict().values()]
+        self.versions = [tensor._version for tensor in [*model.parameters(), *model.buffers()]]
+        self.gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+        self.flags = [p.requires_grad for p in model.parameters()]
+        self.modes = [module.training for module in model.modules()]
+        self.hooks = [len(module._forward_hooks) for module in model.modules()]
+        self.torch_state, self.numpy_state, self.python_state = (
+            torch.get_rng_state(),
+            np.random.get_state()[1],
+            random.getstate(),
+        )
+        self.fast_path = torch.backends.mha.get_fastpath_enabled()
+
+    def check(self) -> None:
+        after = Snapshot(self.model)
+        for before, now in zip(self.tensors, after.tensors, strict=True):
+            assert torch.equal(before, now)
+        for before, now in zip(self.gradients, after.gradients, strict=True):
+            assert (before is None and now is None) or torch.equal(before, now)
+        for name in ("versions", "flags", "modes", "hooks", "python_state", "fast_path"):
+            assert getattr(self, name) == getattr(after, name), name
+        assert torch.equal(self.torch_state, after.torch_state)
+        assert np.array_equal(self.numpy_state, after.numpy_state)
+
+
+@pytest.mark.parametrize("name", ["mlp_10", "batch_norm", "inplace_relu", "attention", "gru", "bare_parameter_on_root", "vit"])
+def test_nothing_is_left_behind(name: str) -> None:
+    model, inputs = cases.build(name)
+    parameters = list(model.parameters())
+    parameters[0].grad = torch.randn_like(parameters[0])
+    parameters[-1].requires_grad_(False)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.MultiheadAttention, nn.Dropout)):
+            module.eval()
+    snapshot = Snapshot(model)
+    result = per_sample_jacobian(model, inputs)
+    result.gram(), result.weighted_sum(torch.ones(result.num_samples, result.num_directions, 1))
+    snapshot.check()
+
+
+def test_the_graph_of_a_training_step_survives() -> None:
+    model, inputs = cases.build("mlp_2")
+    outputs = model(inputs)
+    per_sample_jacobian(model, inputs).gram()
+    outputs.sum().backward()
+    assert model[0].weight.grad.abs().sum() > 0
+
+
+def _autocast() -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+CONTEXTS = {"no_grad": torch.no_grad, "inference": torch.inference_mode, "autocast": _autocast}
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("name", ["mlp_2", "inplace_relu", "embedding", "attention", "gru", "bare_parameter_on_root"])
+def test_whatever_context_surrounds(name: str, context: str) -> None:
+    model, inputs = cases.build(name)
+    wanted = per_sample_jacobian(model, inputs)
+    with CONTEXTS[context]():
+        inputs = inputs.clone()  # An inference tensor under inference mode.
+        assert inputs.is_inference() == (context == "inference")
+        result = per_sample_jacobian(model, inputs)
+    assert result.gram().dtype == torch.float32
+    assert not result.gram().requires_grad
+    torch.testing.assert_close(
+        result.materialize(), wanted.materialize(), rtol=0, atol=1e-6 * float(wanted.materialize().abs().max())
+    )
+
+
+class CachedMask(nn.Module):
+    """Makes a mask at its first forward pass and keeps it, as attention and positional encodings do."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 2)
+        self.where = where
+        self.kept: dict[str, Tensor] = {}
+        self.mask: Tensor | None = None
+        self.register_buffer("buffer", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cached = {"attribute": self.mask, "dict": self.kept.get("mask"), "buffer": self.buffer}[self.where]
+        if cached is None:
+            cached = torch.tensor([1.0, 0.0, 2.0, 1.0, 3.0])
+            if self.where == "attribute":
+                self.mask = cached
+            elif self.where == "dict":
+                self.kept["mask"] = cached
+            else:
+                self.buffer = cached
+        return self.last(torch.tanh(self.first(x)) * cached)
+
+
+@pytest.mark.parametrize("where", ["attribute", "dict", "buffer"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_mask_cached_in_inference_mode(inside: bool, where: str) -> None:
+    model, inputs = CachedMask(where), torch.randn(5, 4)
+    wanted = oracles.loop_jacobian(model, inputs)  # On a copy, which caches a mask of its own.
+    with torch.inference_mode():
+        model(inputs)
+    with torch.inference_mode() if inside else nullcontext():
+        close(per_sample_jacobian(model, inputs).materialize(), wanted)
+
+
+class Masked(nn.Module):
+    """Hands attention a mask that it keeps, as large as the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 2)
+        self.mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mask is None:
+            self.mask = torch.ones(x.shape[1], x.shape[1]).tril().log()
+        return self.head(self.attention(x, x, x, attn_mask=self.mask)[0].mean(1))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_attention_mask_cached_in_inference_mode(inside: bool) -> None:
+    model, inputs = Masked(), torch.randn(5, 3, 4)
+    wanted = oracles.loop_jacobian(model, inputs)
+    with torch.inference_mode():
+        model(inputs)
+    with torch.inference_mode() if inside else nullcontext():
+        close(per_sample_jacobian(model, inputs).materialize(), wanted)
+
+
+@pytest.mark.parametrize("name", ["mlp_2", "conv2d", "attention", "gru"])
+@pytest.mark.parametrize("how", ["module", "function"])
+def test_compiled_models(name: str, how: str) -> None:
+    model, inputs = cases.build(name)
+    wanted = per_sample_jacobian(model, inputs).gram()
+    if how == "module":
+        model.compile(backend="eager")
+        compiled: nn.Module = model
+    else:
+        compiled = torch.compile(model, backend="eager")
+    before = compiled(inputs)
+    operator = JacobianOperator(compiled)
+    close(operator(inputs).gram(), wanted)
+    assert operator.ownership.methods()["layer"] >= 2
+    torch.testing.assert_close(compiled(inputs), before)
+
+
+def test_half_precision_models_give_float32() -> None:
+    model, inputs = cases.build("mlp_2")
+    result = per_sample_jacobian(model.bfloat16(), inputs.bfloat16())
+    wanted = oracles.loop_jacobian(model.float(), inputs.bfloat16().float())
+    assert result.gram().dtype == torch.float32
+    close(result.materialize(), wanted, 0.05)
+
+
+class Wider(nn.Module):
+    """Outputs in a precision of their own, as a model that ends in `.float()` or `.double()`."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.linear, self.dtype = nn.Linear(4, 2), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).to(self.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_outputs_of_another_precision_than_the_parameters(dtype: torch.dtype) -> None:
+    model, inputs = Wider(dtype), torch.randn(5, 4)
+    result = per_sample_jacobian(model, inputs)
+    assert result.outputs.dtype == torch.float32
+    close(result.gram(), (lambda j: j @ j.mT)(oracles.loop_jacobian(model.linear, inputs)))
+
+
+class Dropping(nn.Module):
+    """Dropout that stays on in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 64), nn.Linear(64, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(nn.functional.dropout(torch.tanh(self.first(x)), 0.5, training=True))
+
+
+def test_randomness_in_the_forward_pass_is_followed_by_the_factored_path() -> None:
+    model, inputs = Dropping(), torch.randn(6, 4)
+    operator = JacobianOperator(model)
+    operator.prepare(inputs)
+    assert operator.ownership.methods() == {"layer": 4}
+    torch.manual_seed(5)
+    result = operator(inputs)
+    torch.manual_seed(5)
+    outputs = model(inputs)
+    assert torch.equal(result.outputs, outputs)
+    for row in range(6):
+        gradients = torch.autograd.grad(outputs[row, 1], list(model.parameters()), retain_graph=True)
+        close(result.materialize()[row, 1], torch.cat([g.flatten() for g in gradients]))
+
+
+@pytest.mark.parametrize("name", ["mlp_2", "conv2d", "gru", "attention_time_first", "tied_through_function", "time_first"])
+def test_nan_inputs_among_the_first_samples(name: str) -> None:
+    model, inputs = cases.build(name)
+    if not inputs.is_floating_point():
+        pytest.skip("inputs cannot be NaN")
+    good = inputs.clone()
+    inputs[1] = torch.nan
+    operator = JacobianOperator(model)
+    result = operator(inputs)
+    keep = torch.arange(len(inputs)) != 1
+    assert bool(result.gram()[1].isnan().all())
+    close(result.gram()[keep], (lambda j: j @ j.mT)(oracles.loop_jacobian(model, good))[keep])
+
+
+@pytest.mark.parametrize("name", ["mlp_2", "conv2d", "conv2d_one_channel", "gru", "attention_time_first", "lstm", "time_first"])
+def test_a_batch_of_nothing_but_nan_does_not_decide_the_paths(name: str) -> None:
+    model, inputs = cases.build(name)
+    operator = JacobianOperator(model)
+    assert not bool(operator(torch.full_like(inputs, torch.nan)).gram().isfinite().all())
+    close(operator(inputs).gram(), (lambda j: j @ j.mT)(oracles.loop_jacobian(model, inputs)))
+    reference = JacobianOperator(cases.build(name)[0])
+    reference.prepare(inputs)
+    assert operator.ownership.methods() == reference.ownership.methods()
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp_2", "positions", "conv2d", "conv2d_small_output", "conv2d_depthwise", "transposed2d", "embedding", "gru"]
+)
+def test_no_sample_left(name: str) -> None:
+    model, inputs = cases.build(name)
+    result = per_sample_jacobian(model, inputs)
+    empty = result.select(torch.zeros(len(inputs), dtype=torch.bool))
+    d, p = result.num_directions, result.num_parameters
+    assert empty.gram().shape == (0, d, d)
+    assert empty.materialize().shape == (0, d, p)
+    assert empty.inner(result).shape == (0, len(inputs), d, d)
+    assert empty.trace_inner(empty).shape == (0, 0)
+    total = empty.weighted_sum(torch.zeros(0, d, 3))
+    assert all(value.shape == (3, *result.shapes[name]) and not value.any() for name, value in total.items())
+    assert empty.dot(total).shape == (0, d, 3)
+
+
+class Mixing(nn.Module):
+    """Takes the mean of the batch away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(x - x.mean(0)))
+
+
+def test_mixing_is_found_beside_a_nan() -> None:
+    class Neighbor(Mixing):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x + x.roll(1, 0))  # A NaN reaches one sample more, not all of them.
+
+    inputs = torch.randn(8, 4)
+    inputs[6] = torch.nan
+    with pytest.raises(ValueError, match="does not depend on the rest of the batch"):
+        JacobianOperator(Neighbor())(inputs)
+
+
+def _train_mode_norm() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).train()
+
+
+def _norm_without_statistics() -> nn.Module:
+    return nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 2)).eval()
+
+
+def _detached() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 2), cases.Lambda(lambda x: x.detach()))
+
+
+def _flat() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 1), cases.Lambda(lambda x: x[:, 0]))
+
+
+def _pair() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 2), cases.Lambda(lambda x: (x, x)))
+
+
+def _integers() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 2), cases.Lambda(lambda x: x.long()))
+
+
+def _frozen() -> nn.Module:
+    return nn.Linear(4, 2).requires_grad_(False)
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
+    "output of shape (B,)": (
+        _flat,
+        {},
+        r"Expected `outputs` to be a floating-point tensor of shape \(B, D\), but got shape \(6,\)",
+    ),
+    "a tuple": (_pair, {}, r"Expected `outputs` to be a tensor of shape \(B, D\), but got tuple\. Define `similarity_step`"),
+    "integers": (_integers, {}, r"Expected `outputs` to be a floating-point tensor of shape \(B, D\)"),
+    "no gradient": (_detached, {}, "Expected `outputs` to be differentiable, but got no gradient. Remove `detach"),
+    "batch norm in train mode": (_train_mode_norm, {}, r"batch norm `1` using batch statistics. Call `model.eval\(\)`"),
+    "batch norm without statistics": (_norm_without_statistics, {}, "batch norm `0` using batch statistics"),
+    "mixed samples": (Mixing, {}, r"outputs that change by [\d.]+% when half of the batch is taken away"),
+    "no trainable parameter": (_frozen, {}, "at least one trainable parameter, but got none. Set `requires_grad`"),
+    "too many directions": (lambda: nn.Linear(4, 2), {"directions": 3}, "at most the number of outputs, 2, but got 3"),
+    "unknown parameter": (lambda: nn.Linear(4, 2), {"parameters": "head"}, "names of trainable parameters .* but got 'head'"),
+    "frequency-scaled gradients": (
+        lambda: nn.Sequential(nn.Embedding(9, 4, scale_grad_by_freq=True), cases.Lambda(lambda x: x.mean(1)), nn.Linear(4, 2)),
+        {},
+        "a gradient of `0.weight` that no method reproduces",
+    ),
+    "not a module": (lambda: torch.tanh, {}, "Expected `model` to be a torch.nn.Module, but got builtin"),  # type: ignore[dict-item, return-value]
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_refusals_are_one_clear_sentence(fault: str) -> None:
+    make, arguments, message = REFUSED[fault]
+    inputs = torch.randint(0, 3, (6, 5)) if fault.startswith("frequency") else torch.randn(6, 4)
+    with pytest.raises(ValueError, match=message) as caught:
+        per_sample_jacobian(make(), inputs, **arguments)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("Expected `")
+
+
+def test_a_forward_that_does_not_run_the_model_is_refused() -> None:
+    other = nn.Linear(4, 2)
+    with pytest.raises(ValueError, match="Expected `forward` to be a function that runs the modules of `model`"):
+        per_sample_jacobian(nn.Linear(4, 2), torch.randn(5, 4), forward=other)
+
+
+def test_chosen_parameters() -> None:
+    model, inputs = cases.build("mlp_2")
+    result = per_sample_jacobian(model, inputs, parameters=["0", "4.bias"])
+    assert list(result.shapes) == ["0.weight", "0.bias", "4.bias"]
+    close(result.materialize(), oracles.loop_jacobian(model, inputs, parameters=result.shapes))
+    # "0" is a module, not the start of a name.
+    deep = nn.Sequential(*[nn.Linear(3, 3) for _ in range(11)])
+    assert list(per_sample_jacobian(deep, torch.randn(2, 3), parameters="1").shapes) == ["1.weight", "1.bias"]
+
+
+def test_a_forward_of_the_users_choice() -> None:
+    model, inputs = cases.build("mlp_2")
+    result = per_sample_jacobian(model, inputs, forward=lambda x: model(2 * x)[:, :1])
+    close(result.materialize(), oracles.loop_jacobian(model, inputs, forward=lambda m, x: m(2 * x)[:, :1]))
+
+
+def test_preparing_looks_at_no_more_than_eight_samples() -> None:
+    model, seen = nn.Linear(4, 2), Counter[int]()
+
+    def forward(x: Tensor) -> Tensor:
+        seen[len(x)] += 1
+        return model(x)
+
+    operator = JacobianOperator(model, forward)
+    operator.prepare(torch.randn(50, 4))
+    assert max(seen) == 8
+    seen.clear()
+    operator(torch.randn(50, 4))
+    assert seen == {50: 1}
+
+
+@pytest.fixture(autouse=True)
+def _compiler_reset() -> Iterator[None]:
+    yield
+    torch.compiler.reset()
+
+
+def test_dense_factor_of_a_scalar_keeps_its_shape() -> None:
+    factor = DenseFactor(torch.ones(3, 2))
+    assert factor.shape == ()
+    assert factor.select(torch.tensor([0])).dense().shape == (1, 2, 1)

@@ -1,0 +1,31 @@
+"""Every example runs, at a small size, as its reader would run it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+OPTIONS = {
+    "01_analyze": ["--samples", "40", "--epochs", "1"],
+    "02_monitor": ["--samples", "40", "--epochs", "1"],
+}
+EXPECTED = {"01_analyze": "Five most isolated samples", "02_monitor": "scan-"}
+
+
+def test_every_example_is_listed() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(OPTIONS)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_example_runs(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *OPTIONS[name]]
+    if name == "02_monitor":
+        command += ["--out", str(tmp_path)]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert EXPECTED[name] in finished.stdout
