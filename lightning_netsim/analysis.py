@@ -219,8 +219,8 @@ def _progress_bar(enabled: bool) -> Iterator[Progress | None]:
 
         def tell(stage: str, done: int, total: int | None) -> None:
             if bar.desc != f"netsim {stage}: ":
-                bar.reset(total)
                 bar.set_description(f"netsim {stage}", refresh=False)
+                bar.reset(total)
             bar.update(done - bar.n)
 
         yield tell

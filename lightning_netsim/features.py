@@ -21,6 +21,7 @@ FeatureSum = dict[str, Tensor]
 
 # Below this λ_min/λ_max, float32 sums have too few digits for the root of C.
 _ILL_CONDITIONED = 1e-5
+_SUMMED_IN_FLOAT32 = 2**16
 
 
 class AbstractFeatureBatch(ABC):
@@ -86,10 +87,10 @@ class DenseFeatureBatch(AbstractFeatureBatch):
         return {"vector": self._vectors.sum(0)}
 
     def dot(self, total: FeatureSum) -> Tensor:
-        return self.spread(self._vectors @ total["vector"])
+        return self.spread(_product(self._vectors, total["vector"].unsqueeze(0)).squeeze(1))
 
     def inner(self, other: AbstractFeatureBatch) -> Tensor:
-        return _spread_pairs(self, other, self._vectors @ other.vectors().mT)
+        return _spread_pairs(self, other, _product(self._vectors, other.vectors()))
 
     def vectors(self, projection: SketchProjection | None = None) -> Tensor:
         return self._vectors
@@ -98,11 +99,25 @@ class DenseFeatureBatch(AbstractFeatureBatch):
         return DenseFeatureBatch(self.spread(self._vectors)[index], self._normalize)
 
 
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Return left @ rightᵀ for rows of any length: over millions of numbers, a sum in float32 loses four digits."""
+    if left.shape[1] <= _SUMMED_IN_FLOAT32:
+        return left @ right.mT
+    total = left.new_zeros(len(left), len(right), dtype=torch.float64)
+    for some, others in zip(torch.split(left, _SUMMED_IN_FLOAT32, 1), torch.split(right, _SUMMED_IN_FLOAT32, 1), strict=True):
+        total += some @ others.mT
+    return total.to(left.dtype)
+
+
 class GradientFeatureBatch(AbstractFeatureBatch):
     """The gradient features φ(x) = vec(G M)/√r of a batch, in factored form: the d·P numbers are formed only on request.
 
     Args:
         jacobian: G of the B samples.
+
+    Attributes:
+        jacobian: G of the valid ones.
+        num_directions: d.
     """
 
     def __init__(self, jacobian: PerSampleJacobian) -> None:
@@ -114,16 +129,17 @@ class GradientFeatureBatch(AbstractFeatureBatch):
         self.num_directions = jacobian.num_directions
         everything = bool(self.valid.all())
         # 0 · NaN is NaN: a bad sample must not come near a sum.
-        self._jacobian = jacobian if everything else jacobian.select(self.valid)
-        self._root = (root / rank.clamp_min(1).sqrt()[:, None, None]).to(jacobian.outputs.dtype)[self.valid]
+        self.jacobian = jacobian if everything else jacobian.select(self.valid)
+        scale = rank.clamp_min(1).to(root.dtype).sqrt()[:, None, None]
+        self._root = (root / scale).to(jacobian.outputs.dtype)[self.valid]
         self._mixed: PerSampleJacobian | None = None
 
     def sum(self) -> FeatureSum:
-        return self._jacobian.weighted_sum(self._root)
+        return self.jacobian.weighted_sum(self._root)
 
     def dot(self, total: FeatureSum) -> Tensor:
         if self.num_directions == 1:
-            return self.spread(self._jacobian.trace_dot(total) * self._root[:, 0, 0])
+            return self.spread(self.jacobian.trace_dot(total) * self._root[:, 0, 0])
         return self.spread(self._normalized().trace_dot(total))
 
     def inner(self, other: AbstractFeatureBatch) -> Tensor:
@@ -132,18 +148,22 @@ class GradientFeatureBatch(AbstractFeatureBatch):
         return _spread_pairs(self, other, self._normalized().trace_inner(other._normalized()))
 
     def vectors(self, projection: SketchProjection | None = None) -> Tensor:
-        sketched = self._jacobian.materialize() if projection is None else self._jacobian.sketch(projection)
+        sketched = self.jacobian.materialize() if projection is None else self.jacobian.sketch(projection)
         return (self._root.mT @ sketched).flatten(1)
 
     def select(self, index: Tensor) -> GradientFeatureBatch:
         positions = self.valid.cumsum(0) - 1
         if not bool(self.valid[index].all()):
             raise expected("index", "valid samples", "one that was left out")
-        return GradientFeatureBatch(self._jacobian.select(positions[index]))
+        return GradientFeatureBatch(self.jacobian.select(positions[index]))
+
+    def energy(self) -> dict[str, float]:
+        """Return the mean share of ‖φ‖² = 1 that lies in each parameter tensor."""
+        return self._normalized().energy()
 
     def _normalized(self) -> PerSampleJacobian:
         if self._mixed is None:
-            self._mixed = self._jacobian.mix(self._root)
+            self._mixed = self.jacobian.mix(self._root)
         return self._mixed
 
 

@@ -139,7 +139,7 @@ def make_plan(
     if kind == "sketch" and sketched_bytes > budget:
         raise expected("memory_budget", f"at least {sketched_bytes:,} bytes for sketched features", f"{budget:,.0f}", _SMALLER)
     width = exact if kind == "store" else directions * sketch_width
-    per_sample = _WORKING_COPIES * jacobian.nbytes / jacobian.num_samples + 2 * _FLOAT_BYTES * max(
+    per_sample = _WORKING_COPIES * jacobian.nbytes / max(1, jacobian.num_samples) + 2 * _FLOAT_BYTES * max(
         width, directions * _largest(jacobian)
     )
     room = _chunk_room(budget, device)

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from lightning_netsim._checks import check_neighbors_fit, expected
 from lightning_netsim.batches import SimilarityBatch, read_batch, split_batch
 from lightning_netsim.estimators import KernelNeighbors, NeighborCount, RecallAudit
-from lightning_netsim.features import AbstractFeatureBatch, ActivationFeatures, DenseFeatureBatch, GradientFeatures
+from lightning_netsim.features import (
+    AbstractFeatureBatch,
+    ActivationFeatures,
+    DenseFeatureBatch,
+    GradientFeatureBatch,
+    GradientFeatures,
+)
 from lightning_netsim.jacobian import SketchProjection, trees
 from lightning_netsim.plan import SweepPlan, SweepSettings, make_plan, memory_budget, plan_record
 from lightning_netsim.results import SimilarityResult
@@ -22,6 +28,8 @@ from lightning_netsim.sources import Chunk, SampleSource, fixed_subset
 
 AUDITED_QUERIES = 64
 _TIMED_SAMPLES = 32
+# Multiplications a second that a flat search makes on a small machine.
+_SEARCH_RATE = 3e10
 
 #: Called with what is done, the number of samples done, and the number in all or None, as the work goes on.
 Progress = Callable[[str, int, int | None], None]
@@ -140,20 +148,33 @@ class _Measurement:
         few = next(chunk.split(_TIMED_SAMPLES))
         self._batch_idx = few.batch_idx
         self.gradients.prepare(few.batch, self._labels(few))
-        jacobian = self.gradients.operator(few.batch, self._labels(few))
-        jacobian.gram()
-        width = self.settings.projection_dim // jacobian.num_directions
-        projection = SketchProjection(jacobian.shapes, max(width, 1), self.settings.seed)
+        features = self._features(few)
+        if not isinstance(features, GradientFeatureBatch):
+            raise expected("features", "gradient features", type(features).__name__)
+        width = max(self.settings.projection_dim // features.num_directions, 1)
+        projection = SketchProjection(self.gradients.operator.shapes, width, self.settings.seed, features.energy())
+        jacobian = features.jacobian
         plan = make_plan(self.settings, jacobian, self._total_samples(), projection.dim, jacobian.outputs.device)
+        used = projection if plan.kind == "sketch" else None
+        return replace(plan, seconds=self._expected_seconds(few, plan, used)), used
+
+    def _expected_seconds(self, few: Chunk, plan: SweepPlan, projection: SketchProjection | None) -> float | None:
+        """Return how long the measurement will take, from a few samples and the multiplications of the search."""
+        total = self._total_samples()
+        if total is None:
+            return None
         start = time.perf_counter()
         features = self._features(few)
         features.sum()
-        features.vectors(projection if plan.kind == "sketch" else None)
-        seconds = time.perf_counter() - start
-        total = self._total_samples()
-        sweeps = 2 if plan.kind == "sketch" and self.compares_with_itself else 1
-        expected_time = None if total is None else seconds * sweeps * total / len(few.index)
-        return replace(plan, seconds=expected_time), projection if plan.kind == "sketch" else None
+        features.vectors(projection)
+        first = time.perf_counter() - start
+        if projection is not None:
+            start = time.perf_counter()
+            self._features(few)
+        again = time.perf_counter() - start if projection is not None else 0.0
+        sizes = (self.queries.num_samples or 0, self.reference.num_samples or 0)
+        search = sizes[0] * sizes[1] * plan.num_features / _SEARCH_RATE
+        return (first + again) * total / len(few.index) + search
 
     def _total_samples(self) -> int | None:
         """Return the samples of both sets together, None if either is of unknown length."""
@@ -181,17 +202,22 @@ class _Measurement:
         torch.manual_seed(self.settings.seed + int(chunk.index[0]))
         return self.gradients(chunk.batch, self._labels(chunk))
 
+    def _formed_features(self, chunk: Chunk, plan: SweepPlan) -> AbstractFeatureBatch:
+        """Return the features of a chunk as the plan compares them: as vectors if these are stored, else in factors."""
+        features = self._features(chunk)
+        if plan.kind != "store":
+            return features
+        dense = DenseFeatureBatch(features.spread(features.vectors()), normalize=False)
+        dense.norm, dense.rank = features.norm, features.rank
+        return dense
+
     def _sweep(self, source: SampleSource, plan: SweepPlan, stage: str) -> Iterator[tuple[Chunk, AbstractFeatureBatch]]:
         """Yield every chunk of a source with its features; what was read of the batch is in `_read`."""
         done = 0
         torch.manual_seed(self.settings.seed)  # A data set may draw random numbers too.
         for whole in source:
             for chunk in whole.split(plan.chunk_size):
-                features = self._features(chunk)
-                if plan.kind == "store":
-                    norm, rank = features.norm, features.rank
-                    features = DenseFeatureBatch(features.spread(features.vectors()), normalize=False)
-                    features.norm, features.rank = norm, rank
+                features = self._formed_features(chunk, plan)
                 done += len(chunk.index)
                 self.progress(stage, done, source.num_samples)
                 yield chunk, features
@@ -225,7 +251,7 @@ class _Measurement:
                 found.count.query(batch)
             if found.neighbors.is_exact:
                 return None
-        audit = self._make_audit()
+        audit = self._make_audit(plan)
         for chunk, features in self._sweep(self.reference, plan, "counts"):
             if plan.kind == "sketch":
                 found.count.query(features)
@@ -242,7 +268,7 @@ class _Measurement:
             if found.activation_neighbors is not None and activations is not None:
                 found.activation_neighbors.query(activations)
             self._pick(chunk, features, audited)
-        audit = None if found.neighbors.is_exact else self._make_audit()
+        audit = None if found.neighbors.is_exact else self._make_audit(plan)
         if audit is not None:
             for chunk, features in self._sweep(self.reference, plan, "audit"):
                 audit.update(features, chunk.index)
@@ -270,11 +296,11 @@ class _Measurement:
         if bool(keep.any()):
             self.audited.append(chunk.pick(keep))
 
-    def _make_audit(self) -> RecallAudit | None:
+    def _make_audit(self, plan: SweepPlan) -> RecallAudit | None:
         if not self.audited:
             return None
         own = torch.cat([chunk.index for chunk in self.audited])
-        queries = [self._features(chunk) for chunk in _joined(self.audited)]
+        queries = [self._formed_features(chunk, plan) for chunk in _joined(self.audited)]
         return RecallAudit(queries, own if self.compares_with_itself else torch.full_like(own, -1))
 
     def _result(self, plan: SweepPlan, found: _Estimators, audit: RecallAudit | None) -> SimilarityResult:

@@ -29,8 +29,8 @@ def _tqdm() -> Iterator[Progress]:
 
         def tell(stage: str, done: int, total: int | None) -> None:
             if bar.desc != f"netsim {stage}: ":
-                bar.reset(total)
                 bar.set_description(f"netsim {stage}", refresh=False)
+                bar.reset(total)
             bar.update(done - bar.n)
 
         yield tell

@@ -171,7 +171,8 @@ class SimilarityMonitor(Callback):
         if not any(parameter.requires_grad for parameter in pl_module.parameters()):
             raise expected("model", "a module with at least one trainable parameter", "none")
         if self.reference == "train" and stage != "fit":
-            raise expected("reference", f"a loader or None in `{stage}`", '"train"', "Pass the training loader itself.")
+            wanted = f"a loader or None in `{getattr(stage, 'value', stage)}`"
+            raise expected("reference", wanted, '"train"', "Pass the training loader itself.")
         self._publisher = Publisher(self._root(trainer), self.keep, self.figures)
         if self._publisher.root is not None and trainer.is_global_zero:
             check_writable("dirpath", self._publisher.root)

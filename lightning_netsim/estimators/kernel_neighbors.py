@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_netsim._checks import check_neighbors_fit, check_positive_int
 from lightning_netsim.features import AbstractFeatureBatch
@@ -26,7 +27,7 @@ class KernelNeighbors:
         >>> from lightning_netsim.features import DenseFeatureBatch
         >>> features, ids = DenseFeatureBatch(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])), torch.arange(3)
         >>> neighbors = KernelNeighbors(k=1)
-        >>> neighbors.update(features, ids)
+        >>> _ = neighbors.update(features, ids)
         >>> neighbors.query(features, ids).index.flatten()
         tensor([2, 2, 1])
     """
@@ -58,7 +59,7 @@ class KernelNeighbors:
         Returns:
             the vectors that were indexed, one row for each valid sample.
         """
-        vectors = reference.vectors(self.projection).float().cpu()
+        vectors = self._vectors(reference)
         if self._index is None:
             self._index = NeighborIndex(vectors.shape[1], self.index_factory)
         self._num_seen += len(ids)
@@ -84,12 +85,20 @@ class KernelNeighbors:
         usable = 0 if self._index is None else len(self._index) - int(exclude is not None)
         k = min(self.k, usable)
         if self._index is not None and k > 0 and bool(valid.any()):
-            vectors = queries.vectors(self.projection).float().cpu()
+            vectors = self._vectors(queries)
             found = self._index.search(vectors, k, None if exclude is None else exclude[valid])
             similarity[valid, :k], index[valid, :k] = found.similarity, found.index
         answer = KernelNeighborsResult(similarity, index, 1.0 if self.is_exact else None)
         self._answers.append(answer)
         return answer
+
+    def _vectors(self, features: AbstractFeatureBatch) -> Tensor:
+        """Return what is indexed: unit vectors, of sketches too.
+
+        The cosine of two sketches stays within [-1, 1], and at similarity k its variance is (1 − k²)²/K, that of their inner
+        product (1 + k²)/K: for near neighbors, which are what is sought, many times as large.
+        """
+        return F.normalize(features.vectors(self.projection).float().cpu(), dim=1)
 
     def compute(self, recall: float | None = None) -> KernelNeighborsResult:
         """Return the neighbors of all queries so far, in the order in which they were asked.

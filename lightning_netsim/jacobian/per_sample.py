@@ -61,6 +61,11 @@ class PerSampleJacobian:
         """Return C(x_i) = G(x_i)ᵀ G(x_i), shape (B, d, d)."""
         return self._total(factor.gram() for factor in self._factors.values())
 
+    def energy(self) -> dict[str, float]:
+        """Return the squared norm of the gradient in each parameter tensor, averaged over the samples."""
+        traces = {name: factor.gram().diagonal(dim1=1, dim2=2).sum(1) for name, factor in self._factors.items()}
+        return {name: float(trace.nanmean()) if len(trace) else 0.0 for name, trace in traces.items()}
+
     def inner(self, other: PerSampleJacobian) -> Tensor:
         """Return K(x_i, x'_j) = G(x_i)ᵀ G(x'_j), shape (B, B', d, d').
 

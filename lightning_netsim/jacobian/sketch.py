@@ -12,30 +12,41 @@ from lightning_netsim._checks import check_positive_int, expected
 
 
 class SketchProjection:
-    """Project gradients of P parameters to about `projection_dim` numbers whose inner products are unbiased.
+    """Project gradients of P parameters to at most `projection_dim` numbers whose inner products are unbiased.
 
-    Small parameter tensors are kept exactly, up to half of the width; each larger one is multiplied by random signs and folded
-    into its share of the rest, so that every bucket receives equally many coordinates:
+    Each parameter tensor has its share of the width. One that fits into its share is kept exactly; another is multiplied by
+    random signs and folded, so that every bucket receives equally many coordinates:
 
-        s_b = Σ_{j ≡ b mod K_t} σ_j g_j,    E ⟨s, s'⟩ = ⟨g, g'⟩
+        s_b = Σ_{j ≡ b mod K_t} σ_j g_j,    E ⟨s, s'⟩ = ⟨g, g'⟩,    variance ≤ Σ_t 2 ‖g_t‖² ‖g'_t‖² / K_t
 
-    Shares grow with the square root of the tensors' sizes, and are odd, so that the folds do not line up with the rows of a
+    The variance is least where shares K_t are proportional to the tensors' energies ‖g_t‖²; without `energy` they are
+    proportional to the square roots of their sizes. Folded widths are odd, so that folds do not line up with the rows of a
     matrix.
 
     Args:
         shapes: the shape of every parameter, by name.
-        projection_dim: the width K to aim at, at least 2 × the number of large tensors.
+        projection_dim: the width K to aim at, at least the number of tensors.
         seed: seed of the signs.
+        energy: the mean squared norm of the gradient in each tensor, by name.
 
     Raises:
         ValueError: if `projection_dim` is not a positive int or leaves a tensor without a bucket.
     """
 
-    def __init__(self, shapes: Mapping[str, torch.Size], projection_dim: int, seed: int = 0) -> None:
+    def __init__(
+        self, shapes: Mapping[str, torch.Size], projection_dim: int, seed: int = 0, energy: Mapping[str, float] | None = None
+    ) -> None:
         check_positive_int("projection_dim", projection_dim)
+        sizes = {name: shape.numel() for name, shape in shapes.items()}
+        if projection_dim < len(sizes):
+            raise expected(
+                "projection_dim",
+                f"at least {len(sizes)} for each direction, one for each parameter tensor",
+                str(projection_dim),
+            )
         self.projection_dim = projection_dim
         self.seed = seed
-        self.widths = _widths({name: shape.numel() for name, shape in shapes.items()}, projection_dim)
+        self.widths = _widths(sizes, projection_dim, energy or {name: size**0.5 for name, size in sizes.items()})
         self._shapes = dict(shapes)
         self._signs: dict[str, Tensor] = {}
 
@@ -66,20 +77,23 @@ class SketchProjection:
         return self._signs[name]
 
 
-def _widths(sizes: Mapping[str, int], projection_dim: int) -> dict[str, int]:
+def _widths(sizes: Mapping[str, int], projection_dim: int, energy: Mapping[str, float]) -> dict[str, int]:
+    """Share the width among the tensors in proportion to their energy; none receives more than its size."""
     if sum(sizes.values()) <= projection_dim:
         return dict(sizes)
+    # No tensor is left without a bucket, however small its gradient was when it was measured.
+    floor = 1e-6 * max(energy.values()) or 1.0
+    weight = {name: max(energy.get(name, 0.0), floor) for name in sizes}
     widths: dict[str, int] = {}
-    for name, size in sorted(sizes.items(), key=lambda item: item[1]):
-        if sum(widths.values()) + size <= projection_dim // 2:
-            widths[name] = size
-    large = {name: size for name, size in sizes.items() if name not in widths}
-    # One bucket for each, whatever its size, and the others by size.
-    rest = projection_dim - sum(widths.values()) - len(large)
-    if rest < 0:
-        raise expected("projection_dim", f"at least {2 * len(large)} for each direction of this model", str(projection_dim))
-    total = sum(size**0.5 for size in large.values())
-    for name, size in large.items():
-        share = 1 + int(rest * size**0.5 / total)
-        widths[name] = min(size, share - 1 + share % 2)
+    open_names = set(sizes)
+    while True:
+        scale = (projection_dim - sum(widths.values())) / sum(weight[name] for name in open_names)
+        filled = {name: sizes[name] for name in open_names if sizes[name] <= scale * weight[name]}
+        if not filled:
+            break
+        widths |= filled
+        open_names -= set(filled)
+    for name in open_names:
+        share = int(scale * weight[name])
+        widths[name] = max(1, share - 1 + share % 2)
     return {name: widths[name] for name in sizes}

@@ -33,7 +33,7 @@ class Points(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         point = self.points[index]
         if self.noise:
-            point = point + 0.1 * torch.randn_like(point) + 0.1 * float(np.random.default_rng(np.random.randint(9)).normal())
+            point = point + 0.1 * torch.randn_like(point) + 0.1 * float(np.random.rand())  # noqa: NPY002
         return point, self.labels[index]
 
 
@@ -76,7 +76,7 @@ class Data(LightningDataModule):
 
 
 class Network(LightningModule):
-    """Convolution, batch norm, dropout, a counter, a cached mask, metrics, and logging in forward: all that may be disturbed."""
+    """Convolution, batch norm, dropout, a counter, a cached mask, metrics, logging in forward: all that may be disturbed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Witness(Callback):
                 "requires_grad": [p.requires_grad for p in module.parameters()],
                 "modes": [m.training for m in module.modules()],
                 "torch": torch.get_rng_state(),
-                "numpy": np.random.get_state()[1].copy(),
+                "numpy": np.random.get_state()[1].copy(),  # noqa: NPY002
                 "calls": list(getattr(module, "calls", [])),
                 "last": getattr(module, "last", None),
                 "metric": [torch.as_tensor(v) for v in module.accuracy.metric_state.values()],
@@ -145,7 +145,9 @@ class Witness(Callback):
     on_test_end = on_validation_end
 
 
-def fit(path: Path, monitor: SimilarityMonitor | None, kind: str = "plain", callbacks: Any = (), **options: Any) -> tuple[Trainer, Network, Witness]:
+def fit(
+    path: Path, monitor: SimilarityMonitor | None, kind: str = "plain", callbacks: Any = (), **options: Any
+) -> tuple[Trainer, Network, Witness]:
     """Train `Network` for two epochs with everything seeded."""
     seed_everything(3)
     witness, network = Witness(), Network()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -133,11 +131,7 @@ class Snapshot:
         self.flags = [p.requires_grad for p in model.parameters()]
         self.modes = [module.training for module in model.modules()]
         self.hooks = [len(module._forward_hooks) for module in model.modules()]
-        self.torch_state, self.numpy_state, self.python_state = (
-            torch.get_rng_state(),
-            np.random.get_state()[1],
-            random.getstate(),
-        )
+        self.torch_state, self.python_state = torch.get_rng_state(), random.getstate()
         self.fast_path = torch.backends.mha.get_fastpath_enabled()
 
     def check(self) -> None:
@@ -149,7 +143,6 @@ class Snapshot:
         for name in ("versions", "flags", "modes", "hooks", "python_state", "fast_path"):
             assert getattr(self, name) == getattr(after, name), name
         assert torch.equal(self.torch_state, after.torch_state)
-        assert np.array_equal(self.numpy_state, after.numpy_state)
 
 
 @pytest.mark.parametrize("name", ["mlp_10", "batch_norm", "inplace_relu", "attention", "gru", "bare_parameter_on_root", "vit"])
@@ -174,105 +167,6 @@ def test_the_graph_of_a_training_step_survives() -> None:
     per_sample_jacobian(model, inputs).gram()
     outputs.sum().backward()
     assert model[0].weight.grad.abs().sum() > 0
-
-
-def _autocast() -> AbstractContextManager[Any]:
-    return torch.autocast("cpu", dtype=torch.bfloat16)
-
-
-CONTEXTS = {"no_grad": torch.no_grad, "inference": torch.inference_mode, "autocast": _autocast}
-
-
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("name", ["mlp_2", "inplace_relu", "embedding", "attention", "gru", "bare_parameter_on_root"])
-def test_whatever_context_surrounds(name: str, context: str) -> None:
-    model, inputs = cases.build(name)
-    wanted = per_sample_jacobian(model, inputs)
-    with CONTEXTS[context]():
-        inputs = inputs.clone()  # An inference tensor under inference mode.
-        assert inputs.is_inference() == (context == "inference")
-        result = per_sample_jacobian(model, inputs)
-    assert result.gram().dtype == torch.float32
-    assert not result.gram().requires_grad
-    torch.testing.assert_close(
-        result.materialize(), wanted.materialize(), rtol=0, atol=1e-6 * float(wanted.materialize().abs().max())
-    )
-
-
-class CachedMask(nn.Module):
-    """Makes a mask at its first forward pass and keeps it, as attention and positional encodings do."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 2)
-        self.where = where
-        self.kept: dict[str, Tensor] = {}
-        self.mask: Tensor | None = None
-        self.register_buffer("buffer", None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        cached = {"attribute": self.mask, "dict": self.kept.get("mask"), "buffer": self.buffer}[self.where]
-        if cached is None:
-            cached = torch.tensor([1.0, 0.0, 2.0, 1.0, 3.0])
-            if self.where == "attribute":
-                self.mask = cached
-            elif self.where == "dict":
-                self.kept["mask"] = cached
-            else:
-                self.buffer = cached
-        return self.last(torch.tanh(self.first(x)) * cached)
-
-
-@pytest.mark.parametrize("where", ["attribute", "dict", "buffer"])
-@pytest.mark.parametrize("inside", [True, False])
-def test_a_mask_cached_in_inference_mode(inside: bool, where: str) -> None:
-    model, inputs = CachedMask(where), torch.randn(5, 4)
-    wanted = oracles.loop_jacobian(model, inputs)  # On a copy, which caches a mask of its own.
-    with torch.inference_mode():
-        model(inputs)
-    with torch.inference_mode() if inside else nullcontext():
-        close(per_sample_jacobian(model, inputs).materialize(), wanted)
-
-
-class Masked(nn.Module):
-    """Hands attention a mask that it keeps, as large as the batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 2)
-        self.mask: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.mask is None:
-            self.mask = torch.ones(x.shape[1], x.shape[1]).tril().log()
-        return self.head(self.attention(x, x, x, attn_mask=self.mask)[0].mean(1))
-
-
-@pytest.mark.parametrize("inside", [True, False])
-def test_an_attention_mask_cached_in_inference_mode(inside: bool) -> None:
-    model, inputs = Masked(), torch.randn(5, 3, 4)
-    wanted = oracles.loop_jacobian(model, inputs)
-    with torch.inference_mode():
-        model(inputs)
-    with torch.inference_mode() if inside else nullcontext():
-        close(per_sample_jacobian(model, inputs).materialize(), wanted)
-
-
-@pytest.mark.parametrize("name", ["mlp_2", "conv2d", "attention", "gru"])
-@pytest.mark.parametrize("how", ["module", "function"])
-def test_compiled_models(name: str, how: str) -> None:
-    model, inputs = cases.build(name)
-    wanted = per_sample_jacobian(model, inputs).gram()
-    if how == "module":
-        model.compile(backend="eager")
-        compiled: nn.Module = model
-    else:
-        compiled = torch.compile(model, backend="eager")
-    before = compiled(inputs)
-    operator = JacobianOperator(compiled)
-    close(operator(inputs).gram(), wanted)
-    assert operator.ownership.methods()["layer"] >= 2
-    torch.testing.assert_close(compiled(inputs), before)
 
 
 def test_half_precision_models_give_float32() -> None:
@@ -328,11 +222,9 @@ def test_randomness_in_the_forward_pass_is_followed_by_the_factored_path() -> No
         close(result.materialize()[row, 1], torch.cat([g.flatten() for g in gradients]))
 
 
-@pytest.mark.parametrize("name", ["mlp_2", "conv2d", "gru", "attention_time_first", "tied_through_function", "time_first"])
+@pytest.mark.parametrize("name", ["mlp_2", "conv2d", "gru", "attention_time_first", "bare_parameter_on_root", "time_first"])
 def test_nan_inputs_among_the_first_samples(name: str) -> None:
     model, inputs = cases.build(name)
-    if not inputs.is_floating_point():
-        pytest.skip("inputs cannot be NaN")
     good = inputs.clone()
     inputs[1] = torch.nan
     operator = JacobianOperator(model)
@@ -489,12 +381,6 @@ def test_preparing_looks_at_no_more_than_eight_samples() -> None:
     seen.clear()
     operator(torch.randn(50, 4))
     assert seen == {50: 1}
-
-
-@pytest.fixture(autouse=True)
-def _compiler_reset() -> Iterator[None]:
-    yield
-    torch.compiler.reset()
 
 
 def test_dense_factor_of_a_scalar_keeps_its_shape() -> None:

@@ -146,8 +146,13 @@ def test_sketch_widths_fit_and_cover() -> None:
     shapes = {"a": torch.Size((100, 100)), "b": torch.Size((100,)), "c": torch.Size((50, 60)), "d": torch.Size(())}
     projection = SketchProjection(shapes, 500)
     assert projection.dim <= 500
-    assert projection.widths["b"] == 100
     assert projection.widths["d"] == 1
     assert not projection.is_exact
+    # Shares follow the energy; a tensor that fits into its share is kept exactly, and none is left out.
+    energetic = SketchProjection(shapes, 500, energy={"a": 1.0, "b": 8.0, "c": 1.0, "d": 0.0})
+    assert energetic.dim <= 500
+    assert energetic.widths["b"] == 100
+    assert energetic.widths["a"] == energetic.widths["c"] > 150
+    assert energetic.widths["d"] == 1
     with pytest.raises(ValueError, match="projection_dim"):
         SketchProjection(shapes, 1)

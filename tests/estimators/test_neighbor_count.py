@@ -1,0 +1,115 @@
+"""Counts from one sum over the reference set, against sums over all pairs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_netsim.estimators import NeighborCount
+from lightning_netsim.features import AbstractFeatureBatch, DenseFeatureBatch, GradientFeatures
+from tests import cases, oracles
+
+
+def gradient_batches(name: str, sizes: tuple[int, ...] = (3, 4)) -> tuple[list[AbstractFeatureBatch], Tensor]:
+    model, inputs = cases.build(name)
+    features = GradientFeatures(model, directions="all")
+    return [features(part) for part in inputs.split(sizes)], oracles.dense_similarity(
+        oracles.loop_jacobian(model, inputs), 1e-6
+    )
+
+
+def run(estimator: NeighborCount, queries: list[AbstractFeatureBatch], reference: list[AbstractFeatureBatch]) -> None:
+    for batch in reference:
+        estimator.update(batch)
+    for batch in queries:
+        estimator.query(batch)
+
+
+@pytest.mark.parametrize("name", ["mlp_1", "mlp_2", "mlp_10"])
+def test_every_count_is_a_sum_over_the_row(name: str) -> None:
+    batches, similarity = gradient_batches(name)
+    estimator = NeighborCount(thresholds=(0.3, 0.9), powers=(1, 2.5))
+    assert estimator.needs_vectors
+    run(estimator, batches, batches)
+    result = estimator.compute()
+    assert result.num_reference == 7
+    torch.testing.assert_close(result.soft.double(), similarity.sum(1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.fraction, result.soft / 7)
+    for tau in (0.3, 0.9):
+        assert torch.equal(result.hard[tau].double(), (similarity >= tau).sum(1).double())
+    for alpha in (1.0, 2.5):
+        torch.testing.assert_close(result.power[alpha].double(), similarity.clamp_min(0).pow(alpha).sum(1), rtol=0, atol=1e-5)
+    assert estimator.squared_norm() == pytest.approx(float(similarity.sum()), abs=1e-5)
+
+
+def test_the_batches_do_not_matter() -> None:
+    whole, _ = gradient_batches("mlp_2", (7,))
+    parts, _ = gradient_batches("mlp_2", (1, 4, 2))
+    results = []
+    for queries, reference in [(whole, whole), (parts, whole), (whole, parts), (parts, parts)]:
+        estimator = NeighborCount(powers=(2,))
+        run(estimator, queries, reference)
+        results.append(estimator.compute())
+    for result in results[1:]:
+        torch.testing.assert_close(result.soft, results[0].soft, rtol=0, atol=1e-6)
+        torch.testing.assert_close(result.power[2.0], results[0].power[2.0], rtol=0, atol=1e-6)
+
+
+def test_queries_apart_from_the_reference() -> None:
+    batches, similarity = gradient_batches("mlp_2")
+    estimator = NeighborCount()
+    assert not estimator.needs_vectors
+    run(estimator, batches[1:], batches[:1])
+    torch.testing.assert_close(estimator.compute().soft.double(), similarity[3:, :3].sum(1), rtol=0, atol=1e-5)
+    assert estimator.compute().num_reference == 3
+
+
+def test_left_out_samples_count_for_nothing() -> None:
+    vectors = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.6, 0.8], [torch.nan, 1.0]])
+    batch = DenseFeatureBatch(vectors)
+    estimator = NeighborCount(thresholds=(0.5,), powers=(2,))
+    run(estimator, [batch], [batch])
+    result = estimator.compute()
+    wanted = torch.tensor([1.6, torch.nan, 1.6, torch.nan])
+    torch.testing.assert_close(result.soft, wanted, equal_nan=True)
+    torch.testing.assert_close(result.hard[0.5], torch.tensor([2.0, torch.nan, 2.0, torch.nan]), equal_nan=True)
+    torch.testing.assert_close(result.power[2.0], torch.tensor([1.36, torch.nan, 1.36, torch.nan]), equal_nan=True)
+    assert result.num_reference == 2
+
+
+def test_reset_forgets() -> None:
+    estimator = NeighborCount()
+    run(estimator, [DenseFeatureBatch(torch.eye(2))], [DenseFeatureBatch(torch.eye(2))])
+    estimator.reset()
+    run(estimator, [DenseFeatureBatch(torch.eye(3))], [DenseFeatureBatch(torch.eye(3))])
+    assert estimator.compute().soft.tolist() == [1, 1, 1]
+
+
+def test_a_parameter_that_only_some_batches_use() -> None:
+    class Batch(DenseFeatureBatch):
+        def sum(self) -> dict[str, Tensor]:
+            return {**super().sum(), "extra": torch.ones(1)}
+
+    estimator = NeighborCount()
+    estimator.update(DenseFeatureBatch(torch.eye(2)))
+    estimator.update(Batch(torch.eye(2)))
+    assert estimator.query(DenseFeatureBatch(torch.eye(2))).tolist() == [2, 2]
+
+
+def test_a_query_without_a_reference_set_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"at least one batch, but got none\. Call `update` before `query`"):
+        NeighborCount().query(DenseFeatureBatch(torch.eye(2)))
+
+
+def test_a_reference_set_in_which_nothing_is_left() -> None:
+    estimator = NeighborCount()
+    estimator.update(DenseFeatureBatch(torch.zeros(3, 2)))
+    assert estimator.query(DenseFeatureBatch(torch.eye(2))).tolist() == [0, 0]
+    assert estimator.compute().num_reference == 0
+
+
+@pytest.mark.parametrize(("arguments", "name"), [({"thresholds": (1.5,)}, "thresholds"), ({"powers": (0,)}, "powers")])
+def test_refusals(arguments: dict[str, tuple[float]], name: str) -> None:
+    with pytest.raises(ValueError, match=f"Expected `{name}` to be numbers within"):
+        NeighborCount(**arguments)

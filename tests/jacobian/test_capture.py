@@ -1,0 +1,125 @@
+"""Differentiating whatever surrounds: inference mode and what a model cached in it, autocast, compiled models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_netsim.jacobian import JacobianOperator, per_sample_jacobian
+from tests import cases, oracles
+
+
+def close(actual: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(actual.double(), wanted.double(), rtol=0, atol=tolerance * float(wanted.abs().max()))
+
+
+@pytest.fixture(autouse=True)
+def _compiler_reset() -> Iterator[None]:
+    yield
+    torch.compiler.reset()
+
+
+def _autocast() -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+CONTEXTS = {"no_grad": torch.no_grad, "inference": torch.inference_mode, "autocast": _autocast}
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("name", ["mlp_2", "inplace_relu", "embedding", "attention", "gru", "bare_parameter_on_root"])
+def test_whatever_context_surrounds(name: str, context: str) -> None:
+    model, inputs = cases.build(name)
+    wanted = per_sample_jacobian(model, inputs)
+    with CONTEXTS[context]():
+        inputs = inputs.clone()  # An inference tensor under inference mode.
+        assert inputs.is_inference() == (context == "inference")
+        result = per_sample_jacobian(model, inputs)
+    assert result.gram().dtype == torch.float32
+    assert not result.gram().requires_grad
+    torch.testing.assert_close(
+        result.materialize(), wanted.materialize(), rtol=0, atol=1e-6 * float(wanted.materialize().abs().max())
+    )
+
+
+class CachedMask(nn.Module):
+    """Makes a mask at its first forward pass and keeps it, as attention and positional encodings do."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 2)
+        self.where = where
+        self.kept: dict[str, Tensor] = {}
+        self.mask: Tensor | None = None
+        self.register_buffer("buffer", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cached = {"attribute": self.mask, "dict": self.kept.get("mask"), "buffer": self.buffer}[self.where]
+        if cached is None:
+            cached = torch.tensor([1.0, 0.0, 2.0, 1.0, 3.0])
+            if self.where == "attribute":
+                self.mask = cached
+            elif self.where == "dict":
+                self.kept["mask"] = cached
+            else:
+                self.buffer = cached
+        return self.last(torch.tanh(self.first(x)) * cached)
+
+
+@pytest.mark.parametrize("where", ["attribute", "dict", "buffer"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_mask_cached_in_inference_mode(inside: bool, where: str) -> None:
+    model, inputs = CachedMask(where), torch.randn(5, 4)
+    wanted = oracles.loop_jacobian(model, inputs)  # On a copy, which caches a mask of its own.
+    with torch.inference_mode():
+        model(inputs)
+    with torch.inference_mode() if inside else nullcontext():
+        close(per_sample_jacobian(model, inputs).materialize(), wanted)
+
+
+class Masked(nn.Module):
+    """Hands attention a mask that it keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 2)
+        self.mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mask is None:
+            self.mask = torch.ones(x.shape[1], x.shape[1]).triu(1).bool()
+        return self.head(self.attention(x, x, x, attn_mask=self.mask)[0].mean(1))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("steps", [3, 5])
+def test_an_attention_mask_cached_in_inference_mode(steps: int, inside: bool) -> None:
+    # With as many steps as samples, the mask looks like a part of the batch.
+    model, inputs = Masked(), torch.randn(5, steps, 4)
+    wanted = oracles.loop_jacobian(model, inputs)
+    with torch.inference_mode():
+        model(inputs)
+    with torch.inference_mode() if inside else nullcontext():
+        close(per_sample_jacobian(model, inputs).materialize(), wanted)
+
+
+@pytest.mark.parametrize("name", ["mlp_2", "conv2d", "attention", "gru"])
+@pytest.mark.parametrize("how", ["module", "function"])
+def test_compiled_models(name: str, how: str) -> None:
+    model, inputs = cases.build(name)
+    wanted = per_sample_jacobian(model, inputs).gram()
+    if how == "module":
+        model.compile(backend="eager")
+        compiled: nn.Module = model
+    else:
+        compiled = torch.compile(model, backend="eager")
+    before = compiled(inputs)
+    operator = JacobianOperator(compiled)
+    close(operator(inputs).gram(), wanted)
+    assert operator.ownership.methods()["layer"] >= 2
+    torch.testing.assert_close(compiled(inputs), before)
