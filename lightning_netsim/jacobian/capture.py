@@ -78,6 +78,8 @@ def _stack(column: tuple[Tensor | None, ...]) -> Tensor | None:
     present = [delta for delta in column if delta is not None]
     if not present:
         return None
+    if len(column) == 1:
+        return present[0].unsqueeze(1)
     return torch.stack([torch.zeros_like(present[0]) if delta is None else delta for delta in column], 1)
 
 

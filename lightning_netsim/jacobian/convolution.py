@@ -27,6 +27,8 @@ _WEIGHT_GRADIENTS: dict[int, Callable[..., Tensor]] = {
 # A tap of the kernel multiplies small matrices from strided views, which costs about this many times as much for each
 # multiplication as one large product (measured on shapes from 1 to 512 channels).
 _SHIFTED_VIEW_COST = 1.5
+# An addition of two entries in memory costs about this many multiplications inside a matrix product.
+_SUM_COST = 4
 # Formed gradients are kept for the weighted sum that follows a Gram only up to this size.
 _KEEP_BYTES = 2**28
 
@@ -135,9 +137,12 @@ class ConvolutionFactor(AbstractFactor):
     def dense(self) -> Tensor:
         return self._formed().permute(1, 2, 3, 4, 0).flatten(2)
 
+    def entries(self) -> Tensor:
+        return self._formed().permute(1, 2, 0, 3, 4).flatten(2)
+
     def gram(self) -> Tensor:
-        if self._ghost_is_cheaper():
-            return self._outer().gram()
+        if self._pixels_are_cheaper():
+            return self._gram_by_pixels()
         formed = self._formed().flatten(3)
         if formed.shape[2] == 1:
             return torch.einsum("tbon,tbon->b", formed, formed).view(-1, 1, 1)
@@ -191,14 +196,56 @@ class ConvolutionFactor(AbstractFactor):
             self._kept = formed
         return formed
 
-    def _ghost_is_cheaper(self) -> bool:
+    def _pixels_are_cheaper(self) -> bool:
+        """Return whether the Gram is cheaper from inner products of pixels than from formed gradients."""
         if self.geometry.groups > 1 or self._kept is not None:
             return False
-        directions, rows, positions = self.deltas.shape[1], self.shape[0], self.deltas.shape[3:].numel()
-        columns = self.shape[1:].numel()
-        ghost = positions**2 * (columns + directions**2 * rows) + positions * columns
-        formed = directions * rows * columns * (_SHIFTED_VIEW_COST * positions + directions)
-        return ghost < formed
+        directions, rows = self.deltas.shape[1], self.shape[0]
+        positions, pixels = self.deltas.shape[3:], self.inputs.shape[2:]
+        count, size = positions.numel(), pixels.numel()
+        sums, left = 0, size**2
+        for kernel, position, pixel in zip(self.geometry.kernel, positions, pixels, strict=True):
+            left = left // pixel**2 * position**2
+            sums += kernel * left
+        by_pixels = size**2 * self.inputs.shape[1] + _SUM_COST * sums + directions * rows * count * (count + directions)
+        return by_pixels < self._forming_cost()
+
+    def _gram_by_pixels(self) -> Tensor:
+        """Return GᵀG without the gradients: patches overlap, so their inner products are sums of those of pixels.
+
+        ⟨patch_t, patch_t'⟩ = Σ_τ ⟨u[t+τ], u[t'+τ]⟩, summed over the taps of one axis after the other, and then
+        GᵀG = Σ_{t,t'} ⟨patch_t, patch_t'⟩ δ_tᵀδ_t'.
+        """
+        dimensions, positions = len(self.geometry.kernel), self.deltas.shape[3:]
+        pixels = self.inputs.flatten(2)
+        products = (pixels.mT @ pixels).view(-1, *self.inputs.shape[2:], *self.inputs.shape[2:])
+        for axis, (kernel, stride, dilation) in enumerate(
+            zip(self.geometry.kernel, self.geometry.stride, self.geometry.dilation, strict=True)
+        ):
+            total: Tensor | None = None
+            for tap in range(kernel):
+                where = slice(tap * dilation, tap * dilation + stride * (positions[axis] - 1) + 1, stride)
+                index = [slice(None)] * products.ndim
+                index[1 + axis] = index[1 + dimensions + axis] = where
+                view = products[tuple(index)]
+                total = view if total is None else total + view
+            products = products if total is None else total
+        count = positions.numel()
+        deltas = self.deltas.flatten(3)
+        moved = deltas @ products.reshape(-1, 1, count, count)
+        return moved.flatten(2) @ deltas.flatten(2).mT
+
+    def _forming_cost(self) -> float:
+        directions, positions = self.deltas.shape[1], self.deltas.shape[3:].numel()
+        return directions * self.shape.numel() * (_SHIFTED_VIEW_COST * positions + directions)
+
+    def _ghost_is_cheaper(self) -> bool:
+        """Return whether inner products of pairs are cheaper from patches than from formed gradients."""
+        if self.geometry.groups > 1 or self._kept is not None:
+            return False
+        directions, positions, columns = self.deltas.shape[1], self.deltas.shape[3:].numel(), self.shape[1:].numel()
+        ghost = positions**2 * (columns + directions**2 * self.shape[0]) + positions * columns
+        return ghost < self._forming_cost()
 
     def _outer(self) -> OuterFactor:
         """Return the same gradients as a linear layer on patches: u (B, T, C·taps), δ (B, d, T, O)."""

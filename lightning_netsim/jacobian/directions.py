@@ -48,6 +48,7 @@ class Directions:
             check_positive_int("directions", directions, f"Or choose one of {', '.join(NAMES)}, a matrix or a function.")
         self.directions = directions
         self.seed = seed
+        self._drawn: dict[int, Tensor] = {}
 
     def __repr__(self) -> str:
         return f"Directions({self.kind})"

@@ -35,6 +35,10 @@ class AbstractFactor(ABC):
     def dense(self) -> Tensor:
         """Return the gradients, shape (B, d, n) with n the number of entries of the parameter."""
 
+    def entries(self) -> Tensor:
+        """Return the gradients with their entries in whatever order is cheapest, always the same, shape (B, d, n)."""
+        return self.dense()
+
     def gram(self) -> Tensor:
         """Return GᵀG of each sample, shape (B, d, d)."""
         gradients = self.dense()
@@ -146,14 +150,12 @@ class OuterFactor(AbstractFactor):
     def gram(self) -> Tensor:
         _, directions, positions, rows = self.deltas.shape
         columns = self.inputs.shape[2]
-        ghost = positions**2 * (columns + directions**2 * (rows + 1))
+        ghost = positions**2 * (columns + directions * rows) + directions**2 * positions * rows
         formed = directions * rows * columns * (positions + directions)
         if ghost > formed:
             return super().gram()
-        flat = self.deltas.flatten(1, 2)
-        inputs = self.inputs @ self.inputs.mT
-        deltas = (flat @ flat.mT).view(-1, directions, positions, directions, positions)
-        return (deltas * inputs[:, None, :, None, :]).sum((2, 4))
+        moved = (self.inputs @ self.inputs.mT).unsqueeze(1) @ self.deltas
+        return moved.flatten(2) @ self.deltas.flatten(2).mT
 
     def inner(self, other: AbstractFactor) -> Tensor:
         if not isinstance(other, OuterFactor) or self._pair_is_cheaper_formed(other):

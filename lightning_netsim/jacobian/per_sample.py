@@ -140,12 +140,17 @@ class PerSampleJacobian:
             if factor is None:
                 parts.append(self.outputs.new_zeros(self.num_samples, self.num_directions, projection.widths[name]))
             else:
-                parts.append(projection.apply(name, factor.dense()))
+                parts.append(projection.apply(name, factor.entries()))
         return torch.cat(parts, 2)
 
     def materialize(self) -> Tensor:
         """Return the Jacobian itself, transposed, shape (B, d, P), parameters in the order of `shapes`."""
-        return self.sketch(SketchProjection(self.shapes, self.num_parameters))
+        parts = []
+        for name, shape in self.shapes.items():
+            factor = self._factors.get(name)
+            zeros = (self.num_samples, self.num_directions, shape.numel())
+            parts.append(self.outputs.new_zeros(zeros) if factor is None else factor.dense())
+        return torch.cat(parts, 2)
 
     def _total(self, terms: Iterable[Tensor]) -> Tensor:
         total: Tensor | None = None

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lightning_netsim._checks import check_positive_int, expected
 
@@ -65,9 +64,11 @@ class SketchProjection:
         width, size = self.widths[name], gradients.shape[-1]
         if width == size:
             return gradients
-        folds = -(-size // width)
         signed = gradients * self._sign(name, size).to(gradients)
-        return torch.unflatten(F.pad(signed, (0, folds * width - size)), -1, (folds, width)).sum(-2)
+        whole = size // width * width
+        folded = signed[..., :whole].unflatten(-1, (-1, width)).sum(-2)
+        folded[..., : size - whole] += signed[..., whole:]
+        return folded
 
     def _sign(self, name: str, size: int) -> Tensor:
         if name not in self._signs:
