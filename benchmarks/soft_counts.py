@@ -111,10 +111,13 @@ class Problem:
         """Count in two sweeps with this package."""
         features = GradientFeatures(self.network, directions=1, seed=0)
         count = NeighborCount()
+        normalizations = []
         for chunk in self.chunks():
-            count.update(features(chunk))
-        for chunk in self.chunks():
-            count.query(features(chunk))
+            batch = features(chunk)
+            count.update(batch)
+            normalizations.append(batch.normalization)
+        for chunk, known in zip(self.chunks(), normalizations, strict=True):
+            count.query(features(chunk, normalization=known))
         return count.compute().soft
 
     def vmap_two_pass(self) -> Tensor:

@@ -71,4 +71,8 @@ trainer.fit(
 
 # %% The tables of the last epoch, read back from disk.
 run = load_run(str(trainer.log_dir))
-print(run.samples.nsmallest(5, "neighbor_fraction")[["sample_id", "label", "prediction", "neighbor_fraction"]].to_string(index=False))
+print(
+    run.samples.nsmallest(5, "neighbor_fraction")[["sample_id", "label", "prediction", "neighbor_fraction"]].to_string(
+        index=False
+    )
+)

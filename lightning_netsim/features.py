@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -109,29 +110,53 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return total.to(left.dtype)
 
 
+@dataclass(frozen=True, eq=False)
+class Normalization:
+    """What makes unit vectors of the gradients of B samples.
+
+    Attributes:
+        root: M/√r, shape (B, d, d); zero where a sample is left out.
+        rank: r, shape (B,), int64.
+        norm: ‖G‖_F, shape (B,).
+    """
+
+    root: Tensor
+    rank: Tensor
+    norm: Tensor
+
+    @classmethod
+    def of(cls, jacobian: PerSampleJacobian) -> Normalization:
+        """Return the normalization of the samples of a Jacobian."""
+        gram, floor = _accurate_gram(jacobian)
+        root, rank = inverse_root(gram, floor)
+        dtype = jacobian.outputs.dtype
+        scale = rank.clamp_min(1).to(root.dtype).sqrt()[:, None, None]
+        norm = gram.diagonal(dim1=1, dim2=2).sum(1).sqrt()
+        return cls((root / scale).to(dtype), rank, norm.to(dtype))
+
+
 class GradientFeatureBatch(AbstractFeatureBatch):
     """The gradient features φ(x) = vec(G M)/√r of a batch, in factored form: the d·P numbers are formed only on request.
 
     Args:
         jacobian: G of the B samples.
+        normalization: that of the same samples, if an earlier sweep has found it.
 
     Attributes:
         jacobian: G of the valid ones.
+        normalization: M/√r, r and ‖G‖ of all B.
         num_directions: d.
     """
 
-    def __init__(self, jacobian: PerSampleJacobian) -> None:
-        gram, floor = _accurate_gram(jacobian)
-        root, rank = inverse_root(gram, floor)
-        self.norm = gram.diagonal(dim1=1, dim2=2).sum(1).sqrt().to(jacobian.outputs.dtype)
-        self.valid = rank > 0
-        self.rank = rank
+    def __init__(self, jacobian: PerSampleJacobian, normalization: Normalization | None = None) -> None:
+        self.normalization = normalization or Normalization.of(jacobian)
+        self.norm, self.rank = self.normalization.norm, self.normalization.rank
+        self.valid = self.rank > 0
         self.num_directions = jacobian.num_directions
         everything = bool(self.valid.all())
         # 0 · NaN is NaN: a bad sample must not come near a sum.
         self.jacobian = jacobian if everything else jacobian.select(self.valid)
-        scale = rank.clamp_min(1).to(root.dtype).sqrt()[:, None, None]
-        self._root = (root / scale).to(jacobian.outputs.dtype)[self.valid]
+        self._root = self.normalization.root[self.valid]
         self._mixed: PerSampleJacobian | None = None
 
     def sum(self) -> FeatureSum:
@@ -155,7 +180,9 @@ class GradientFeatureBatch(AbstractFeatureBatch):
         positions = self.valid.cumsum(0) - 1
         if not bool(self.valid[index].all()):
             raise expected("index", "valid samples", "one that was left out")
-        return GradientFeatureBatch(self.jacobian.select(positions[index]))
+        known = self.normalization
+        chosen = Normalization(known.root[index], known.rank[index], known.norm[index])
+        return GradientFeatureBatch(self.jacobian.select(positions[index]), chosen)
 
     def energy(self) -> dict[str, float]:
         """Return the mean share of ‖φ‖² = 1 that lies in each parameter tensor."""
@@ -225,10 +252,18 @@ class GradientFeatures:
         """Check the model and find the right path for every parameter, on at most 8 samples of a batch."""
         self.operator.prepare(inputs, labels)
 
-    def __call__(self, inputs: Any, labels: Tensor | None = None) -> GradientFeatureBatch:
-        """Return the features of a batch; remarks on the outputs are collected in `notes`."""
+    def __call__(
+        self, inputs: Any, labels: Tensor | None = None, normalization: Normalization | None = None
+    ) -> GradientFeatureBatch:
+        """Return the features of a batch; remarks on the outputs are collected in `notes`.
+
+        Args:
+            inputs: the batch.
+            labels: shape (B,), only for ``directions="target"``.
+            normalization: of the same samples under the same weights, from an earlier sweep: it is then not computed again.
+        """
         jacobian = self.operator(inputs, labels)
-        features = GradientFeatureBatch(jacobian)
+        features = GradientFeatureBatch(jacobian, normalization)
         self._remark(jacobian.outputs, features)
         return features
 

@@ -19,6 +19,7 @@ from lightning_netsim.features import (
     DenseFeatureBatch,
     GradientFeatureBatch,
     GradientFeatures,
+    Normalization,
 )
 from lightning_netsim.jacobian import SketchProjection, trees
 from lightning_netsim.plan import SweepPlan, SweepSettings, make_plan, memory_budget, plan_record
@@ -117,6 +118,7 @@ class _Measurement:
         self.reference_table = self.query_table if self.compares_with_itself else SampleTable(self.budget, render)
         self.notes: set[str] = set()
         self.audited: list[Chunk] = []
+        self.normalizations: list[Normalization] = []
         self.stored: list[DenseFeatureBatch] = []
         self.stored_activations: list[DenseFeatureBatch] = []
         self._read: SimilarityBatch | None = None
@@ -149,8 +151,6 @@ class _Measurement:
         self._batch_idx = few.batch_idx
         self.gradients.prepare(few.batch, self._labels(few))
         features = self._features(few)
-        if not isinstance(features, GradientFeatureBatch):
-            raise expected("features", "gradient features", type(features).__name__)
         width = max(self.settings.projection_dim // features.num_directions, 1)
         projection = SketchProjection(self.gradients.operator.shapes, width, self.settings.seed, features.energy())
         jacobian = features.jacobian
@@ -168,10 +168,11 @@ class _Measurement:
         features.sum()
         features.vectors(projection)
         first = time.perf_counter() - start
+        again = 0.0
         if projection is not None:
             start = time.perf_counter()
-            self._features(few)
-        again = time.perf_counter() - start if projection is not None else 0.0
+            self._features(few, features.normalization).dot(features.sum())
+            again = time.perf_counter() - start
         sizes = (self.queries.num_samples or 0, self.reference.num_samples or 0)
         search = sizes[0] * sizes[1] * plan.num_features / _SEARCH_RATE
         return (first + again) * total / len(few.index) + search
@@ -196,28 +197,36 @@ class _Measurement:
         labels = split_batch(chunk.batch)[1]
         return labels if isinstance(labels, Tensor) else None
 
-    def _features(self, chunk: Chunk) -> AbstractFeatureBatch:
+    def _features(self, chunk: Chunk, normalization: Normalization | None = None) -> GradientFeatureBatch:
         self._batch_idx, self._size, self._read = chunk.batch_idx, len(chunk.index), None
         # The same noise for the same samples in every sweep.
         torch.manual_seed(self.settings.seed + int(chunk.index[0]))
-        return self.gradients(chunk.batch, self._labels(chunk))
+        return self.gradients(chunk.batch, self._labels(chunk), normalization)
 
-    def _formed_features(self, chunk: Chunk, plan: SweepPlan) -> AbstractFeatureBatch:
+    def _formed_features(
+        self, chunk: Chunk, plan: SweepPlan, normalization: Normalization | None = None
+    ) -> AbstractFeatureBatch:
         """Return the features of a chunk as the plan compares them: as vectors if these are stored, else in factors."""
-        features = self._features(chunk)
+        features = self._features(chunk, normalization)
         if plan.kind != "store":
             return features
         dense = DenseFeatureBatch(features.spread(features.vectors()), normalize=False)
         dense.norm, dense.rank = features.norm, features.rank
         return dense
 
-    def _sweep(self, source: SampleSource, plan: SweepPlan, stage: str) -> Iterator[tuple[Chunk, AbstractFeatureBatch]]:
-        """Yield every chunk of a source with its features; what was read of the batch is in `_read`."""
+    def _sweep(
+        self, source: SampleSource, plan: SweepPlan, stage: str, known: Sequence[Normalization] = ()
+    ) -> Iterator[tuple[Chunk, AbstractFeatureBatch]]:
+        """Yield every chunk of a source with its features; what was read of the batch is in `_read`.
+
+        A later sweep over the same chunks takes up the normalizations that an earlier one found.
+        """
         done = 0
+        normalizations = iter(known)
         torch.manual_seed(self.settings.seed)  # A data set may draw random numbers too.
         for whole in source:
             for chunk in whole.split(plan.chunk_size):
-                features = self._formed_features(chunk, plan)
+                features = self._formed_features(chunk, plan, next(normalizations, None))
                 done += len(chunk.index)
                 self.progress(stage, done, source.num_samples)
                 yield chunk, features
@@ -226,6 +235,8 @@ class _Measurement:
         for chunk, features in self._sweep(self.reference, plan, "reference" if not self.compares_with_itself else "features"):
             self._tabulate(self.reference_table, chunk, features)
             found.count.update(features)
+            if isinstance(features, GradientFeatureBatch):
+                self.normalizations.append(features.normalization)
             vectors = found.neighbors.update(features, chunk.index)
             activations = self._activation_features(chunk, found)
             if found.activation_neighbors is not None and activations is not None:
@@ -252,7 +263,7 @@ class _Measurement:
             if found.neighbors.is_exact:
                 return None
         audit = self._make_audit(plan)
-        for chunk, features in self._sweep(self.reference, plan, "counts"):
+        for chunk, features in self._sweep(self.reference, plan, "counts", self.normalizations):
             if plan.kind == "sketch":
                 found.count.query(features)
             if audit is not None:
@@ -270,7 +281,7 @@ class _Measurement:
             self._pick(chunk, features, audited)
         audit = None if found.neighbors.is_exact else self._make_audit(plan)
         if audit is not None:
-            for chunk, features in self._sweep(self.reference, plan, "audit"):
+            for chunk, features in self._sweep(self.reference, plan, "audit", self.normalizations):
                 audit.update(features, chunk.index)
         return audit
 
