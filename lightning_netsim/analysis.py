@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
-from tqdm.auto import tqdm
 
 from lightning_netsim._checks import expected
 from lightning_netsim.isolation import mute, unchanged
 from lightning_netsim.jacobian import trees
 from lightning_netsim.jacobian.directions import DirectionsLike
 from lightning_netsim.plan import SweepSettings
+from lightning_netsim.progress import progress_bar
 from lightning_netsim.records import Record, list_records, read_record, write_record
 from lightning_netsim.report.figures import plot_count_histogram, plot_neighbor_rows
 from lightning_netsim.report.html import record_to_html
@@ -28,7 +28,7 @@ from lightning_netsim.report.pictures import Pictures
 from lightning_netsim.report.summary import format_summary
 from lightning_netsim.results import SimilarityResult
 from lightning_netsim.sources import SampleSource, from_loader
-from lightning_netsim.sweeps import Progress, measure_similarity
+from lightning_netsim.sweeps import measure_similarity
 from lightning_netsim.tables import make_record
 
 #: The folder of records inside a run's log directory.
@@ -175,7 +175,7 @@ def analyze(
     def source(samples: Iterable[Any]) -> SampleSource:
         return from_loader(samples, lambda batch, batch_idx: trees.moved(batch, device), max_samples, seed)
 
-    with isolate_rng(), unchanged(model), _progress_bar(progress) as tell:
+    with isolate_rng(), unchanged(model), progress_bar() if progress else nullcontext() as tell:
         model.eval()
         mute(model, LightningModule)
         queries = source(loader)
@@ -208,19 +208,3 @@ def load_run(path: str | os.PathLike[str]) -> SimilarityAnalysis:
         if records:
             return SimilarityAnalysis(read_record(records[-1]))
     return SimilarityAnalysis(read_record(directory))
-
-
-@contextmanager
-def _progress_bar(enabled: bool) -> Iterator[Progress | None]:
-    if not enabled:
-        yield None
-        return
-    with tqdm(unit=" samples", leave=False) as bar:
-
-        def tell(stage: str, done: int, total: int | None) -> None:
-            if bar.desc != f"netsim {stage}: ":
-                bar.set_description(f"netsim {stage}", refresh=False)
-                bar.reset(total)
-            bar.update(done - bar.n)
-
-        yield tell

@@ -54,10 +54,6 @@ class AbstractFeatureBatch(ABC):
     def vectors(self, projection: SketchProjection | None = None) -> Tensor:
         """Return φ(x_i), or its sketch, as rows, shape (number of valid samples, K)."""
 
-    @abstractmethod
-    def select(self, index: Tensor) -> AbstractFeatureBatch:
-        """Return the samples `index`, shape (B',), int64."""
-
     def spread(self, values: Tensor) -> Tensor:
         """Put values of the valid samples, shape (V, ...), among all, shape (B, ...); NaN for the others."""
         if bool(self.valid.all()):
@@ -82,7 +78,6 @@ class DenseFeatureBatch(AbstractFeatureBatch):
         self.rank = self.valid.long()
         kept = vectors[self.valid]
         self._vectors = kept / self.norm[self.valid].unsqueeze(1) if normalize else kept
-        self._normalize = normalize
 
     def sum(self) -> FeatureSum:
         return {"vector": self._vectors.sum(0)}
@@ -95,9 +90,6 @@ class DenseFeatureBatch(AbstractFeatureBatch):
 
     def vectors(self, projection: SketchProjection | None = None) -> Tensor:
         return self._vectors
-
-    def select(self, index: Tensor) -> DenseFeatureBatch:
-        return DenseFeatureBatch(self.spread(self._vectors)[index], self._normalize)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -175,14 +167,6 @@ class GradientFeatureBatch(AbstractFeatureBatch):
     def vectors(self, projection: SketchProjection | None = None) -> Tensor:
         sketched = self.jacobian.materialize() if projection is None else self.jacobian.sketch(projection)
         return (self._root.mT @ sketched).flatten(1)
-
-    def select(self, index: Tensor) -> GradientFeatureBatch:
-        positions = self.valid.cumsum(0) - 1
-        if not bool(self.valid[index].all()):
-            raise expected("index", "valid samples", "one that was left out")
-        known = self.normalization
-        chosen = Normalization(known.root[index], known.rank[index], known.norm[index])
-        return GradientFeatureBatch(self.jacobian.select(positions[index]), chosen)
 
     def energy(self) -> dict[str, float]:
         """Return the mean share of ‖φ‖² = 1 that lies in each parameter tensor."""

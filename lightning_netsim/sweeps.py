@@ -23,6 +23,7 @@ from lightning_netsim.features import (
 )
 from lightning_netsim.jacobian import SketchProjection, trees
 from lightning_netsim.plan import SweepPlan, SweepSettings, make_plan, memory_budget, plan_record
+from lightning_netsim.progress import Progress
 from lightning_netsim.results import SimilarityResult
 from lightning_netsim.sample_table import SampleTable
 from lightning_netsim.sources import Chunk, SampleSource, fixed_subset
@@ -31,9 +32,6 @@ AUDITED_QUERIES = 64
 _TIMED_SAMPLES = 32
 # Multiplications a second that a flat search makes on a small machine.
 _SEARCH_RATE = 3e10
-
-#: Called with what is done, the number of samples done, and the number in all or None, as the work goes on.
-Progress = Callable[[str, int, int | None], None]
 
 
 def measure_similarity(

@@ -144,7 +144,7 @@ def test_a_part_of_the_parameters_and_of_the_directions(model: nn.Module) -> Non
         quiet(model, loader, parameters=["2"]).samples["soft_count"], dense_similarity(last).sum(1), atol=1e-3
     )
     one = quiet(model, loader, directions=1, seed=5)
-    assert one.meta["directions"] == {"kind": "1", "count": 1, "seed": 5}
+    assert one.meta["directions"] == {"kind": "random", "count": 1, "seed": 5}
 
 
 class Restless(nn.Module):

@@ -142,16 +142,6 @@ def test_a_batch_in_which_nothing_is_left() -> None:
     assert batch.inner(good).shape == (4, 4)
 
 
-def test_select() -> None:
-    batch, wanted = features("mlp_2"), similarity("mlp_2")
-    index = torch.tensor([4, 0, 0])
-    torch.testing.assert_close(batch.select(index).inner(batch).double(), wanted[index], rtol=0, atol=1e-5)
-    dense = DenseFeatureBatch(batch.vectors())
-    torch.testing.assert_close(dense.select(index).inner(dense).double(), wanted[index], rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="valid samples, but got one that was left out"):
-        GradientFeatures(Dead())(torch.tensor([[1.0, 2.0, 3.0], [-1.0, -1.0, -1.0]])).select(torch.tensor([1]))
-
-
 def test_different_kinds_are_not_compared() -> None:
     with pytest.raises(ValueError, match="Expected `other` to be gradient features, but got DenseFeatureBatch"):
         features("mlp_2").inner(DenseFeatureBatch(torch.ones(2, 3)))

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
-from tqdm.auto import tqdm
 
-from lightning_netsim.sweeps import Progress
+from lightning_netsim.progress import Progress, progress_bar
 
 
 @contextmanager
@@ -19,21 +18,10 @@ def shown_progress(trainer: Trainer) -> Iterator[Progress | None]:
     if isinstance(bar, RichProgressBar) and bar.is_enabled and bar.progress is not None:
         yield from _rich(bar)
     elif isinstance(bar, TQDMProgressBar) and bar.is_enabled:
-        yield from _tqdm()
+        with progress_bar(position=2) as tell:
+            yield tell
     else:
         yield None
-
-
-def _tqdm() -> Iterator[Progress]:
-    with tqdm(unit=" samples", leave=False, position=2, dynamic_ncols=True) as bar:
-
-        def tell(stage: str, done: int, total: int | None) -> None:
-            if bar.desc != f"netsim {stage}: ":
-                bar.set_description(f"netsim {stage}", refresh=False)
-                bar.reset(total)
-            bar.update(done - bar.n)
-
-        yield tell
 
 
 def _rich(bar: RichProgressBar) -> Iterator[Progress]:

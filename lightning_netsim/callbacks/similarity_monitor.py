@@ -38,8 +38,8 @@ class SimilarityMonitor(Callback):
 
     The run is as it would have been without the monitor: weights, gradients, random numbers, buffers, metrics and logged values
     are left alone. Tables go to ``<log_dir>/netsim/epoch=E-step=S/`` (samples.parquet, neighbors.parquet, meta.json and
-    figures), scalars are logged as ``netsim/neighbor_fraction``, ``netsim/same_class_fraction``, ``netsim/recall`` and
-    ``netsim/left_out``, figures go to loggers that show images.
+    figures), those of `trainer.test` to ``<log_dir>/netsim/test/``; scalars are logged as ``netsim/neighbor_fraction``,
+    ``netsim/same_class_fraction``, ``netsim/recall`` and ``netsim/left_out``; figures go to loggers that show images.
 
     What is compared: `similarity_step(batch, batch_idx) -> SimilarityBatch` if the LightningModule defines it. Otherwise a
     batch is (inputs, labels, ...), or a mapping whose label and id keys are taken out, and of what `forward` returns, `logits`
@@ -235,8 +235,13 @@ class SimilarityMonitor(Callback):
         if getattr(trainer, "fast_dev_run", False):
             return None
         if self.dirpath is not None:
-            return Path(self.dirpath)
-        return None if log_dir is None else Path(log_dir) / "netsim"
+            root = Path(self.dirpath)
+        elif log_dir is not None:
+            root = Path(log_dir) / "netsim"
+        else:
+            return None
+        # The same epoch and step may be validated and tested; one must not replace the other.
+        return root / "test" if trainer.state.fn == "test" else root
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._scalars = {}

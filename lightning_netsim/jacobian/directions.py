@@ -55,10 +55,10 @@ class Directions:
 
     @property
     def kind(self) -> str:
-        """Return how the directions were chosen, in one word or number."""
-        if isinstance(self.directions, Tensor):
-            return "matrix"
-        return str(self.directions) if isinstance(self.directions, (str, int)) else "function"
+        """Return how the directions were chosen, in one word."""
+        if isinstance(self.directions, str):
+            return self.directions
+        return {Tensor: "matrix", int: "random"}.get(type(self.directions), "function")
 
     def count(self, num_outputs: int) -> int | None:
         """Return d for a network of D = `num_outputs` outputs, or None where only a function knows."""

@@ -66,7 +66,7 @@ class SketchProjection:
             return gradients
         signed = gradients * self._sign(name, size).to(gradients)
         whole = size // width * width
-        folded = signed[..., :whole].view(*gradients.shape[:-1], -1, width).sum(-2)
+        folded = signed[..., :whole].view(*gradients.shape[:-1], size // width, width).sum(-2)
         folded[..., : size - whole] += signed[..., whole:]
         return folded
 

@@ -350,7 +350,7 @@ def test_validate_and_test_are_measured(stage: str, tmp_path: Path) -> None:
     module, monitor = Small(), watching(summary=True)
     trainer = quiet_trainer(tmp_path, [monitor])
     (logged,) = getattr(trainer, stage)(module, points(), verbose=False)
-    (record,) = records(tmp_path / "netsim")
+    (record,) = records(tmp_path / "netsim" / "test" if stage == "test" else tmp_path / "netsim")
     similarity = oracle(module)
     assert logged["netsim/neighbor_fraction"] == pytest.approx(float(similarity.mean()), abs=1e-5)
     np.testing.assert_allclose(record.samples["soft_count"], similarity.sum(1), atol=1e-3)

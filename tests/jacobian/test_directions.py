@@ -19,7 +19,7 @@ OUTPUTS = torch.randn(6, 10, generator=torch.Generator().manual_seed(2))
     [
         ("all", "all", 10),
         ("auto", "auto", 4),
-        (3, "3", 3),
+        (3, "random", 3),
         (torch.eye(10)[:, :2], "matrix", 2),
         ("predicted", "predicted", 1),
         ("target", "target", 1),
