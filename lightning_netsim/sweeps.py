@@ -208,7 +208,7 @@ class _Measurement:
         features = self._features(chunk, normalization)
         if plan.kind != "store":
             return features
-        dense = DenseFeatureBatch(features.spread(features.vectors()), normalize=False)
+        dense = DenseFeatureBatch(features.spread(features.vectors()).cpu(), normalize=False)
         dense.norm, dense.rank = features.norm, features.rank
         return dense
 

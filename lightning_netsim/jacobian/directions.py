@@ -86,10 +86,11 @@ class Directions:
                 str(number),
                 'Use directions="all" for all of them.',
             )
-        generator = torch.Generator().manual_seed(self.seed)
-        gaussian = torch.randn(num_outputs, number, dtype=torch.float64, generator=generator)
-        orthonormal: Tensor = torch.linalg.qr(gaussian).Q
-        return orthonormal
+        if num_outputs not in self._drawn:  # Drawn once: inside `torch.func.vmap` nothing random can be.
+            generator = torch.Generator().manual_seed(self.seed)
+            gaussian = torch.randn(num_outputs, number, dtype=torch.float64, generator=generator)
+            self._drawn[num_outputs] = torch.linalg.qr(gaussian).Q
+        return self._drawn[num_outputs]
 
     def project(self, outputs: Tensor, labels: Any = None) -> Tensor:
         """Return the projected outputs, shape (B, d), differentiable.

@@ -387,3 +387,11 @@ def test_dense_factor_of_a_scalar_keeps_its_shape() -> None:
     factor = DenseFactor(torch.ones(3, 2))
     assert factor.shape == ()
     assert factor.select(torch.tensor([0])).dense().shape == (1, 2, 1)
+
+
+@pytest.mark.parametrize("directions", ["all", "auto", 2])
+def test_random_directions_do_not_cost_the_vectorized_path(directions: str | int) -> None:
+    model, inputs = cases.build("tied_through_function")
+    operator = JacobianOperator(model, directions=directions)
+    operator.prepare(inputs)
+    assert operator.ownership.methods() == {"model_vmap": 1, "layer": 2}
