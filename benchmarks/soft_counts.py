@@ -254,8 +254,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     fastest = min((f"plain_{size}" for size in PLAIN_CHUNKS), key=lambda name: median(seconds[name]))
     ratios = sorted(a / b for a, b in zip(seconds["ours"], seconds["plain"], strict=True))
     weighed = ("ours",) if options.quick else METHODS  # A process takes seconds to start.
-    peak = {name: [peak_megabytes(name, options.images, options)] for name in weighed}
-    peak["ours"].append(peak_megabytes("ours", 2 * options.images, options))
+    peak = {name: [_peak_of_one_process(name, options.images, options)] for name in weighed if name != "ours"}
+    peak["ours"] = [peak_megabytes("ours", number * options.images, options) for number in (1, 2)]
     return {
         "ratio_plain": ratio(seconds, "ours", "plain"),
         "ratio_plain_range": [round(ratios[0], 2), round(ratios[-1], 2)],

@@ -35,7 +35,8 @@ def test_transfer_predicts_the_move_of_another_output(outputs: int) -> None:
     direction = torch.randn(outputs, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     errors = []
     for size in (1e-2, 1e-3, 1e-4):
-        step = torch.linalg.lstsq(jacobian[0], size * direction).solution  # The minimum-norm step that moves f(x) by v.
+        # The minimum-norm step that moves f(x) by v: G C⁻¹ v.
+        step = jacobian[0].mT @ torch.linalg.solve(jacobian[0] @ jacobian[0].mT, size * direction)
         moves = (flat_step(model, step)(inputs) - model(inputs)).detach()
         errors.append(float((moves[1] - matrix @ (size * direction)).norm() / (matrix @ (size * direction)).norm()))
     assert errors[0] < 0.05
