@@ -127,7 +127,7 @@ class _Measurement:
         """Sweep over the reference set, then over the queries, and return what was found."""
         plan, projection = self.prepare()
         if announce is not None:
-            announce(plan.describe(self._total_samples()))
+            announce(plan.describe(self._total_samples()) + self._directions_remark(plan))
         compares_activations = self.settings.compare_activations and self.activations.is_possible
         found = _Estimators(
             NeighborCount(self.settings.thresholds, self.settings.powers),
@@ -174,6 +174,16 @@ class _Measurement:
         sizes = (self.queries.num_samples or 0, self.reference.num_samples or 0)
         search = sizes[0] * sizes[1] * plan.num_features / _SEARCH_RATE
         return (first + again) * total / len(few.index) + search
+
+    def _directions_remark(self, plan: SweepPlan) -> str:
+        """Return what is to be said of outputs that are compared by some directions only because nobody chose."""
+        outputs = self._read.outputs.shape[1] if self._read is not None else plan.num_directions
+        if self.settings.directions != "auto" or outputs == plan.num_directions:
+            return ""
+        return (
+            f" Of {outputs} outputs, {plan.num_directions} random directions are compared: on MNIST, counts correlate at 0.99 "
+            'with those of all outputs, and 86 to 96 % of ten neighbors are the same; directions="all" compares all.'
+        )
 
     def _total_samples(self) -> int | None:
         """Return the samples of both sets together, None if either is of unknown length."""

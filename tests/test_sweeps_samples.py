@@ -156,3 +156,12 @@ def test_check_model_raises_what_the_measurement_would(prefix: Callable[[], nn.M
     else:
         with pytest.raises(ValueError, match="batch norm `0` using batch statistics"):
             check_model(model, batch, 0, SweepSettings(k=2))
+
+
+@pytest.mark.parametrize(("directions", "said"), [("auto", True), ("all", False), (4, False)])
+def test_what_auto_leaves_out_is_said(directions: str | int, said: bool) -> None:
+    model, inputs = cases.build("mlp_10")
+    announced: list[str] = []
+    settings = SweepSettings(k=2, directions=directions)
+    measure_similarity(model, from_batches([inputs]), settings=settings, announce=announced.append)
+    assert ("Of 10 outputs, 4 random directions are compared" in announced[0]) == said
