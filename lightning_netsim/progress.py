@@ -23,3 +23,10 @@ def progress_bar(position: int = 0) -> Iterator[Progress]:
             bar.update(done - bar.n)
 
         yield tell
+
+
+@contextmanager
+def between_bars() -> Iterator[None]:
+    """Take the bars off the screen for the time of the block, so that a message has a line of its own."""
+    with tqdm.external_write_mode():
+        yield

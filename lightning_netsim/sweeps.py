@@ -261,8 +261,11 @@ class _Measurement:
             return self._sweep_other_queries(plan, found, audited)
         ids = self.reference_table.chunks()
         others: Sequence[DenseFeatureBatch | None] = self.stored_activations or [None] * len(ids)
+        done = 0
         for batch, activations, own in zip(self.stored, others, ids, strict=True):
             found.neighbors.query(batch, own)
+            done += len(own)
+            self.progress("search", done, self.queries.num_samples)
             if found.activation_neighbors is not None and activations is not None:
                 found.activation_neighbors.query(activations, own)
         if plan.kind == "store":

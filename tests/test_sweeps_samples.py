@@ -111,7 +111,7 @@ def test_progress_and_the_plan_are_told() -> None:
         progress=lambda *what: told.append(what),
         announce=said.append,
     )
-    assert told == [(stage, done, 7) for stage in ("features", "counts") for done in (3, 6, 7)]
+    assert told == [(stage, done, 7) for stage in ("features", "search", "counts") for done in (3, 6, 7)]
     assert len(said) == 1
     assert said[0].startswith("7 samples, 2 directions, ")
 

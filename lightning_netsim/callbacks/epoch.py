@@ -17,6 +17,7 @@ from lightning_netsim.callbacks.progress import shown_progress
 from lightning_netsim.callbacks.weights import WeightSnapshot
 from lightning_netsim.isolation import mute, unchanged
 from lightning_netsim.plan import SweepSettings, memory_budget
+from lightning_netsim.progress import between_bars
 from lightning_netsim.report.pictures import Pictures
 from lightning_netsim.results import SimilarityResult
 from lightning_netsim.sources import SampleSource, from_loader, is_indexed
@@ -86,7 +87,7 @@ class EpochMeasurement:
                 self.settings,
                 render=render,
                 progress=progress,
-                announce=(lambda text: rank_zero_info(f"SimilarityMonitor: {text}")) if announce else None,
+                announce=_say if announce else None,
             )
         if result.queries.ids is None and not all(is_indexed(loader) for loader in self.loaders):
             result = replace(result, notes=(*result.notes, _NAMED_BY_POSITION))
@@ -126,6 +127,11 @@ class EpochMeasurement:
         known = [size for size in sizes if size is not None]
         if len(known) == len(sizes):
             check_neighbors_fit(self.settings.k, sum(known), self._compares_with_itself)
+
+
+def _say(text: str) -> None:
+    with between_bars():
+        rank_zero_info(f"SimilarityMonitor: {text}")
 
 
 def flat_loaders(loaders: Any) -> list[Any]:
