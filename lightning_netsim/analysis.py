@@ -118,7 +118,7 @@ def analyze(
 ) -> SimilarityAnalysis:
     """Count the neighbors of every sample under a network's gradient kernel, and find the nearest ones.
 
-    N_S(x) = Σ_j k(x, x_j) over the reference set, with k the normalised inner product of the outputs' gradients with respect to
+    N_S(x) = Σ_j k(x, x_j) over the reference set, with k the normalized inner product of the outputs' gradients with respect to
     the parameters. The model is put in eval mode for the time of the call and left as it was found.
 
     Args:

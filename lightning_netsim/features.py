@@ -262,11 +262,11 @@ class GradientFeatures:
 
 
 class ActivationFeatures:
-    """Turn batches into the normalised activations of one layer, for comparison with gradient features.
+    """Turn batches into the normalized activations of one layer, for comparison with gradient features.
 
     Args:
         model: the module.
-        forward: inputs -> outputs; default a plain call of the model.
+        forward: inputs -> outputs, running the model.
         layer: the name of a module whose *output* is taken; None for the *input* of the last linear layer that is called, the
             penultimate activations of a classifier.
 
@@ -288,7 +288,7 @@ class ActivationFeatures:
         return bool(self._watched)
 
     def __call__(self, inputs: Any) -> DenseFeatureBatch:
-        """Return the activations of a batch, normalised."""
+        """Return the activations of a batch, normalized."""
         seen: list[Tensor] = []
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -20,7 +20,7 @@ _BUDGET_SHARE = 1 / 4
 # Beyond this many samples in a chunk nothing gets faster; on a CPU it leaves the cache.
 _MAX_CHUNK = {"cpu": 64, "cuda": 512}
 _CHUNK_SHARE = 1 / 4
-# Factors, what the backward pass holds, and formed gradients of one layer: measured at 2 to 3 times the factors.
+# Factors, what the backward pass holds, and formed gradients of one layer: estimated, in multiples of the factors.
 _WORKING_COPIES = 4
 _FLOAT_BYTES = 4
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,8 +63,7 @@ def measure_similarity(
         ValueError: for a model or batch that cannot be compared, a budget that is too small, or k ≥ N.
     """
     start = time.perf_counter()
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
+    with _forked_rng(model):
         measurement = _Measurement(model, queries, reference, settings or SweepSettings(), render, progress)
         result = measurement.run(announce)
     return replace(result, seconds=time.perf_counter() - start)
@@ -79,9 +79,14 @@ def check_model(model: nn.Module, batch: Any, batch_idx: int, settings: SweepSet
         settings: what is to be measured.
     """
     chunk = Chunk(batch, torch.arange(trees.batch_size(batch) or 1), batch_idx)
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
+    with _forked_rng(model):
         _Measurement(model, SampleSource(lambda: [chunk]), None, settings, None, None).prepare()
+
+
+def _forked_rng(model: nn.Module) -> AbstractContextManager[None]:
+    """Put the generators of the CPU and of the model's devices back after the block."""
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    return torch.random.fork_rng(devices=devices)
 
 
 @dataclass
@@ -114,7 +119,6 @@ class _Measurement:
         self.budget = memory_budget(settings)
         self.query_table = SampleTable(self.budget, render)
         self.reference_table = self.query_table if self.compares_with_itself else SampleTable(self.budget, render)
-        self.notes: set[str] = set()
         self.audited: list[Chunk] = []
         self.normalizations: list[Normalization] = []
         self.stored: list[DenseFeatureBatch] = []
@@ -246,13 +250,13 @@ class _Measurement:
             if isinstance(features, GradientFeatureBatch):
                 self.normalizations.append(features.normalization)
             vectors = found.neighbors.update(features, chunk.index)
-            activations = self._activation_features(chunk, found)
-            if found.activation_neighbors is not None and activations is not None:
+            if found.activation_neighbors is not None:
+                activations = self.activations(chunk.batch)
                 found.activation_neighbors.update(activations, chunk.index)
+                self.stored_activations += [activations] if self.compares_with_itself else []
             if self.compares_with_itself:
                 kept = features if isinstance(features, DenseFeatureBatch) else None
                 self.stored.append(kept or DenseFeatureBatch(features.spread(vectors), normalize=False))
-                self.stored_activations += [] if activations is None else [activations]
                 self._pick(chunk, features, audited)
 
     def _sweep_queries(self, plan: SweepPlan, found: _Estimators, audited: Tensor) -> RecallAudit | None:
@@ -260,13 +264,13 @@ class _Measurement:
         if not self.compares_with_itself:
             return self._sweep_other_queries(plan, found, audited)
         ids = self.reference_table.chunks()
-        others: Sequence[DenseFeatureBatch | None] = self.stored_activations or [None] * len(ids)
         done = 0
-        for batch, activations, own in zip(self.stored, others, ids, strict=True):
+        for batch, own in zip(self.stored, ids, strict=True):
             found.neighbors.query(batch, own)
             done += len(own)
             self.progress("search", done, self.queries.num_samples)
-            if found.activation_neighbors is not None and activations is not None:
+        if found.activation_neighbors is not None:
+            for activations, own in zip(self.stored_activations, ids, strict=True):
                 found.activation_neighbors.query(activations, own)
         if plan.kind == "store":
             for batch in self.stored:
@@ -286,9 +290,8 @@ class _Measurement:
             self._tabulate(self.query_table, chunk, features)
             found.count.query(features)
             found.neighbors.query(features)
-            activations = self._activation_features(chunk, found)
-            if found.activation_neighbors is not None and activations is not None:
-                found.activation_neighbors.query(activations)
+            if found.activation_neighbors is not None:
+                found.activation_neighbors.query(self.activations(chunk.batch))
             self._pick(chunk, features, audited)
         audit = None if found.neighbors.is_exact else self._make_audit(plan)
         if audit is not None:
@@ -301,9 +304,6 @@ class _Measurement:
             got = "none" if self._read is None else str(len(self._read.outputs))
             raise expected("outputs", f"one row for each of the {len(chunk.index)} samples of the batch", got)
         table.add(chunk, self._read, features)
-
-    def _activation_features(self, chunk: Chunk, found: _Estimators) -> DenseFeatureBatch | None:
-        return None if found.activation_neighbors is None else self.activations(chunk.batch)
 
     def _audited_positions(self) -> Tensor:
         """Return the positions of the audited queries in their data set: random where its length is known, else the first."""

@@ -33,7 +33,7 @@ class SimilarityMonitor(Callback):
     """Show, after every validation epoch, which samples the network treats as the same thing.
 
     For every validation sample x: the soft neighbor count N_S(x) = Σ_j k(x, x_j), and its k nearest neighbors; k(x, x') is
-    the normalised inner product of the gradients of the outputs with respect to the parameters: near 1 when every small change
+    the normalized inner product of the gradients of the outputs with respect to the parameters: near 1 when every small change
     of the weights that moves one output moves the other alike.
 
     The run is as it would have been without the monitor: weights, gradients, random numbers, buffers, metrics and logged values
@@ -48,8 +48,8 @@ class SimilarityMonitor(Callback):
     Args:
         k: neighbors of each sample.
         directions: which functions of the outputs are differentiated: "auto" (all of up to four outputs, else four random
-            directions, whose soft counts correlate at 0.99 with those of all), "all" (the paper's kernel, for ten outputs 2.5
-            times as expensive), a number of random directions, a (D, d) matrix or a function; see `Directions`.
+            directions, whose soft counts correlate at 0.99 with those of all), "all" (the paper's kernel, a
+            backward pass for each), a number of random directions, a (D, d) matrix or a function; see `Directions`.
         parameters: "trainable", or names of parameters or modules to differentiate with respect to.
         reference: what the neighbors are sought in: None for the validation set itself, "train" for the training set, or a
             loader.

@@ -95,8 +95,8 @@ class KernelNeighbors:
     def _vectors(self, features: AbstractFeatureBatch) -> Tensor:
         """Return what is indexed: unit vectors, of sketches too.
 
-        The cosine of two sketches stays within [-1, 1], and at similarity k its variance is (1 − k²)²/K, that of their inner
-        product (1 + k²)/K: for near neighbors, which are what is sought, many times as large.
+        The cosine of two sketches stays within [-1, 1], and at similarity k its variance is about (1 − k²)²/K, that of their
+        inner product (1 + k²)/K: for near neighbors, which are what is sought, many times as large.
         """
         return F.normalize(features.vectors(self.projection).float().cpu(), dim=1)
 

@@ -27,7 +27,7 @@ _WEIGHT_GRADIENTS: dict[int, Callable[..., Tensor]] = {
 # A tap of the kernel multiplies small matrices from strided views, which costs about this many times as much for each
 # multiplication as one large product (measured on shapes from 1 to 512 channels).
 _SHIFTED_VIEW_COST = 1.5
-# An addition of two entries in memory costs about this many multiplications inside a matrix product.
+# An addition of two entries in memory is taken to cost this many multiplications inside a matrix product (an estimate).
 _SUM_COST = 4
 # Formed gradients are kept for the weighted sum that follows a Gram only up to this size.
 _KEEP_BYTES = 2**28

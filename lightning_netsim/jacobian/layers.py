@@ -67,14 +67,14 @@ def batch_norm(module: _BatchNorm | _InstanceNorm, inputs: Tensor, deltas: Tenso
 
 
 def instance_norm(module: _InstanceNorm, inputs: Tensor, deltas: Tensor) -> Factors:
-    """y = γ û + β with û normalised over the positions of each channel, or by running statistics where they are tracked."""
+    """y = γ û + β with û normalized over the positions of each channel, or by running statistics where they are tracked."""
     if module.track_running_stats:
         return batch_norm(module, inputs, deltas)
     return _affine(module, F.instance_norm(inputs, eps=module.eps), deltas, channel_dim=1)
 
 
 def layer_norm(module: nn.LayerNorm, inputs: Tensor, deltas: Tensor) -> Factors:
-    """y = γ û + β with û normalised over the last dimensions."""
+    """y = γ û + β with û normalized over the last dimensions."""
     return _affine(module, F.layer_norm(inputs, module.normalized_shape, eps=module.eps), deltas)
 
 
@@ -84,7 +84,7 @@ def rms_norm(module: nn.RMSNorm, inputs: Tensor, deltas: Tensor) -> Factors:
 
 
 def group_norm(module: nn.GroupNorm, inputs: Tensor, deltas: Tensor) -> Factors:
-    """y = γ û + β with û normalised over groups of channels."""
+    """y = γ û + β with û normalized over groups of channels."""
     return _affine(module, F.group_norm(inputs, module.num_groups, eps=module.eps), deltas, channel_dim=1)
 
 

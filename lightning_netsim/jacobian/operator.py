@@ -307,7 +307,7 @@ def _refuse_interaction(apart: Tensor, together: Tensor) -> None:
 
 
 def _relative_errors(found: Mapping[str, Tensor], reference: Mapping[str, Tensor | None]) -> dict[str, float]:
-    """Return ‖found − reference‖ over ‖reference‖, with a floor of 1e-2 of the rounding error of the largest gradient."""
+    """Return ‖found − reference‖ over ‖reference‖, which counts as at least 1e-2 of the largest one."""
     norms = {name: 0.0 if value is None else float(value.double().norm()) for name, value in reference.items()}
     largest = max(norms.values())
     errors = {}

@@ -16,11 +16,11 @@ class SketchProjection:
     Each parameter tensor has its share of the width. One that fits into its share is kept exactly; another is multiplied by
     random signs and folded, so that every bucket receives equally many coordinates:
 
-        s_b = Σ_{j ≡ b mod K_t} σ_j g_j,    E ⟨s, s'⟩ = ⟨g, g'⟩,    variance ≤ Σ_t 2 ‖g_t‖² ‖g'_t‖² / K_t
+        s_b = Σ_{j ≡ b mod K_t} σ_j g_j,    E ⟨s, s'⟩ = ⟨g, g'⟩,    variance ≈ Σ_t 2 ‖g_t‖² ‖g'_t‖² / K_t at most
 
-    The variance is least where shares K_t are proportional to the tensors' energies ‖g_t‖²; without `energy` they are
-    proportional to the square roots of their sizes. Folded widths are odd, so that folds do not line up with the rows of a
-    matrix.
+    where entries spread evenly over the buckets. That is least where shares K_t are proportional to the tensors' energies
+    ‖g_t‖²; without `energy` they are proportional to the square roots of their sizes. Folded widths are odd, so that folds do
+    not line up with the rows of a matrix.
 
     Args:
         shapes: the shape of every parameter, by name.

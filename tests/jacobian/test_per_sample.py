@@ -49,8 +49,6 @@ def close(actual: Tensor, wanted: Tensor, tolerance: float) -> None:
 @pytest.mark.parametrize("name", cases.CASES)
 def test_every_method_equals_the_loop(name: str, dtype: torch.dtype) -> None:
     wanted, result, tolerance = oracle(name), jacobian(name, dtype), DTYPES[dtype]
-    # In float32 the gradients of a network as deep as a ResNet-18 themselves carry more rounding.
-    tolerance = max(tolerance, 1e-4) if name in cases.LARGE and dtype == torch.float32 else tolerance
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(*wanted.shape[:2], 3, generator=generator, dtype=torch.float64)
     direction = torch.randn(3, wanted.shape[2], generator=generator, dtype=torch.float64)
@@ -69,15 +67,14 @@ def test_every_method_equals_the_loop(name: str, dtype: torch.dtype) -> None:
     close(mixed.trace_dot(split(direction.to(dtype), result)), torch.einsum("bcp,cp->b", wanted_mixed, direction), tolerance)
 
 
-@pytest.mark.parametrize(
-    "name", ["mlp_10", "conv2d_small_output", "embedding", "called_twice", "lstm", "batch_norm_zero_gamma"]
-)
+@pytest.mark.parametrize("name", cases.CASES)
 def test_normalized_kernel_in_float32(name: str) -> None:
     result, wanted = jacobian(name, torch.float32), oracle(name)
     root, rank = inverse_root(result.gram())
     scale = (rank[:, None] * rank[None]).sqrt()
+    tolerance = 1e-3 if name == "softmax" else 1e-5
     similarity = torch.einsum("iab,ijbc,jca->ij", root, result.inner(result), root) / scale
-    torch.testing.assert_close(similarity.double(), oracles.dense_similarity(wanted, floor=1e-6), rtol=0, atol=1e-5)
+    torch.testing.assert_close(similarity.double(), oracles.dense_similarity(wanted, floor=1e-6), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["mlp_2", "conv2d", "conv2d_depthwise", "embedding", "transposed2d", "called_twice"])
