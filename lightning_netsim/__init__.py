@@ -16,7 +16,9 @@ from lightning_netsim.features import ActivationFeatures, GradientFeatures
 from lightning_netsim.functional import kernel_neighbors, neighbor_count, pairwise_similarity, transfer
 from lightning_netsim.index import NeighborIndex
 from lightning_netsim.jacobian import JacobianOperator, PerSampleJacobian, per_sample_jacobian
+from lightning_netsim.queries import NeighborAnswer, find_neighbors
 from lightning_netsim.results import KernelNeighborsResult, NeighborCountResult
+from lightning_netsim.transfers import TransferAnswer, find_transfer
 
 __all__ = [
     "ActivationFeatures",
@@ -24,6 +26,7 @@ __all__ = [
     "JacobianOperator",
     "KernelNeighbors",
     "KernelNeighborsResult",
+    "NeighborAnswer",
     "NeighborCount",
     "NeighborCountResult",
     "NeighborIndex",
@@ -32,8 +35,11 @@ __all__ = [
     "SimilarityAnalysis",
     "SimilarityBatch",
     "SimilarityMonitor",
+    "TransferAnswer",
     "__version__",
     "analyze",
+    "find_neighbors",
+    "find_transfer",
     "kernel_neighbors",
     "load_run",
     "neighbor_count",

@@ -19,6 +19,7 @@ from lightning_netsim._checks import expected
 from lightning_netsim.isolation import mute, unchanged
 from lightning_netsim.jacobian import trees
 from lightning_netsim.jacobian.directions import DirectionsLike
+from lightning_netsim.measurement import measure_similarity
 from lightning_netsim.plan import SweepSettings
 from lightning_netsim.progress import progress_bar
 from lightning_netsim.records import Record, list_records, read_record, write_record
@@ -28,7 +29,6 @@ from lightning_netsim.report.pictures import Pictures
 from lightning_netsim.report.summary import format_summary
 from lightning_netsim.results import SimilarityResult
 from lightning_netsim.sources import SampleSource, from_loader
-from lightning_netsim.sweeps import measure_similarity
 from lightning_netsim.tables import make_record
 
 #: The folder of records inside a run's log directory.
@@ -106,8 +106,10 @@ def analyze(
     thresholds: Iterable[float] = (),
     powers: Iterable[float] = (),
     max_samples: int | None = None,
-    projection_dim: int = 4096,
+    projection_dim: int = 1024,
     index_factory: str = "Flat",
+    plan: str = "auto",
+    precision: str = "float32",
     memory_budget: float | None = None,
     compare_activations: bool = True,
     activation_layer: str | None = None,
@@ -129,12 +131,15 @@ def analyze(
         directions: which functions of the outputs are differentiated: "auto" (all of up to four outputs, else four random
             directions), "all", a number of random directions, a (D, d) matrix or a function; see `Directions`.
         parameters: "trainable", or names of parameters or modules.
-        thresholds: τ of hard counts, in [-1, 1]; they need the features of all samples in memory.
+        thresholds: τ of hard counts, in [-1, 1]: exact where all pairs are compared, else estimated with a measured error.
         powers: α of power counts; likewise.
         max_samples: measure a fixed random subset of this many samples of each set.
-        projection_dim: numbers kept for each sample where exact features do not fit in memory.
-        index_factory: a faiss `index_factory` string for the search.
-        memory_budget: bytes that features may take; None for a quarter of the free memory.
+        projection_dim: the width of the sketches that candidates are found by, before these are compared exactly.
+        index_factory: a faiss `index_factory` string for the search of candidates.
+        plan: "store" compares all pairs, "sketch" only candidates, both with exact features in memory; "reiterate" sweeps
+            again where those do not fit; "auto" takes the one with the shortest expected time within the budget.
+        precision: "float32", or "inherit" to differentiate in the precision of the surrounding autocast.
+        memory_budget: bytes that features may take; None for a quarter of the free memory of the device.
         compare_activations: find neighbors under activations too.
         activation_layer: the module whose output they are; None for the input of the last linear layer.
         render: turns one sample of the inputs into a picture (array) or a text.
@@ -165,6 +170,8 @@ def analyze(
         powers=tuple(powers),
         projection_dim=projection_dim,
         index_factory=index_factory,
+        plan=plan,
+        precision=precision,
         memory_budget=memory_budget,
         compare_activations=compare_activations,
         activation_layer=activation_layer,

@@ -1,4 +1,4 @@
-"""Train and evaluate from YAML files: `netsim fit --config configs/digits.yaml`."""
+"""Train and evaluate from YAML files, and ask about single samples: `netsim fit --config configs/digits.yaml`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 # A YAML file may name a class without its module once that module is imported: `ImageClassifier`, `SimilarityMonitor`.
 from lightning_netsim import __version__, callbacks, demos  # noqa: F401
 from lightning_netsim._checks import NetsimError
+from lightning_netsim.verbs import NetsimTrainer
+
+_VERBS = ("neighbors", "transfer")
 
 
 class NetsimCLI(LightningCLI):
@@ -20,12 +23,30 @@ class NetsimCLI(LightningCLI):
     each run is kept as `config.yaml` in its log directory.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, trainer_class: Any = NetsimTrainer, **kwargs: Any) -> None:
         super().__init__(
+            trainer_class=trainer_class,
             parser_kwargs={"prog": "netsim", "description": __doc__, "version": f"lightning_netsim {__version__}"},
             save_config_kwargs={"overwrite": True},
             **kwargs,
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the methods of the trainer that are commands, and those of their arguments that are no options."""
+        return {
+            **LightningCLI.subcommands(),
+            **{verb: {"model", "datamodule"} for verb in _VERBS},
+        }
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave a configuration as it is where a single sample is asked for.
+
+        Lightning puts the hyperparameters of a checkpoint in the place of the given ones, so that a checkpoint of another
+        network would load, and fail on the data; here it is refused.
+        """
+        if self.config.get("subcommand") not in _VERBS:
+            super()._parse_ckpt_path()
 
     def after_instantiate_classes(self) -> None:
         """Let loggers that number their runs settle on one number, so that each run lies in one directory.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_netsim._checks import expected
 from lightning_netsim.functional import inverse_root
@@ -149,7 +151,14 @@ class GradientFeatureBatch(AbstractFeatureBatch):
         # 0 · NaN is NaN: a bad sample must not come near a sum.
         self.jacobian = jacobian if everything else jacobian.select(self.valid)
         self._root = self.normalization.root[self.valid]
-        self._mixed: PerSampleJacobian | None = None
+        self._unit: PerSampleJacobian | None = None
+
+    @property
+    def unit(self) -> PerSampleJacobian:
+        """Return φ of the valid samples as a Jacobian: G M/√r."""
+        if self._unit is None:
+            self._unit = self.jacobian.mix(self._root)
+        return self._unit
 
     def sum(self) -> FeatureSum:
         return self.jacobian.weighted_sum(self._root)
@@ -157,25 +166,36 @@ class GradientFeatureBatch(AbstractFeatureBatch):
     def dot(self, total: FeatureSum) -> Tensor:
         if self.num_directions == 1:
             return self.spread(self.jacobian.trace_dot(total) * self._root[:, 0, 0])
-        return self.spread(self._normalized().trace_dot(total))
+        return self.spread(self.unit.trace_dot(total))
 
     def inner(self, other: AbstractFeatureBatch) -> Tensor:
         if not isinstance(other, GradientFeatureBatch):
             raise expected("other", "gradient features", type(other).__name__)
-        return _spread_pairs(self, other, self._normalized().trace_inner(other._normalized()))
+        return _spread_pairs(self, other, self.unit.trace_inner(other.unit))
 
     def vectors(self, projection: SketchProjection | None = None) -> Tensor:
         sketched = self.jacobian.materialize() if projection is None else self.jacobian.sketch(projection)
         return (self._root.mT @ sketched).flatten(1)
 
+    def shortlist_vectors(self, projection: SketchProjection, mixture: Tensor | None) -> Tensor:
+        """Return sketches of φ(x_i) to find candidates by, unit vectors, shape (number of valid samples, K).
+
+        The cosine of two sketches stays within [-1, 1], and at similarity k its variance is about (1 − k²)²/K, that of their
+        inner product (1 + k²)/K: for near neighbors, which are what is sought, many times as large.
+
+        Args:
+            projection: sketches each column.
+            mixture: shape (d, d'), orthonormal columns V: φ V is sketched in place of φ, at d'/d of the cost; d/d' times
+                its inner products are those of φ on average over V. None for φ itself.
+        """
+        if mixture is None:
+            return F.normalize(self.vectors(projection), dim=1)
+        mixed = self.jacobian.mix(self._root @ mixture.to(self._root))
+        return F.normalize(mixed.sketch(projection).flatten(1), dim=1)
+
     def energy(self) -> dict[str, float]:
         """Return the mean share of ‖φ‖² = 1 that lies in each parameter tensor."""
-        return self._normalized().energy()
-
-    def _normalized(self) -> PerSampleJacobian:
-        if self._mixed is None:
-            self._mixed = self.jacobian.mix(self._root)
-        return self._mixed
+        return self.unit.energy()
 
 
 def _accurate_gram(jacobian: PerSampleJacobian) -> tuple[Tensor, float | None]:
@@ -289,6 +309,13 @@ class ActivationFeatures:
 
     def __call__(self, inputs: Any) -> DenseFeatureBatch:
         """Return the activations of a batch, normalized."""
+        with differentiable(), torch.no_grad(), self.watch() as seen:
+            self._forward(inputs)
+        return self.read(seen)
+
+    @contextmanager
+    def watch(self) -> Iterator[list[Tensor]]:
+        """Collect the activations of every forward pass inside the block, for `read`."""
         seen: list[Tensor] = []
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -298,11 +325,13 @@ class ActivationFeatures:
 
         handles = [module.register_forward_hook(hook) for module in self._watched]
         try:
-            with differentiable(), torch.no_grad():
-                self._forward(inputs)
+            yield seen
         finally:
             for handle in handles:
                 handle.remove()
+
+    def read(self, seen: Sequence[Tensor]) -> DenseFeatureBatch:
+        """Return the activations that `watch` saw last, normalized."""
         if not seen:
             raise expected("layer", "a module that the forward pass calls", "none", "Name one by `activation_layer=`.")
         return DenseFeatureBatch(seen[-1].flatten(1))

@@ -55,6 +55,8 @@ class NeighborIndex:
         index_factory: a faiss `index_factory` string: "Flat" (exact, the default), "HNSW32", "IVF256,Flat", ... Inverted
             files visit √nlist of their lists. An index that needs training is trained at the first search or save, on all
             features added until then.
+        fingerprint: names what the features come from (the run, its checkpoint, the version of the data), so that the file is
+            not taken for that of another; None leaves it unnamed.
 
     Raises:
         NetsimError: `dim` is not a positive int, or faiss cannot build such an index for the inner product.
@@ -68,9 +70,10 @@ class NeighborIndex:
         [[11, 12]]
     """
 
-    def __init__(self, dim: int, index_factory: str = "Flat") -> None:
+    def __init__(self, dim: int, index_factory: str = "Flat", fingerprint: str | None = None) -> None:
         self.dim = check_positive_int("dim", dim)
         self.index_factory = index_factory
+        self.fingerprint = fingerprint
         self._index = _build(dim, index_factory)
         self._ids: list[Tensor] = []
         self._known: set[int] = set()
@@ -113,13 +116,17 @@ class NeighborIndex:
         self._ids.append(ids.clone())
         self._known |= new
 
-    def search(self, features: Tensor, k: int = 10, exclude: Tensor | None = None) -> KernelNeighborsResult:
+    def search(
+        self, features: Tensor, k: int = 10, exclude: Tensor | None = None, settle_ties: bool = True
+    ) -> KernelNeighborsResult:
         """Find the `k` samples of highest similarity for each query, `exclude` left out.
 
         Args:
             features: shape (Q, K), floating-point. A row that is zero or not finite stands for a sample that was left out.
             k: number of neighbors, in [1, N], or [1, N - 1] with `exclude`.
             exclude: shape (Q,), int64, for each query the id that is not to be found: its own.
+            settle_ties: whether ties break by the lower id. Where similarities are only estimates, that is not worth its cost:
+                as many as are found more.
 
         Returns:
             Similarities (Q, k), float32, descending, and ids (Q, k), int64, on the CPU; NaN and -1 where there is no
@@ -137,8 +144,10 @@ class NeighborIndex:
         index = torch.full((rows.shape[0], k), -1, dtype=torch.int64)
         open_rows = (torch.isfinite(rows).all(dim=1) & (rows != 0).any(dim=1)).nonzero().squeeze(1)
         fetch, limit = min(len(self), k + 1 + _SLACK), min(len(self), max(4 * (k + 1), _MAX_TIED))
+        if not settle_ties:
+            fetch = limit = min(len(self), k + 1)
         while open_rows.numel():
-            found, ids, tied = self._search_once(rows[open_rows], exclude[open_rows], fetch, k)
+            found, ids, tied = self._search_once(rows[open_rows], exclude[open_rows], fetch, k, settle_ties)
             similarity[open_rows], index[open_rows] = found, ids
             open_rows = open_rows[tied] if fetch < limit else open_rows[:0]
             fetch = limit
@@ -147,7 +156,8 @@ class NeighborIndex:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index to one file, complete or not at all.
 
-        The file is a faiss index (`faiss.read_index` reads it) followed by the ids and a note of version, dim and size.
+        The file is a faiss index (`faiss.read_index` reads it) followed by the ids and a note of version, dim, size and
+        fingerprint.
 
         Args:
             path: the file, overwritten if it exists; its directory must exist.
@@ -157,7 +167,13 @@ class NeighborIndex:
         if not target.parent.is_dir():
             raise expected("path", "in an existing directory", repr(str(path)), "Make the directory first.")
         temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-        note = {"version": FORMAT_VERSION, "dim": self.dim, "num_samples": len(self), "index_factory": self.index_factory}
+        note = {
+            "version": FORMAT_VERSION,
+            "dim": self.dim,
+            "num_samples": len(self),
+            "index_factory": self.index_factory,
+            "fingerprint": self.fingerprint,
+        }
         try:
             _faiss().write_index(self._index, str(temporary))
             data = json.dumps({**note, "index_bytes": temporary.stat().st_size}).encode()
@@ -168,19 +184,23 @@ class NeighborIndex:
             temporary.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> NeighborIndex:
+    def load(cls, path: str | os.PathLike[str], fingerprint: str | None = None) -> NeighborIndex:
         """Read an index that `save` wrote.
 
         Args:
             path: the file.
+            fingerprint: what the features have to come from; None takes any.
 
         Returns:
             The index, ready to search and to grow.
 
         Raises:
-            NetsimError: the file does not exist, is not such an index, is cut short, or was written by a newer version.
+            NetsimError: the file does not exist, is not such an index, is cut short, was written by a newer version, or has
+                another fingerprint.
         """
         note, ids = _read_note(Path(path))
+        if fingerprint is not None and note.get("fingerprint") != fingerprint:
+            raise _wrong_run(path, fingerprint, note.get("fingerprint"))
         try:
             index = _faiss().read_index(str(path))
         except RuntimeError as error:
@@ -189,6 +209,7 @@ class NeighborIndex:
             raise _wrong_file(path, "one whose note does not fit its content")
         loaded = cls.__new__(cls)
         loaded.dim, loaded.index_factory = int(note["dim"]), str(note["index_factory"])
+        loaded.fingerprint = note.get("fingerprint")
         loaded._index, loaded._ids, loaded._known, loaded._pending = index, [ids], set(ids.tolist()), []
         return loaded
 
@@ -213,13 +234,16 @@ class NeighborIndex:
         values = faiss.rev_swig_ptr(self._index.get_xb(), self._index.ntotal * self.dim)
         return torch.from_numpy(values).view(-1, self.dim)
 
-    def _search_once(self, rows: Tensor, exclude: Tensor, fetch: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _search_once(
+        self, rows: Tensor, exclude: Tensor, fetch: int, k: int, settle_ties: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return similarities and ids (Q, k), and for each query whether a tie reaches beyond the `fetch` samples seen."""
         values, places = self._index.search(rows.numpy(), fetch)
         similarity, position = torch.from_numpy(values), torch.from_numpy(places)
         last = similarity[:, -1].clone()
         near = ((similarity[:, :-1] - similarity[:, 1:]) <= _TIE_TOLERANCE).any(dim=1).nonzero().squeeze(1)
-        similarity[near] = self._rescore(rows[near], similarity[near], position[near])
+        if settle_ties:
+            similarity[near] = self._rescore(rows[near], similarity[near], position[near])
         ids = self.ids[position.clamp_min(0)]
         gone = (position < 0) | (ids == exclude.unsqueeze(1))
         similarity, ids = similarity.masked_fill(gone, -math.inf), ids.masked_fill(gone, -1)
@@ -284,6 +308,11 @@ def _check_ids(name: str, ids: Tensor, rows: Tensor) -> Tensor:
 
 def _wrong_file(path: str | os.PathLike[str], got: str) -> NetsimError:
     return expected("path", f"a file written by `NeighborIndex.save` (version {FORMAT_VERSION})", f"{str(path)!r}, {got}")
+
+
+def _wrong_run(path: str | os.PathLike[str], wanted: str, found: str | None) -> NetsimError:
+    got = f"{str(path)!r}, which " + ("does not say of what it is" if found is None else f"is of {found!r}")
+    return expected("path", f"an index of {wanted!r}", got, "Build the index again, or name the right file.")
 
 
 def _read_note(path: Path) -> tuple[dict[str, Any], Tensor]:

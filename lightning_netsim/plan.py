@@ -1,21 +1,34 @@
-"""What is measured, within which bounds, and how: store all features, or sweep twice with sketched ones."""
+"""What is measured, within which bounds, and how: the cheapest of three ways that keep to the memory budget."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import psutil
 import torch
 
-from lightning_netsim._checks import check_choice, check_positive_int, check_positive_number, expected
-from lightning_netsim.estimators import NeighborCount
+from lightning_netsim._checks import (
+    check_choice,
+    check_numbers,
+    check_positive_int,
+    check_positive_number,
+    expected,
+)
 from lightning_netsim.index import NeighborIndex
 from lightning_netsim.jacobian import Directions, PerSampleJacobian
 from lightning_netsim.jacobian.directions import DirectionsLike
 
-PLANS = ("auto", "store", "sketch")
+PLANS = ("auto", "store", "sketch", "reiterate")
+PRECISIONS = ("float32", "inherit")
+#: Samples of a tile of all pairs, and of what processes exchange at a time.
+TILE = 512
+#: Queries whose exact rows are computed to measure the recall.
+AUDITED_QUERIES = 64
 _BUDGET_SHARE = 1 / 4
 # Beyond this many samples in a chunk nothing gets faster; on a CPU it leaves the cache.
 _MAX_CHUNK = {"cpu": 64, "cuda": 512}
@@ -23,6 +36,10 @@ _CHUNK_SHARE = 1 / 4
 # Factors, what the backward pass holds, and formed gradients of one layer: estimated, in multiples of the factors.
 _WORKING_COPIES = 4
 _FLOAT_BYTES = 4
+# Candidates that are compared exactly for each neighbor, and how often each sample's gradients are formed for that: measured
+# on MNIST and CIFAR-10, 2.0 to 3.5.
+_COMPARED_FACTOR = 3
+_FORMED_AGAIN = 6
 
 
 @dataclass(frozen=True)
@@ -38,27 +55,123 @@ class SweepSettings:
     parameters: str | Iterable[str] = "trainable"
     thresholds: tuple[float, ...] = ()
     powers: tuple[float, ...] = ()
-    projection_dim: int = 4096
+    projection_dim: int = 1024
     index_factory: str = "Flat"
     memory_budget: float | None = None
     chunk_size: int | None = None
     compare_activations: bool = True
     activation_layer: str | None = None
     plan: str = "auto"
+    precision: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_positive_int("k", self.k)
         check_positive_int("projection_dim", self.projection_dim)
         check_choice("plan", self.plan, PLANS)
+        check_choice("precision", self.precision, PRECISIONS)
         if self.chunk_size is not None:
             check_positive_int("chunk_size", self.chunk_size)
         if self.memory_budget is not None:
             check_positive_number("memory_budget", self.memory_budget, "It is a number of bytes.")
         Directions(self.directions, self.seed)
-        NeighborCount(self.thresholds, self.powers)
+        check_numbers("thresholds", self.thresholds, -1.0, 1.0)
+        check_numbers("powers", self.powers, 1e-6)
         if self.index_factory != "Flat":
             NeighborIndex(max(16, self.projection_dim), self.index_factory)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device does in a second.
+
+    Attributes:
+        products: multiplications of a large matrix product.
+        bytes: bytes of scattered rows that are read and multiplied with a vector.
+    """
+
+    products: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class SetSizes:
+    """How many samples are compared.
+
+    Attributes:
+        queries: Q; None if unknown.
+        reference: N; None if unknown.
+        same: whether the two are one set.
+        processes: W, how many share the work: features are divided among them, each has the whole index.
+    """
+
+    queries: int | None
+    reference: int | None
+    same: bool
+    processes: int = 1
+
+    @property
+    def swept(self) -> int | None:
+        """Return the samples of both sets together; None if unknown."""
+        if self.queries is None or self.reference is None:
+            return None
+        return self.queries if self.same else self.queries + self.reference
+
+    @property
+    def pairs(self) -> float:
+        """Return the pairs that have to be compared; of one set, each once."""
+        return (self.queries or 0) * (self.reference or 0) / (2 if self.same else 1)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a few samples tell about the costs.
+
+    Attributes:
+        num_directions: d.
+        num_parameters: P.
+        packed: for each form (fast or not), what one sample takes.
+        working_bytes: what one sample takes while it is differentiated.
+        sketch_dim: K, the width of a sketch.
+        first: seconds a sample, in the first sweep: gradients, normalization and sum.
+        sketch: seconds a sample, for sketching it.
+        again: seconds a sample, in a later sweep: gradients and product with the sum.
+    """
+
+    num_directions: int
+    num_parameters: int
+    packed: dict[bool, PackedCost]
+    working_bytes: float
+    sketch_dim: int
+    first: float = 0.0
+    sketch: float = 0.0
+    again: float = 0.0
+
+
+@dataclass(frozen=True)
+class PackedCost:
+    """What one packed sample costs.
+
+    Attributes:
+        bytes: its size.
+        products: multiplications for the inner product of a pair.
+        forming: multiplications to form its gradients before that, where they are not stored formed.
+        seconds: the time to pack it.
+    """
+
+    bytes: float
+    products: float
+    forming: float
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, packed: PerSampleJacobian, seconds: float) -> PackedCost:
+        """Return the cost of one of the samples of a packed Jacobian, all of which took `seconds`."""
+        if packed.num_samples == 0:  # The first samples of a set may all be left out.
+            products = packed.num_directions * packed.num_parameters
+            return cls(_FLOAT_BYTES * products, products, 0)
+        products, forming = packed.pair_cost()
+        return cls(packed.nbytes / packed.num_samples, products, forming, seconds / packed.num_samples)
 
 
 @dataclass(frozen=True)
@@ -66,11 +179,15 @@ class SweepPlan:
     """How a measurement is computed.
 
     Attributes:
-        kind: "store" keeps the exact features of all samples, one sweep; "sketch" keeps sketched ones and sweeps twice, with
-            exact counts and audited neighbors.
+        kind: "store" compares all pairs of stored features; "sketch" stores features too, but compares only the candidates
+            that a sketch finds; "reiterate" stores those of some queries at a time and sweeps again for each lot. Counts are
+            exact in all three.
         chunk_size: samples differentiated at a time.
-        num_features: K, the numbers kept for each sample.
-        bytes: what they take, with the index over them.
+        fast: whether features are packed for speed rather than for size.
+        num_stored: samples whose exact features are in memory at a time.
+        num_features: K, the numbers of a sketch, or of a stored sample where none is made.
+        bytes: what features and index take at most; of one sample, where their number is unknown.
+        num_sweeps: how often the samples are differentiated.
         num_directions: d.
         num_parameters: P.
         seconds: the expected time; None where the number of samples is not known.
@@ -78,8 +195,11 @@ class SweepPlan:
 
     kind: str
     chunk_size: int
+    fast: bool
+    num_stored: int
     num_features: int
     bytes: int
+    num_sweeps: int
     num_directions: int
     num_parameters: int
     seconds: float | None = None
@@ -87,11 +207,14 @@ class SweepPlan:
     def describe(self, num_samples: int | None) -> str:
         """Return one sentence for the user."""
         many = "an unknown number of" if num_samples is None else f"{num_samples:,}"
-        size = f"{self.bytes / 2**20:,.0f} MiB" if num_samples is not None else f"{self.bytes / 2**10:,.0f} KiB a sample"
+        size = f"{self.bytes / 2**20:,.0f} MiB"
         time = "" if self.seconds is None else f", about {_duration(self.seconds)}"
         how = {
-            "store": f"one sweep, exact features stored ({size})",
-            "sketch": f"two sweeps, exact counts, {self.num_features:,} sketched features a sample ({size})",
+            "store": f"one sweep, exact features stored ({size}), all pairs compared",
+            "sketch": f"one sweep, exact features stored ({size}), candidates from {self.num_features:,} sketched features "
+            "compared exactly",
+            "reiterate": f"{self.num_sweeps} sweeps, exact features of {self.num_stored:,} samples at a time ({size}), "
+            f"candidates from {self.num_features:,} sketched features compared exactly",
         }[self.kind]
         return (
             f"{many} samples, {self.num_directions} direction{'s' * (self.num_directions > 1)}, {self.num_parameters:,} "
@@ -99,65 +222,136 @@ class SweepPlan:
         )
 
 
-def memory_budget(settings: SweepSettings) -> float:
-    """Return the bytes that features may take: as set, or a quarter of the free main memory."""
-    return settings.memory_budget or psutil.virtual_memory().available * _BUDGET_SHARE
+def memory_budget(settings: SweepSettings, device: torch.device | None = None) -> float:
+    """Return the bytes that features may take: as set, or a quarter of what is free where they are kept."""
+    if settings.memory_budget is not None:
+        return settings.memory_budget
+    if device is not None and device.type == "cuda":
+        return _BUDGET_SHARE * float(torch.cuda.mem_get_info(device)[0])
+    return _BUDGET_SHARE * float(psutil.virtual_memory().available)
 
 
 def make_plan(
-    settings: SweepSettings, jacobian: PerSampleJacobian, num_samples: int | None, sketch_width: int, device: torch.device
+    settings: SweepSettings, probe: Probe, sizes: SetSizes, rates: Rates, budget: float, device: torch.device
 ) -> SweepPlan:
-    """Choose the plan from the Jacobian of a few samples.
+    """Choose the cheapest plan that fits.
 
     Args:
         settings: the bounds.
-        jacobian: of a few samples, after its Gram has been formed.
-        num_samples: samples whose features are kept, both sets together; None if not known.
-        sketch_width: numbers for each sample and direction in the sketch.
+        probe: the costs of one sample.
+        sizes: how many there are.
+        rates: what the device does in a second.
+        budget: bytes that features may take in all processes together.
         device: where gradients are computed.
 
     Raises:
-        ValueError: if not even sketched features fit, or hard and power counts are asked for and stored features do not fit.
+        ValueError: if no plan, or not the one asked for, fits into the budget; with the smallest budget that would do.
     """
-    budget, directions, parameters = memory_budget(settings), jacobian.num_directions, jacobian.num_parameters
-    exact = directions * parameters
-    # A vector stands in the store and in the index.
-    stored_bytes, sketched_bytes = (
-        2 * _FLOAT_BYTES * width * (num_samples or 1) for width in (exact, directions * sketch_width)
-    )
-    fits = num_samples is not None and stored_bytes <= budget
-    kind = settings.plan if settings.plan != "auto" else "store" if fits or exact <= directions * sketch_width else "sketch"
-    if kind == "store" and stored_bytes > budget:
-        raise expected("memory_budget", f"at least {stored_bytes:,} bytes to store all features", f"{budget:,.0f}", _SMALLER)
-    if kind == "sketch" and (settings.thresholds or settings.powers):
-        raise expected(
-            "memory_budget",
-            f"at least {stored_bytes:,} bytes for hard and power counts, which need all features",
-            f"{budget:,.0f}",
-            _SMALLER,
-        )
-    if kind == "sketch" and sketched_bytes > budget:
-        raise expected("memory_budget", f"at least {sketched_bytes:,} bytes for sketched features", f"{budget:,.0f}", _SMALLER)
-    width = exact if kind == "store" else directions * sketch_width
-    per_sample = _WORKING_COPIES * jacobian.nbytes / max(1, jacobian.num_samples) + 2 * _FLOAT_BYTES * max(
-        width, directions * _largest(jacobian)
-    )
-    room = _chunk_room(budget, device)
-    chunk = settings.chunk_size or max(1, min(_MAX_CHUNK.get(device.type, 128), int(room / per_sample)))
-    return SweepPlan(kind, chunk, width, stored_bytes if kind == "store" else sketched_bytes, directions, parameters)
+    plans = [plan for plan in _possible_plans(settings, probe, sizes, rates) if _is_wanted(plan, settings)]
+    fitting = [plan for plan in plans if plan.bytes <= budget]
+    if not plans:
+        remedy = 'Use plan="reiterate" or "auto".'
+        raise expected("plan", "one for a set of unknown size", repr(settings.plan), remedy)
+    if not fitting:
+        smallest = min(plan.bytes for plan in plans)
+        remedy = "Choose a larger `memory_budget`, a smaller `max_samples`, fewer `directions`, or fewer `parameters`."
+        raise expected("memory_budget", f"at least {smallest:,} bytes for these features", f"{budget:,.0f}", remedy)
+    chosen = min(fitting, key=lambda plan: (plan.seconds is None, plan.seconds))
+    if chosen.kind == "reiterate":
+        chosen = _fill(chosen, probe, sizes, rates, settings, budget)
+    per_sample = _WORKING_COPIES * probe.working_bytes + probe.packed[chosen.fast].bytes
+    most = _MAX_CHUNK.get(device.type, 128)
+    chunk = settings.chunk_size or max(1, min(most, int(budget / sizes.processes * _CHUNK_SHARE / per_sample)))
+    seconds = None if chosen.seconds is None else chosen.seconds / sizes.processes
+    return replace(chosen, chunk_size=chunk, seconds=seconds)
 
 
-_SMALLER = "Choose a larger `memory_budget`, a smaller `max_samples`, fewer `directions`, or fewer `parameters`."
+def _is_wanted(plan: SweepPlan, settings: SweepSettings) -> bool:
+    """Return whether the settings allow a plan; who chooses an index wants to have it searched."""
+    return plan.kind == settings.plan if settings.plan != "auto" else plan.kind != "store" or settings.index_factory == "Flat"
 
 
-def _largest(jacobian: PerSampleJacobian) -> int:
-    return max(shape.numel() for shape in jacobian.shapes.values())
+def _possible_plans(settings: SweepSettings, probe: Probe, sizes: SetSizes, rates: Rates) -> list[SweepPlan]:
+    """Return every plan in every form, with its bytes and seconds; chunk sizes are yet to be set."""
+    stored, plans = sizes.swept, []
+    for fast, cost in probe.packed.items():
+        if stored is not None:
+            seconds = stored * (probe.first + cost.seconds + stored / TILE * cost.forming / rates.products)
+            seconds += sizes.pairs * cost.products / rates.products
+            plans.append(
+                _plan("store", probe, fast, stored, int(cost.bytes * stored), 1, seconds, int(cost.bytes / _FLOAT_BYTES))
+            )
+            seconds = stored * (probe.first + cost.seconds) + _search_seconds(settings, probe, sizes, rates, cost)
+            size = int((cost.bytes + _index_bytes(probe, sizes)) * stored)
+            plans.append(_plan("sketch", probe, fast, stored, size, 1, seconds, probe.sketch_dim))
+        plans.append(_reiterating(settings, probe, sizes, rates, fast, _smallest_lot(sizes)))
+    return plans
 
 
-def _chunk_room(budget: float, device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] * _CHUNK_SHARE
-    return budget * _CHUNK_SHARE
+def _plan(
+    kind: str, probe: Probe, fast: bool, stored: int, size: int, sweeps: int, seconds: float | None, features: int
+) -> SweepPlan:
+    return SweepPlan(kind, 0, fast, stored, features, size, sweeps, probe.num_directions, probe.num_parameters, seconds)
+
+
+def _reiterating(settings: SweepSettings, probe: Probe, sizes: SetSizes, rates: Rates, fast: bool, lot: int) -> SweepPlan:
+    """Return the plan that keeps the exact features of `lot` queries at a time, and of as many that come next."""
+    cost, swept = probe.packed[fast], sizes.swept
+    size = int(_index_bytes(probe, sizes) * (swept or 1) + 2 * lot * cost.bytes)
+    if swept is None or sizes.queries is None:
+        return _plan("reiterate", probe, fast, lot, size, 2, None, probe.sketch_dim)
+    sweeps = 1 + math.ceil(sizes.queries / lot)
+    seconds = swept * probe.first + (sweeps - 1) * swept * probe.again + _search_seconds(settings, probe, sizes, rates, cost)
+    return _plan("reiterate", probe, fast, lot, size, sweeps, seconds, probe.sketch_dim)
+
+
+def _fill(plan: SweepPlan, probe: Probe, sizes: SetSizes, rates: Rates, settings: SweepSettings, budget: float) -> SweepPlan:
+    """Return the same plan with as many queries at a time as fit, in lots of equal size."""
+    room = (budget - _index_bytes(probe, sizes) * (sizes.swept or 1)) / (2 * probe.packed[plan.fast].bytes)
+    queries = sizes.queries
+    most = int(room) if queries is None else min(int(room), queries)
+    lot = max(1, most if queries is None else math.ceil(queries / math.ceil(queries / max(1, most))))
+    return _reiterating(settings, probe, sizes, rates, plan.fast, lot)
+
+
+def _smallest_lot(sizes: SetSizes) -> int:
+    return AUDITED_QUERIES if sizes.queries is None else min(AUDITED_QUERIES, sizes.queries)
+
+
+def _index_bytes(probe: Probe, sizes: SetSizes) -> float:
+    """Return the bytes of a sketch, which stands in the index and beside it, in every process."""
+    return 2 * _FLOAT_BYTES * probe.sketch_dim * sizes.processes
+
+
+def _search_seconds(settings: SweepSettings, probe: Probe, sizes: SetSizes, rates: Rates, cost: PackedCost) -> float:
+    """Return the seconds for sketching, searching, comparing the candidates and the audit."""
+    queries, reference = sizes.queries or 0, sizes.reference or 0
+    search = queries * reference * probe.sketch_dim / rates.products
+    compared = queries * _COMPARED_FACTOR * settings.k * cost.products * _FLOAT_BYTES / rates.bytes
+    forming = _FORMED_AGAIN * queries * cost.forming / rates.products
+    audit = min(AUDITED_QUERIES, queries) * reference * cost.products / rates.products
+    return (sizes.swept or 0) * probe.sketch + search + compared + forming + audit
+
+
+@lru_cache(maxsize=4)
+def measure_rates(device: torch.device) -> Rates:
+    """Measure what a device does in a second; it takes a few hundredths of one, once in a process."""
+    left, rows = torch.ones(512, 4096, device=device), torch.ones(64, 2**16, device=device)
+    index = torch.arange(0, 64, 2, device=device)
+    products = _fastest(lambda: left @ left.mT, device)
+    gathered = _fastest(lambda: rows[index] @ rows[0], device)
+    return Rates(512 * 512 * 4096 / products, 32 * 2**16 * _FLOAT_BYTES / gathered)
+
+
+def _fastest(function: Any, device: torch.device) -> float:
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return max(min(seconds), 1e-6)
 
 
 def _duration(seconds: float) -> str:
@@ -172,6 +366,8 @@ def plan_record(plan: SweepPlan, methods: dict[str, int], budget: float) -> dict
         "kind": plan.kind,
         "chunk_size": plan.chunk_size,
         "num_features": plan.num_features,
+        "num_stored": plan.num_stored,
+        "num_sweeps": plan.num_sweeps,
         "bytes": plan.bytes,
         "memory_budget": int(budget),
         "expected_seconds": plan.seconds,

@@ -17,12 +17,17 @@ class NeighborCountResult:
         num_reference: N, the number of reference samples with a usable gradient.
         hard: for each threshold τ, shape (Q,), #{j : k(x_i, x_j) ≥ τ}.
         power: for each exponent α, shape (Q,), Σ_j max(k(x_i, x_j), 0)^α.
+        hard_error: for each τ, the root mean square error of the hard counts, measured on random queries where these are
+            estimates from sketches; 0 where they are exact.
+        power_error: the same of the power counts, for each α.
     """
 
     soft: Tensor
     num_reference: int
     hard: dict[float, Tensor] = field(default_factory=dict)
     power: dict[float, Tensor] = field(default_factory=dict)
+    hard_error: dict[float, float] = field(default_factory=dict)
+    power_error: dict[float, float] = field(default_factory=dict)
 
     @property
     def fraction(self) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lightning_netsim.batches import SimilarityBatch, as_column
 from lightning_netsim.features import AbstractFeatureBatch
+from lightning_netsim.processes import Processes
 from lightning_netsim.results import SampleSet
 from lightning_netsim.sources import Chunk
 
@@ -79,6 +80,27 @@ class SampleTable:
         """Return the rows of the samples at the positions `index`."""
         positions, order = torch.cat(self._index).sort()
         return order[torch.searchsorted(positions, index)]
+
+    def share(self, processes: Processes) -> Tensor:
+        """Make the tables of all processes one, in the order of the data set, after each has added its part.
+
+        Returns:
+            shape (N,), int64: the order that brings the rows of all processes, one after the other, into that of the table.
+        """
+        if processes.alone:
+            return torch.arange(self.num_samples)
+        tables = processes.gather(vars(self) | {"_render": None})
+        for name in ("_index", "_dataloader", "_outputs", "_norm", "_rank"):
+            setattr(self, name, [torch.cat([tensor for table in tables for tensor in table[name]])])
+        order = self._index[0].argsort()
+        for name in ("_index", "_dataloader", "_outputs", "_norm", "_rank"):
+            setattr(self, name, [getattr(self, name)[0][order]])
+        for name in ("_ids", "_labels", "_shown"):
+            columns = [table[name] for table in tables if table["_index"]]
+            joined = [value for column in columns for value in column or []]
+            whole = all(column is not None for column in columns)
+            setattr(self, name, [joined[row] for row in order.tolist()] if whole else None)
+        return order
 
     def sample_set(self) -> SampleSet:
         """Return the samples."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,8 @@ class SampleSource:
         num_samples: how many samples there are, if known.
         positions: their positions in the data set, where these are not 0, 1, 2, ...
         extent: how many positions the data set has, if known; `num_samples` by default.
+        share: (rank, size) -> the part of this set that one of `size` processes takes, in the same batches; None if it cannot
+            be divided.
     """
 
     def __init__(
@@ -64,14 +66,29 @@ class SampleSource:
         num_samples: int | None = None,
         positions: Tensor | None = None,
         extent: int | None = None,
+        share: Callable[[int, int], SampleSource] | None = None,
     ) -> None:
         self._chunks = chunks
+        self._share = share
         self.num_samples = num_samples
         self.positions = positions
         self.extent = num_samples if extent is None else extent
 
     def __iter__(self) -> Iterator[Chunk]:
         return iter(self._chunks())
+
+    def share(self, rank: int, size: int) -> SampleSource:
+        """Return the part of this set that process `rank` of `size` takes: whole batches, as many as any other process.
+
+        Raises:
+            ValueError: if there are several processes and the set cannot be divided.
+        """
+        if size == 1:
+            return self
+        if self._share is None:
+            wanted = "a DataLoader of a data set with an index and a length, since several processes share it"
+            raise expected("loader", wanted, "one without", "Use a single device.")
+        return self._share(rank, size)
 
 
 def fixed_subset(num_samples: int, max_samples: int | None, seed: int) -> Tensor | None:
@@ -126,15 +143,35 @@ def from_loader(
     total = extent if limit_batches is None else min(extent, limit_batches * size)
     chosen = fixed_subset(total, max_samples, seed)
     positions = torch.arange(total) if chosen is None else chosen
+    return _indexed(loader, transfer, positions, range(_num_batches(len(positions), size)), size, extent)
+
+
+def _indexed(
+    loader: DataLoader[Any],
+    transfer: Callable[[Any, int], Any],
+    positions: Tensor,
+    batches: range,
+    size: int,
+    extent: int,
+) -> SampleSource:
+    """Return a source of some of the batches, each of `size` samples, into which `positions` fall."""
+    own = positions[batches.start * size : batches.stop * size]
 
     def chunks() -> Iterator[Chunk]:
-        start = 0
-        for batch_idx, batch in enumerate(_in_order(loader, positions, size)):
-            index = positions[start : start + size]
-            start += size
+        parts = torch.split(own, size) if len(own) else ()
+        for index, batch_idx, batch in zip(parts, batches, _in_order(loader, own, size), strict=True):
             yield Chunk(transfer(batch, batch_idx), index, batch_idx)
 
-    return SampleSource(chunks, len(positions), chosen, extent)
+    def share(rank: int, processes: int) -> SampleSource:
+        start, stop = (len(batches) * part // processes for part in (rank, rank + 1))
+        return _indexed(loader, transfer, positions, batches[start:stop], size, extent)
+
+    whole = len(own) == extent
+    return SampleSource(chunks, len(own), None if whole else own, extent, share)
+
+
+def _num_batches(num_samples: int, size: int) -> int:
+    return -(-num_samples // size)
 
 
 def from_batches(
@@ -166,7 +203,10 @@ def from_batches(
             start += len(chunk.index)
             yield chunk.pick(chunk.index < limit)
 
-    return SampleSource(chunks)
+    if not isinstance(batches, Sequence):
+        return SampleSource(chunks)
+    total = sum(trees.batch_size(batch) or 1 for batch in batches[:limit_batches])
+    return SampleSource(chunks, total if max_samples is None else min(total, max_samples), extent=total)
 
 
 def join_sources(sources: list[SampleSource]) -> SampleSource:
@@ -192,7 +232,11 @@ def join_sources(sources: list[SampleSource]) -> SampleSource:
         (torch.arange(size) if source.positions is None else source.positions) + offset
         for source, size, offset in zip(sources, sizes, offsets, strict=True)
     ]
-    return SampleSource(chunks, sum(sizes), torch.cat(positions), sum(extents))
+
+    def share(rank: int, size: int) -> SampleSource:
+        return join_sources([source.share(rank, size) for source in sources])
+
+    return SampleSource(chunks, sum(sizes), torch.cat(positions), sum(extents), share)
 
 
 def _batch_size(loader: DataLoader[Any]) -> int:

@@ -248,6 +248,26 @@ def test_a_wrong_file_is_refused(tmp_path: Path) -> None:
             NeighborIndex.load(tmp_path / name)
 
 
+def test_an_index_of_another_run_is_refused(tmp_path: Path) -> None:
+    index = NeighborIndex(16, fingerprint="run 1, epoch 3")
+    index.add(unit_features(15, 9))
+    index.save(tmp_path / "named")
+    filled(unit_features(15, 9)).save(tmp_path / "unnamed")
+    before = (tmp_path / "named").read_bytes()
+    for fingerprint in ("run 1, epoch 3", None):
+        loaded = NeighborIndex.load(tmp_path / "named", fingerprint)
+        assert len(loaded) == 9
+        assert loaded.fingerprint == "run 1, epoch 3"
+    with pytest.raises(NetsimError, match=r"an index of 'run 2', but got '.*named', which is of 'run 1, epoch 3'\. Build"):
+        NeighborIndex.load(tmp_path / "named", fingerprint="run 2")
+    with pytest.raises(NetsimError, match=r"an index of 'run 2', but got '.*unnamed', which does not say of what it is"):
+        NeighborIndex.load(tmp_path / "unnamed", fingerprint="run 2")
+    assert NeighborIndex.load(tmp_path / "unnamed").fingerprint is None
+    loaded.save(tmp_path / "again")
+    assert NeighborIndex.load(tmp_path / "again").fingerprint == "run 1, epoch 3"
+    assert (tmp_path / "named").read_bytes() == before
+
+
 def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = filled(unit_features(15, 9))
     index.save(tmp_path / "a.index")

@@ -43,6 +43,13 @@ class Stream(IterableDataset[Tensor]):
         return iter(VALUES)
 
 
+class Batches:
+    """Batches that can be gone through again, of a number that is not known."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter([VALUES[:4], VALUES[4:8], VALUES[8:]])
+
+
 class Unsized(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         return VALUES[index]
@@ -121,7 +128,7 @@ def test_a_collate_function_is_kept() -> None:
     assert read(from_loader(loader, first))[0] == (VALUES + 100).tolist()
 
 
-@pytest.mark.parametrize("make", [lambda: DataLoader(Stream(), 4), lambda: [VALUES[:4], VALUES[4:8], VALUES[8:]]])
+@pytest.mark.parametrize("make", [lambda: DataLoader(Stream(), 4), lambda: Batches()])
 def test_without_an_index_samples_are_numbered_as_they_come(make: Any) -> None:
     source = from_loader(make(), lambda batch, batch_idx: batch)
     for _ in range(2):
@@ -211,8 +218,30 @@ def test_joined_subsets_keep_their_places() -> None:
     assert joined.extent == 20
 
 
+def test_a_list_of_batches_is_counted() -> None:
+    batches = [VALUES[:4], VALUES[4:8], VALUES[8:]]
+    assert from_batches(batches).num_samples == 10
+    assert from_batches(batches, max_samples=6).num_samples == 6
+    assert from_batches(batches, limit_batches=1).num_samples == 4
+
+
+def test_processes_share_whole_batches() -> None:
+    source = from_loader(DataLoader(dataset(10), 3), lambda batch, batch_idx: (batch[0], batch_idx))
+    for size in (1, 2, 3, 6):
+        parts = [list(source.share(rank, size)) for rank in range(size)]
+        chunks = [chunk for part in parts for chunk in part]
+        assert [chunk.index.tolist() for chunk in chunks] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+        assert [chunk.batch_idx for chunk in chunks] == [0, 1, 2, 3]
+        assert sum(source.share(rank, size).num_samples or 0 for rank in range(size)) == 10
+    joined = join_sources([source, from_loader(DataLoader(dataset(4), 2), first)])
+    shares = [joined.share(rank, 2) for rank in range(2)]
+    assert sorted(index for share in shares for index in read(share)[1]) == list(range(14))
+    with pytest.raises(ValueError, match="Expected `loader` to be a DataLoader of a data set with an index"):
+        from_batches([VALUES]).share(0, 2)
+
+
 def test_joined_sources_of_unknown_length() -> None:
-    joined = join_sources([from_batches([VALUES[:4], VALUES[4:]]), from_loader(DataLoader(dataset(3), 3), first)])
+    joined = join_sources([from_batches(Batches()), from_loader(DataLoader(dataset(3), 3), first)])
     assert read(joined)[1] == list(range(13))
     assert joined.num_samples is None
 

@@ -16,12 +16,13 @@ from lightning_netsim.callbacks.collector import Collector, num_samples, transfe
 from lightning_netsim.callbacks.progress import shown_progress
 from lightning_netsim.callbacks.weights import WeightSnapshot
 from lightning_netsim.isolation import mute, unchanged
+from lightning_netsim.measurement import check_model, measure_similarity
 from lightning_netsim.plan import SweepSettings, memory_budget
+from lightning_netsim.processes import Processes
 from lightning_netsim.progress import between_bars
 from lightning_netsim.report.pictures import Pictures
 from lightning_netsim.results import SimilarityResult
 from lightning_netsim.sources import SampleSource, from_loader, is_indexed
-from lightning_netsim.sweeps import check_model, measure_similarity
 
 _NAMED_BY_POSITION = (
     "A loader has no index: its samples are named by their position, which must not change from epoch to epoch. "
@@ -79,6 +80,8 @@ class EpochMeasurement:
             stack.enter_context(self._isolated())
             if self._snapshot is not None:
                 stack.enter_context(self._snapshot.in_place())
+            if self.settings.precision == "inherit":
+                stack.enter_context(self.trainer.precision_plugin.forward_context())
             progress = stack.enter_context(shown_progress(self.trainer))
             result = measure_similarity(
                 self.pl_module,
@@ -88,6 +91,7 @@ class EpochMeasurement:
                 render=render,
                 progress=progress,
                 announce=_say if announce else None,
+                processes=Processes.current(),
             )
         if result.queries.ids is None and not all(is_indexed(loader) for loader in self.loaders):
             result = replace(result, notes=(*result.notes, _NAMED_BY_POSITION))

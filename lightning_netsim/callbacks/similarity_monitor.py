@@ -53,15 +53,17 @@ class SimilarityMonitor(Callback):
         parameters: "trainable", or names of parameters or modules to differentiate with respect to.
         reference: what the neighbors are sought in: None for the validation set itself, "train" for the training set, or a
             loader.
-        thresholds: τ of hard counts #{j : k ≥ τ}; they need the features of all samples in memory.
+        thresholds: τ of hard counts #{j : k ≥ τ}: exact where all pairs are compared, else estimated with a measured error.
         powers: α of power counts Σ_j max(k, 0)^α; likewise.
         every_n_epochs: measure after every n-th epoch only.
         max_samples: measure a fixed random subset of this many samples (of the reference set too).
         max_overhead: skip epochs so that measuring takes at most this share of the time of the fit, e.g. 0.1.
-        memory_budget: bytes that features may take; None for a quarter of the free memory.
-        projection_dim: numbers kept for each sample where exact features do not fit in the budget; neighbors are then found by
-            a sketch whose recall is measured.
-        index_factory: a faiss `index_factory` string for the search.
+        memory_budget: bytes that features may take; None for a quarter of the free memory of the device.
+        projection_dim: the width of the sketches that candidates are found by, before these are compared exactly.
+        index_factory: a faiss `index_factory` string for the search of candidates.
+        plan: "store" compares all pairs, "sketch" only candidates, both with exact features in memory; "reiterate" sweeps
+            again where those do not fit; "auto" takes the one with the shortest expected time within the budget.
+        precision: "float32", or "inherit" to differentiate in the precision in which the model is trained.
         compare_activations: find the neighbors under activations too.
         activation_layer: the module whose output they are; None for the input of the last linear layer.
         keep: which records stay on disk: "all", the "last", or the "best" by `monitor`.
@@ -99,8 +101,10 @@ class SimilarityMonitor(Callback):
         max_samples: int | None = None,
         max_overhead: float | None = None,
         memory_budget: float | None = None,
-        projection_dim: int = 4096,
+        projection_dim: int = 1024,
         index_factory: str = "Flat",
+        plan: str = "auto",
+        precision: str = "float32",
         compare_activations: bool = True,
         activation_layer: str | None = None,
         keep: str = "all",
@@ -122,6 +126,8 @@ class SimilarityMonitor(Callback):
             powers=tuple(powers),
             projection_dim=projection_dim,
             index_factory=index_factory,
+            plan=plan,
+            precision=precision,
             memory_budget=memory_budget,
             compare_activations=compare_activations,
             activation_layer=activation_layer,
@@ -281,13 +287,14 @@ class SimilarityMonitor(Callback):
             self.log(f"netsim/{name}", value, rank_zero_only=False, sync_dist=False)
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure once, on the first process: the whole set, whatever share of it each process has seen."""
+        """Measure with all processes; the first one writes the record."""
         epoch, self._epoch = self._epoch, None
-        if trainer.is_global_zero and epoch is not None:
+        if epoch is not None:
             start = time.perf_counter()
             result, pictures = epoch.measure(self.render, announce=not self._announced)
             self._announced = True
-            self._take(trainer, epoch, result, pictures)
+            if trainer.is_global_zero:
+                self._take(trainer, epoch, result, pictures)
             self._last_cost = time.perf_counter() - start
             self._spent += self._last_cost
         self._scalars = trainer.strategy.broadcast(self._scalars)

@@ -1,27 +1,28 @@
-"""Find the nearest neighbors of every sample under the kernel."""
+"""Find the nearest neighbors of every sample among feature vectors."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lightning_netsim._checks import check_neighbors_fit, check_positive_int
+from lightning_netsim.estimators.all_pairs import AllPairs
 from lightning_netsim.features import AbstractFeatureBatch
 from lightning_netsim.index import NeighborIndex
-from lightning_netsim.jacobian import SketchProjection
+from lightning_netsim.processes import Processes
 from lightning_netsim.results import KernelNeighborsResult
 
 
 class KernelNeighbors:
-    """Find the k reference samples of highest similarity k(x, x_j) for every query, with faiss over the features.
+    """Find the k reference samples of highest similarity for every query, by a search over their vectors.
 
-    `update` with every batch of the reference set, then `query` with every batch of the query set, then `compute`.
+    `update` with every batch of the reference set, then `query` with every batch of the query set, then `compute`. Vectors on
+    a CPU are searched by faiss; a flat search over vectors on another device stays there.
 
     Args:
         k: the number of neighbors, the sample itself not counted.
         index_factory: a faiss `index_factory` string; "Flat" searches all.
-        projection: sketch the features to fewer numbers; None keeps all d·P of them.
+        settle_ties: whether ties break by the lower id; not worth its cost for candidates.
 
     Example:
         >>> from lightning_netsim.features import DenseFeatureBatch
@@ -32,21 +33,22 @@ class KernelNeighbors:
         tensor([2, 2, 1])
     """
 
-    def __init__(self, k: int = 10, index_factory: str = "Flat", projection: SketchProjection | None = None) -> None:
+    def __init__(self, k: int = 10, index_factory: str = "Flat", settle_ties: bool = True) -> None:
         self.k = check_positive_int("k", k)
+        self.settle_ties = settle_ties
         self.index_factory = index_factory
-        self.projection = projection
         self.reset()
 
     @property
     def is_exact(self) -> bool:
-        """Return whether the table is that of the exact kernel, up to rounding."""
-        return self.index_factory == "Flat" and (self.projection is None or self.projection.is_exact)
+        """Return whether the table is that of all inner products, up to rounding."""
+        return self.index_factory == "Flat"
 
     def reset(self) -> None:
         """Forget the reference set and all queries."""
-        self._index: NeighborIndex | None = None
+        self._index: NeighborIndex | _FlatSearch | None = None
         self._num_seen = 0
+        self._added: list[tuple[Tensor, Tensor]] = []
         self._answers: list[KernelNeighborsResult] = []
 
     def update(self, reference: AbstractFeatureBatch, ids: Tensor) -> Tensor:
@@ -57,15 +59,19 @@ class KernelNeighbors:
             ids: shape (B,), int64, not used before.
 
         Returns:
-            the vectors that were indexed, one row for each valid sample.
+            the vectors that were added, one row for each valid sample.
         """
-        vectors = self._vectors(reference)
-        if self._index is None:
-            self._index = NeighborIndex(vectors.shape[1], self.index_factory)
+        vectors = reference.vectors().float()
         self._num_seen += len(ids)
-        if len(vectors):
-            self._index.add(vectors, ids[reference.valid.cpu()])
+        self._added.append((vectors, ids[reference.valid.cpu()]))
         return vectors
+
+    def share(self, processes: Processes) -> None:
+        """Make the reference sets of all processes one, after each has been updated with its part."""
+        self._num_seen = sum(processes.gather(self._num_seen))
+        if not processes.alone and self._added:
+            device = self._added[0][0].device
+            self._added = [(vectors.to(device), ids) for held in processes.gather(self._added) for vectors, ids in held]
 
     def query(self, queries: AbstractFeatureBatch, exclude: Tensor | None = None) -> KernelNeighborsResult:
         """Find the neighbors of a batch of the query set.
@@ -82,23 +88,14 @@ class KernelNeighbors:
         similarity = torch.full((len(valid), self.k), torch.nan)
         index = torch.full((len(valid), self.k), -1)
         check_neighbors_fit(self.k, self._num_seen, exclude is not None)
-        usable = 0 if self._index is None else len(self._index) - int(exclude is not None)
-        k = min(self.k, usable)
-        if self._index is not None and k > 0 and bool(valid.any()):
-            vectors = self._vectors(queries)
-            found = self._index.search(vectors, k, None if exclude is None else exclude[valid])
+        held = self._build()
+        k = min(self.k, len(held) - int(exclude is not None)) if held is not None else 0
+        if held is not None and k > 0 and bool(valid.any()):
+            found = held.search(queries.vectors().float(), k, None if exclude is None else exclude[valid], self.settle_ties)
             similarity[valid, :k], index[valid, :k] = found.similarity, found.index
         answer = KernelNeighborsResult(similarity, index, 1.0 if self.is_exact else None)
         self._answers.append(answer)
         return answer
-
-    def _vectors(self, features: AbstractFeatureBatch) -> Tensor:
-        """Return what is indexed: unit vectors, of sketches too.
-
-        The cosine of two sketches stays within [-1, 1], and at similarity k its variance is about (1 − k²)²/K, that of their
-        inner product (1 + k²)/K: for near neighbors, which are what is sought, many times as large.
-        """
-        return F.normalize(features.vectors(self.projection).float().cpu(), dim=1)
 
     def compute(self, recall: float | None = None) -> KernelNeighborsResult:
         """Return the neighbors of all queries so far, in the order in which they were asked.
@@ -109,3 +106,36 @@ class KernelNeighbors:
         similarity = torch.cat([answer.similarity for answer in self._answers])
         index = torch.cat([answer.index for answer in self._answers])
         return KernelNeighborsResult(similarity, index, 1.0 if self.is_exact else recall)
+
+    def _build(self) -> NeighborIndex | _FlatSearch | None:
+        """Return the index over everything added so far; None if that is nothing."""
+        for vectors, ids in self._added:
+            if self._index is None:
+                stays = vectors.device.type != "cpu" and self.index_factory == "Flat"
+                self._index = _FlatSearch() if stays else NeighborIndex(vectors.shape[1], self.index_factory)
+            if len(vectors):
+                self._index.add(vectors, ids)
+        self._added = []
+        return self._index
+
+
+class _FlatSearch:
+    """Search vectors where they are, on a device that faiss does not reach: tiles of inner products."""
+
+    _BLOCK = 4096
+
+    def __init__(self) -> None:
+        self._held: list[tuple[Tensor, Tensor]] = []
+
+    def __len__(self) -> int:
+        return sum(len(ids) for _, ids in self._held)
+
+    def add(self, vectors: Tensor, ids: Tensor) -> None:
+        self._held.append((vectors, ids))
+
+    def search(self, vectors: Tensor, k: int, exclude: Tensor | None, settle_ties: bool) -> KernelNeighborsResult:
+        self._held = [(torch.cat([held for held, _ in self._held]), torch.cat([ids for _, ids in self._held]))]
+        (held, ids), pairs = self._held[0], AllPairs(len(vectors), k, device=vectors.device)
+        for some, own in zip(torch.split(held, self._BLOCK), torch.split(ids, self._BLOCK), strict=True):
+            pairs.offer(vectors @ some.mT, own, exclude=exclude)
+        return pairs.neighbors()

@@ -144,6 +144,25 @@ def _holds_inference_tensors(model: nn.Module) -> bool:
 
 
 @contextmanager
+def full_float32() -> Iterator[None]:
+    """Switch off autocast, and the rounding of factors to ten bits that CUDA devices do by default in convolutions."""
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv"))  # noqa: B009
+    saved = [backend.fp32_precision for backend in backends]
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        if accelerator is not None:
+            stack.enter_context(torch.autocast(accelerator.type, enabled=False))
+        try:
+            for backend in backends:
+                backend.fp32_precision = "ieee"
+            yield
+        finally:
+            for backend, precision in zip(backends, saved, strict=True):
+                backend.fp32_precision = precision
+
+
+@contextmanager
 def differentiable(model: nn.Module | None = None) -> Iterator[None]:
     """Make gradients possible and exact whatever surrounds: `no_grad`, inference mode, autocast, compiled modules.
 
@@ -156,10 +175,7 @@ def differentiable(model: nn.Module | None = None) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autocast("cpu", enabled=False))
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        if accelerator is not None:
-            stack.enter_context(torch.autocast(accelerator.type, enabled=False))
+        stack.enter_context(full_float32())
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         if cloning:
             stack.enter_context(_CloneInferenceTensors())

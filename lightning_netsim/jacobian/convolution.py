@@ -1,21 +1,22 @@
 """The per-sample gradients of convolution weights, in 1, 2 or 3 dimensions.
 
-A convolution applies its weight (p, c, *kernel) at every output position; the gradient of sample i and direction o at the tap
-τ of the kernel is Σ_t δ[i,o,t] ⊗ u[i,t+τ]: one matrix product of δ with a shifted view of the input for each tap.
+A convolution applies its weight (O, C, *kernel) at every output position t, to the patch of its input there: the gradient of
+sample i and direction o is Σ_t δ[i,o,t] ⊗ patch[i,t].
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn import grad as convolution_gradients
 
-from lightning_netsim.jacobian.factors import AbstractFactor, OuterFactor
+from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor
+from lightning_netsim.jacobian.outer import OuterFactor
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _WEIGHT_GRADIENTS: dict[int, Callable[..., Tensor]] = {
@@ -24,13 +25,16 @@ _WEIGHT_GRADIENTS: dict[int, Callable[..., Tensor]] = {
     3: convolution_gradients.conv3d_weight,
 }
 
-# A tap of the kernel multiplies small matrices from strided views, which costs about this many times as much for each
+# Forming gradients multiplies many small matrices, from copied patches, which costs about this many times as much for each
 # multiplication as one large product (measured on shapes from 1 to 512 channels).
-_SHIFTED_VIEW_COST = 1.5
+_FORMING_COST = 1.5
 # An addition of two entries in memory is taken to cost this many multiplications inside a matrix product (an estimate).
 _SUM_COST = 4
-# Formed gradients are kept for the weighted sum that follows a Gram only up to this size.
+# Formed gradients are kept for the products that follow a Gram only up to this size.
 _KEEP_BYTES = 2**28
+# Patches are copied and multiplied so many bytes at a time: on a CPU, what the cache of one core holds.
+_PATCH_BYTES = {"cpu": 2**20}
+_PATCH_BYTES_ELSEWHERE = 2**28
 
 
 @dataclass(frozen=True)
@@ -42,20 +46,17 @@ class Geometry:
     dilation: tuple[int, ...]
     groups: int
 
-    def view(self, inputs: Tensor, tap: Sequence[int], positions: Sequence[int]) -> Tensor:
-        """Return the entries of `inputs` (..., *S) under the tap at each of the output positions, shape (..., *positions)."""
-        shifted = inputs
-        first = inputs.ndim - len(self.kernel)
-        for axis, (offset, step, dilation, size) in enumerate(zip(tap, self.stride, self.dilation, positions, strict=True)):
-            start = offset * dilation
-            index = [slice(None)] * inputs.ndim
-            index[first + axis] = slice(start, start + step * (size - 1) + 1, step)
-            shifted = shifted[tuple(index)]
-        return shifted
-
-    def taps(self) -> list[tuple[int, ...]]:
-        """Return the taps of the kernel in the order of the weight's entries."""
-        return list(product(*map(range, self.kernel)))
+    def patches(self, inputs: Tensor, positions: Sequence[int]) -> Tensor:
+        """Return the entries of `inputs` (B, C, *S) under the kernel at each output position, shape (B, g, C/g·taps, T)."""
+        view = inputs
+        for axis, (size, step, dilation, count) in enumerate(
+            zip(self.kernel, self.stride, self.dilation, positions, strict=True), start=2
+        ):
+            view = view.unfold(axis, dilation * (size - 1) + 1, step)[..., ::dilation].narrow(axis, 0, count)
+        axes = range(2, 2 + len(positions))
+        view = view.permute(0, 1, *(axis + len(positions) for axis in axes), *axes)
+        columns = inputs.shape[1] // self.groups * math.prod(self.kernel)
+        return view.reshape(len(inputs), self.groups, columns, math.prod(positions))
 
 
 def form_gradients(inputs: Tensor, deltas: Tensor, geometry: Geometry) -> Tensor:
@@ -67,25 +68,36 @@ def form_gradients(inputs: Tensor, deltas: Tensor, geometry: Geometry) -> Tensor
         geometry: kernel, stride, dilation and groups g.
 
     Returns:
-        shape (taps, B, d, O, C/g): the taps of the kernel first.
+        shape (B, d, O, C/g, *kernel).
     """
-    batch, directions, rows = deltas.shape[:3]
-    groups, positions = geometry.groups, deltas.shape[3:]
-    channels = inputs.shape[1] // groups
-    if batch == 0:
-        return deltas.new_zeros(len(geometry.taps()), batch, directions, rows, channels)
-    grouped_deltas = torch.unflatten(deltas, 2, (groups, -1)).transpose(1, 2)
-    if channels == 1:
-        return _form_single_channel(inputs, grouped_deltas, geometry)
-    left = grouped_deltas.reshape(batch, groups, -1, positions.numel())
-    views = (geometry.view(inputs, tap, positions) for tap in geometry.taps())
-    formed = torch.stack([left @ view.reshape(batch, groups, channels, -1).mT for view in views])
-    formed = torch.unflatten(formed, 3, (directions, -1)).transpose(2, 3)
-    return formed.reshape(len(formed), batch, directions, rows, channels)
+    channels = inputs.shape[1] // geometry.groups
+    shape = (*deltas.shape[:3], channels, *geometry.kernel)
+    if len(inputs) == 0:
+        return deltas.new_zeros(shape)
+    grouped = torch.unflatten(deltas, 2, (geometry.groups, -1)).transpose(1, 2)
+    form = _form_single_channel if channels == 1 else _form_by_patches
+    formed = torch.unflatten(form(inputs, grouped, geometry), 2, grouped.shape[2:4])
+    return formed.transpose(1, 2).reshape(shape)
+
+
+def _form_by_patches(inputs: Tensor, deltas: Tensor, geometry: Geometry) -> Tensor:
+    """Form the gradients, shape (B, g, d·O/g, C/g·taps), for δ of shape (B, g, d, O/g, *S'): one product with the patches."""
+    batch, groups, positions = len(inputs), geometry.groups, deltas.shape[4:]
+    left = deltas.reshape(batch, groups, -1, positions.numel())
+    if left.requires_grad or inputs.requires_grad:
+        return left @ geometry.patches(inputs, positions).mT
+    columns = inputs.shape[1] // groups * math.prod(geometry.kernel)
+    formed = left.new_empty(*left.shape[:3], columns)
+    room = _PATCH_BYTES.get(left.device.type, _PATCH_BYTES_ELSEWHERE)
+    at_a_time = max(1, room // (groups * columns * positions.numel() * left.element_size()))
+    for some, some_left, out in zip(*(torch.split(t, at_a_time) for t in (inputs, left, formed)), strict=True):
+        patches = geometry.patches(some, positions)
+        torch.bmm(some_left.flatten(0, 1), patches.flatten(0, 1).mT, out=out.flatten(0, 1))
+    return formed
 
 
 def _form_single_channel(inputs: Tensor, deltas: Tensor, geometry: Geometry) -> Tensor:
-    """Form the gradients where each group has one input channel: one grouped convolution of the input with δ as its kernel."""
+    """Form the same where each group has one input channel: one grouped convolution of the input with δ as its kernel."""
     batch, groups, directions, rows = deltas.shape[:4]
     images = inputs.reshape(1, batch * groups, *inputs.shape[2:])
     kernels = deltas.reshape(batch * groups * directions * rows, 1, *deltas.shape[4:])
@@ -93,8 +105,7 @@ def _form_single_channel(inputs: Tensor, deltas: Tensor, geometry: Geometry) -> 
     out = convolve(images, kernels, stride=geometry.dilation, dilation=geometry.stride, groups=batch * groups)
     for axis, size in enumerate(geometry.kernel):
         out = out.narrow(2 + axis, 0, size)
-    formed = out.reshape(batch, groups, directions, rows, -1).permute(4, 0, 2, 1, 3)
-    return formed.reshape(len(geometry.taps()), batch, directions, groups * rows, 1)
+    return out.reshape(batch, groups, directions * rows, -1)
 
 
 class ConvolutionFactor(AbstractFactor):
@@ -111,42 +122,46 @@ class ConvolutionFactor(AbstractFactor):
         self.deltas = deltas
         self.geometry = geometry
         self.shape = torch.Size((deltas.shape[2], inputs.shape[1] // geometry.groups, *geometry.kernel))
-        self._kept: Tensor | None = None
+        self._kept: DenseFactor | None = None
 
     @property
-    def size(self) -> tuple[int, int]:
-        return self.deltas.shape[0], self.deltas.shape[1]
+    def parts(self) -> tuple[Tensor, ...]:
+        return self.inputs, self.deltas
+
+    def with_parts(self, parts: Sequence[Tensor]) -> ConvolutionFactor:
+        inputs, deltas = parts
+        return ConvolutionFactor(inputs, deltas, self.geometry)
 
     @property
     def kept_bytes(self) -> int:
-        return self.inputs.nbytes + self.deltas.nbytes + (0 if self._kept is None else self._kept.nbytes)
+        return super().kept_bytes + (0 if self._kept is None else self._kept.kept_bytes)
 
-    def select(self, index: Tensor) -> ConvolutionFactor:
-        return ConvolutionFactor(self.inputs[index], self.deltas[index], self.geometry)
-
-    def to(self, dtype: torch.dtype) -> ConvolutionFactor:
-        return ConvolutionFactor(self.inputs.to(dtype), self.deltas.to(dtype), self.geometry)
+    def packed(self, fast: bool) -> AbstractFactor:
+        numbers, formed = sum(math.prod(part.shape[1:]) for part in self.parts), self.size[1] * self.shape.numel()
+        if fast and self._ghost_cost() < formed:
+            return self._outer()
+        return self.formed() if fast or formed <= numbers else self.owned()
 
     def mix(self, matrix: Tensor) -> ConvolutionFactor:
         deltas = torch.unflatten(matrix.mT @ self.deltas.flatten(2), 2, self.deltas.shape[2:])
         mixed = ConvolutionFactor(self.inputs, deltas, self.geometry)
-        if self._kept is not None:
-            mixed._kept = torch.unflatten(matrix.mT @ self._kept.flatten(3), 3, self._kept.shape[3:])
+        mixed._kept = None if self._kept is None else self._kept.mix(matrix)
         return mixed
 
     def dense(self) -> Tensor:
-        return self._formed().permute(1, 2, 3, 4, 0).flatten(2)
+        return self.formed().dense()
 
-    def entries(self) -> Tensor:
-        return self._formed().permute(1, 2, 0, 3, 4).flatten(2)
+    def formed(self) -> DenseFactor:
+        """Return the same gradients, formed; they are kept where they are small."""
+        if self._kept is not None:
+            return self._kept
+        formed = DenseFactor(form_gradients(self.inputs, self.deltas, self.geometry))
+        if formed.kept_bytes <= _KEEP_BYTES:
+            self._kept = formed
+        return formed
 
     def gram(self) -> Tensor:
-        if self._pixels_are_cheaper():
-            return self._gram_by_pixels()
-        formed = self._formed().flatten(3)
-        if formed.shape[2] == 1:
-            return torch.einsum("tbon,tbon->b", formed, formed).view(-1, 1, 1)
-        return (formed @ formed.mT).sum(0)
+        return self._gram_by_pixels() if self._pixels_are_cheaper() else self.formed().gram()
 
     def inner(self, other: AbstractFactor) -> Tensor:
         if isinstance(other, ConvolutionFactor) and self._ghost_is_cheaper() and other._ghost_is_cheaper():
@@ -155,26 +170,34 @@ class ConvolutionFactor(AbstractFactor):
 
     def weighted_sum(self, weight: Tensor) -> Tensor:
         if self._kept is not None:
-            formed = self._kept.flatten(3).flatten(1, 2)
-            total = weight.flatten(0, 1).mT @ formed
-            return total.permute(1, 2, 0).reshape(-1, *self.shape)
+            return self._kept.weighted_sum(weight)
         deltas = torch.unflatten(torch.einsum("bdn,bdc->cbn", self.deltas.flatten(2), weight), 2, self.deltas.shape[2:])
         return torch.stack([self._batch_gradient(column) for column in deltas])
 
     def dot(self, direction: Tensor) -> Tensor:
+        if self._kept is not None:
+            return self._kept.dot(direction)
         return torch.einsum("bdn,bcn->bdc", self.deltas.flatten(2), self._moved(direction))
 
     def trace_inner(self, other: AbstractFactor) -> Tensor:
-        if not isinstance(other, ConvolutionFactor):
-            return super().trace_inner(other)
-        if self._ghost_is_cheaper() and other._ghost_is_cheaper():
+        if isinstance(other, ConvolutionFactor) and self._ghost_is_cheaper() and other._ghost_is_cheaper():
             return self._outer().trace_inner(other._outer())
-        # The order of the entries does not matter as long as it is the same: no permutation.
-        left, right = (factor._formed().transpose(0, 1).flatten(1) for factor in (self, other))
-        return left @ right.mT
+        return super().trace_inner(other)
 
     def trace_dot(self, direction: Tensor) -> Tensor:
+        if self._kept is not None:
+            return self._kept.trace_dot(direction)
         return (self.deltas.flatten(2) * self._moved(direction)).sum((1, 2))
+
+    def trace_listed(self, other: AbstractFactor, listed: Tensor) -> Tensor:
+        if isinstance(other, ConvolutionFactor) and self._ghost_cost() < self.size[1] * self.shape.numel():
+            return self._listed_by_queries(other, listed)
+        return super().trace_listed(other, listed)
+
+    def pair_cost(self) -> tuple[int, int]:
+        formed = self.size[1] * self.shape.numel()
+        ghost = self._ghost_cost()
+        return (int(ghost), 0) if ghost < formed else (formed, formed * self.deltas.shape[3:].numel())
 
     def _moved(self, direction: Tensor) -> Tensor:
         """Return the layer's output with `direction`, shape (c, *shape), as its weight: shape (B, c, O·positions)."""
@@ -186,15 +209,6 @@ class ConvolutionFactor(AbstractFactor):
         for axis, size in enumerate(self.deltas.shape[3:]):
             moved = moved.narrow(2 + axis, 0, size)
         return torch.unflatten(moved, 1, (geometry.groups, columns, -1)).transpose(1, 2).flatten(2)
-
-    def _formed(self) -> Tensor:
-        """Return the gradients with the taps first, (taps, B, d, O, C/g), and keep them where they are small."""
-        if self._kept is not None:
-            return self._kept
-        formed = form_gradients(self.inputs, self.deltas, self.geometry)
-        if formed.nbytes <= _KEEP_BYTES:
-            self._kept = formed
-        return formed
 
     def _pixels_are_cheaper(self) -> bool:
         """Return whether the Gram is cheaper from inner products of pixels than from formed gradients."""
@@ -237,7 +251,12 @@ class ConvolutionFactor(AbstractFactor):
 
     def _forming_cost(self) -> float:
         directions, positions = self.deltas.shape[1], self.deltas.shape[3:].numel()
-        return directions * self.shape.numel() * (_SHIFTED_VIEW_COST * positions + directions)
+        return directions * self.shape.numel() * (_FORMING_COST * positions + directions)
+
+    def _ghost_cost(self) -> float:
+        """Return the multiplications for one pair of samples from their patches, infinite where there are groups."""
+        positions, columns = self.deltas.shape[3:].numel(), self.shape[1:].numel()
+        return positions**2 * (columns + self.size[1] * self.shape[0]) if self.geometry.groups == 1 else math.inf
 
     def _ghost_is_cheaper(self) -> bool:
         """Return whether inner products of pairs are cheaper from patches than from formed gradients."""
@@ -248,11 +267,9 @@ class ConvolutionFactor(AbstractFactor):
         return ghost < self._forming_cost()
 
     def _outer(self) -> OuterFactor:
-        """Return the same gradients as a linear layer on patches: u (B, T, C·taps), δ (B, d, T, O)."""
-        positions = self.deltas.shape[3:]
-        views = [self.geometry.view(self.inputs, tap, positions).flatten(2) for tap in self.geometry.taps()]
-        patches = torch.stack(views, 2).flatten(1, 2).mT
-        return OuterFactor(patches, self.deltas.flatten(3).mT)
+        """Return the same gradients as those of a linear layer on patches: u (B, T, C·taps), δ (B, d, T, O)."""
+        patches = self.geometry.patches(self.inputs, self.deltas.shape[3:]).squeeze(1)
+        return OuterFactor(patches.mT, self.deltas.flatten(3).mT, self.shape)
 
     def _batch_gradient(self, deltas: Tensor) -> Tensor:
         """Return the ordinary weight gradient, summed over the batch, for `deltas` of shape (B, O, *S')."""

@@ -1,54 +1,145 @@
-"""The per-sample gradients of one parameter, dense or factored.
-
-For sample i and direction o, a layer that applies its weight at T positions has the gradient Σ_t δ[i,o,t] ⊗ u[i,t], with u
-the layer's input and δ the gradient of direction o at the layer's output. A factor keeps (u, δ) and forms the gradient itself
-only where that is the cheaper way. Shapes: u (B, T, q), δ (B, d, T, p), weight (p, q).
-"""
+"""The per-sample gradients of one parameter: what every way of keeping them can do, and gradients kept as they are."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_netsim._checks import expected
+
+#: What gradients that are formed for one product may take at a time.
+WORKING_BYTES = 2**28
+_SUMMED_AT_ONCE = 2**16
+# Products with so few numbers in all are gathered at once: a loop over queries would cost more than the copy.
+_GATHERED_NUMBERS = 2**12
 
 
 class AbstractFactor(ABC):
-    """Per-sample gradients G of one parameter of shape `shape`, for B samples and d directions."""
+    """Per-sample gradients G of one parameter of shape `shape`, for B samples and d directions.
+
+    A kind of factor is known by its `parts`, tensors with the samples along dimension 0, and by how to make products of them.
+    """
 
     shape: torch.Size
 
     @property
     @abstractmethod
-    def size(self) -> tuple[int, int]:
-        """Return (B, d)."""
+    def parts(self) -> tuple[Tensor, ...]:
+        """Return the tensors that are kept, each with B as dimension 0; the last one has shape (B, d, ...)."""
 
     @abstractmethod
-    def select(self, index: Tensor) -> AbstractFactor:
-        """Return the samples `index`, shape (B',)."""
-
-    @abstractmethod
-    def to(self, dtype: torch.dtype) -> AbstractFactor:
-        """Return the factor in `dtype`."""
+    def with_parts(self, parts: Sequence[Tensor]) -> AbstractFactor:
+        """Return a factor of the same kind that keeps `parts` instead, for as many samples as these have."""
 
     @abstractmethod
     def dense(self) -> Tensor:
         """Return the gradients, shape (B, d, n) with n the number of entries of the parameter."""
 
-    def entries(self) -> Tensor:
-        """Return the gradients with their entries in whatever order is cheapest, always the same, shape (B, d, n)."""
-        return self.dense()
+    @abstractmethod
+    def mix(self, matrix: Tensor) -> AbstractFactor:
+        """Return G_i matrix_i, for `matrix` of shape (B, d, d'): d' new directions."""
+
+    @abstractmethod
+    def pair_cost(self) -> tuple[int, int]:
+        """Return the multiplications for tr(GᵀG') of a pair of many samples, and those to form one sample's gradient first."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return (B, d)."""
+        return self.parts[-1].shape[0], self.parts[-1].shape[1]
+
+    @property
+    def kept_bytes(self) -> int:
+        """Return the number of bytes that the factor keeps."""
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """Return, for each part, the number that stands where there is no gradient."""
+        return tuple(0 for _ in self.parts)
+
+    def select(self, index: Tensor | slice) -> AbstractFactor:
+        """Return the samples `index`: shape (B',), or a slice, which copies nothing."""
+        return self.with_parts([part[index] for part in self.parts])
+
+    def to(self, dtype: torch.dtype) -> AbstractFactor:
+        """Return the factor in `dtype`."""
+        return self.with_parts([part.to(dtype) if part.is_floating_point() else part for part in self.parts])
+
+    def moved(self, device: torch.device) -> AbstractFactor:
+        """Return the factor on `device`."""
+        return self.with_parts([part.to(device) for part in self.parts])
+
+    def owned(self) -> AbstractFactor:
+        """Return the factor with parts that keep no larger tensor alive."""
+        views = (part.untyped_storage().nbytes() > part.nbytes for part in self.parts)
+        return self.with_parts([part.clone() if view else part for part, view in zip(self.parts, views, strict=True)])
+
+    def formed(self) -> DenseFactor:
+        """Return the same gradients, formed."""
+        return DenseFactor(self.dense().view(*self.size, *self.shape))
+
+    def packed(self, fast: bool) -> AbstractFactor:
+        """Return the form in which the gradients of many samples are stored, which depends on shapes only.
+
+        Args:
+            fast: the one with the fastest inner products of given pairs; else the one of fewest bytes.
+        """
+        return self.owned()
+
+    def empty(self, num_samples: int) -> AbstractFactor:
+        """Return room for so many samples in the same form; what stands in it is undefined."""
+        return self.with_parts([part.new_empty(num_samples, *part.shape[1:]) for part in self.parts])
+
+    def write(self, start: int, other: AbstractFactor) -> AbstractFactor:
+        """Copy the samples of `other` in, from place `start` on; return the factor that then holds them.
+
+        That is another one where the samples need more room than those before, as longer sequences do.
+        """
+        if type(other) is not type(self):
+            if isinstance(self, DenseFactor) and isinstance(other, DenseFactor):
+                raise expected("other", "gradients of the same parameter", f"shape {tuple(other.shape)}")
+            return self.formed().write(start, other.formed())
+        if other.size[1] != self.size[1]:
+            raise expected("other", f"of {self.size[1]} directions", str(other.size[1]))
+        pairs = zip(self.parts, other.parts, strict=True)
+        shapes = [tuple(map(max, mine.shape[1:], new.shape[1:])) for mine, new in pairs]
+        held = self._padded_to(shapes)
+        for place, new in zip(held.parts, other._padded_to(shapes).parts, strict=True):
+            place[start : start + len(new)] = new
+        return held
+
+    def clear(self, start: int, stop: int) -> None:
+        """Make the gradients of the samples from `start` to before `stop` zero."""
+        for part, number in zip(self.parts, self.padding, strict=True):
+            part[start:stop] = number
+
+    def _padded_to(self, shapes: Sequence[tuple[int, ...]]) -> AbstractFactor:
+        parts = []
+        for part, shape, number in zip(self.parts, shapes, self.padding, strict=True):
+            missing = [size for wanted, have in zip(shape, part.shape[1:], strict=True) for size in (wanted - have, 0)]
+            parts.append(F.pad(part, missing[::-1], value=number) if any(missing) else part)
+        return self.with_parts(parts)
+
+    def joined(self, others: Sequence[AbstractFactor]) -> AbstractFactor:
+        """Return the sum of the gradients with those of `others`."""
+        total = sum((other.dense() for other in others), self.dense())
+        return DenseFactor(total.view(*self.size, *self.shape))
 
     def gram(self) -> Tensor:
         """Return GᵀG of each sample, shape (B, d, d)."""
         gradients = self.dense()
-        return gradients @ gradients.mT
+        return product(gradients, gradients)
 
     def inner(self, other: AbstractFactor) -> Tensor:
         """Return GᵀG' of each pair of samples, shape (B, B', d, d')."""
         left, right = self.dense(), other.dense()
-        product = left.flatten(0, 1) @ right.flatten(0, 1).mT
-        return product.view(*left.shape[:2], *right.shape[:2]).permute(0, 2, 1, 3)
+        products = product(left.flatten(0, 1), right.flatten(0, 1))
+        return products.view(*left.shape[:2], *right.shape[:2]).permute(0, 2, 1, 3)
 
     def weighted_sum(self, weight: Tensor) -> Tensor:
         """Return Σ_i G_i weight_i for `weight` of shape (B, d, c), shape (c, *shape)."""
@@ -57,24 +148,86 @@ class AbstractFactor(ABC):
 
     def dot(self, direction: Tensor) -> Tensor:
         """Return G_iᵀ direction for `direction` of shape (c, *shape), shape (B, d, c)."""
-        return self.dense() @ direction.reshape(len(direction), -1).mT
-
-    @abstractmethod
-    def mix(self, matrix: Tensor) -> AbstractFactor:
-        """Return G_i matrix_i, for `matrix` of shape (B, d, d'): d' new directions."""
+        return product(self.dense(), direction.reshape(len(direction), -1))
 
     def trace_inner(self, other: AbstractFactor) -> Tensor:
         """Return tr(GᵀG') of each pair of samples with equally many directions, shape (B, B')."""
-        return self.dense().flatten(1) @ other.dense().flatten(1).mT
+        return product(self.dense().flatten(1), other.dense().flatten(1))
 
     def trace_dot(self, direction: Tensor) -> Tensor:
         """Return tr(G_iᵀ direction) for `direction` of shape (d, *shape), shape (B,)."""
-        return self.dense().flatten(1) @ direction.flatten()
+        return product(self.dense().flatten(1), direction.reshape(1, -1)).squeeze(1)
 
-    @property
-    @abstractmethod
-    def kept_bytes(self) -> int:
-        """Return the number of bytes that the factor keeps."""
+    def trace_listed(self, other: AbstractFactor, listed: Tensor) -> Tensor:
+        """Return tr(G_iᵀ G'_j) for the samples j = listed[i, r] of `other` only.
+
+        Args:
+            other: the samples that are listed.
+            listed: shape (B, R), int64; a row of fewer than R samples ends with -1.
+
+        Returns:
+            shape (B, R), zero where there is -1.
+        """
+        values = torch.zeros(listed.shape, dtype=self.parts[-1].dtype, device=listed.device)
+        for rows, columns in _pieces(listed, max(1, WORKING_BYTES // (self._formed_bytes() or 1))):
+            some = listed[rows, columns]
+            needed, where = torch.unique(some.clamp_min(0), return_inverse=True)
+            left, right = self.select(rows).dense().flatten(1), other.select(needed).dense().flatten(1)
+            values[rows, columns] = listed_products(left, right, where.masked_fill(some < 0, -1))
+        return values
+
+    def _listed_by_queries(self, other: AbstractFactor, listed: Tensor) -> Tensor:
+        """Return the same as `trace_listed`, one query after the other, without forming gradients."""
+        values = torch.zeros(listed.shape, dtype=self.parts[-1].dtype, device=listed.device)
+        for row, count in enumerate((listed >= 0).sum(1).tolist()):
+            chosen = other.select(listed[row, :count])
+            values[row, :count] = self.select(slice(row, row + 1)).trace_inner(chosen)[0]
+        return values
+
+    def _formed_bytes(self) -> int:
+        """Return the bytes of one sample's gradient."""
+        return self.size[1] * self.shape.numel() * self.parts[-1].element_size()
+
+
+def _pieces(listed: Tensor, num_samples: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a list of pairs into pieces that need at most about `num_samples` samples each."""
+    width = max(1, min(listed.shape[1], num_samples))
+    height = max(1, num_samples // (width + 1))
+    for start in range(0, listed.shape[0], height):
+        for first in range(0, listed.shape[1], width):
+            yield slice(start, start + height), slice(first, first + width)
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Return left @ rightᵀ for rows of any length: one sum of millions of products in float32 loses four digits."""
+    pieces = zip(torch.split(left, _SUMMED_AT_ONCE, -1), torch.split(right, _SUMMED_AT_ONCE, -1), strict=True)
+    first, *others = (some @ opposite.mT for some, opposite in pieces)
+    return sum(others, first)
+
+
+def listed_products(left: Tensor, right: Tensor, listed: Tensor) -> Tensor:
+    """Return ⟨left_i, right_j⟩ for j = listed[i, r], shape (B, R).
+
+    On a CPU a loop over the queries, each with a product of its own, reads memory about seven times as fast as one gather of
+    all rows.
+
+    Args:
+        left: shape (B, n).
+        right: shape (B', n).
+        listed: shape (B, R), int64; a row of fewer than R ends with -1, where the result is zero.
+    """
+    numbers = listed.shape[1] * left.shape[1]
+    if left.device.type == "cpu" and numbers > _GATHERED_NUMBERS:
+        values = left.new_zeros(listed.shape)
+        for row, (chosen, count) in enumerate(zip(listed, (listed >= 0).sum(1).tolist(), strict=True)):
+            values[row, :count] = product(right[chosen[:count]], left[row : row + 1]).squeeze(1)
+        return values
+    height = max(1, WORKING_BYTES // max(1, numbers * left.element_size()))
+    found = [
+        product(right[part.clamp_min(0)], some.unsqueeze(1)).squeeze(2)
+        for part, some in zip(torch.split(listed, height), torch.split(left, height), strict=True)
+    ]
+    return torch.cat(found).masked_fill(listed < 0, 0.0)
 
 
 class DenseFactor(AbstractFactor):
@@ -89,198 +242,34 @@ class DenseFactor(AbstractFactor):
         self._gradients = gradients.flatten(2) if gradients.ndim > 2 else gradients.unsqueeze(2)
 
     @property
-    def size(self) -> tuple[int, int]:
-        return self._gradients.shape[0], self._gradients.shape[1]
+    def parts(self) -> tuple[Tensor, ...]:
+        return (self._gradients,)
 
-    @property
-    def kept_bytes(self) -> int:
-        return self._gradients.nbytes
+    def with_parts(self, parts: Sequence[Tensor]) -> DenseFactor:
+        (gradients,) = parts
+        return DenseFactor(gradients.view(*gradients.shape[:2], *self.shape))
 
-    def select(self, index: Tensor) -> DenseFactor:
-        return DenseFactor(self._gradients[index].view(-1, self.size[1], *self.shape))
-
-    def to(self, dtype: torch.dtype) -> DenseFactor:
-        return DenseFactor(self._gradients.to(dtype).view(*self.size, *self.shape))
-
-    def mix(self, matrix: Tensor) -> DenseFactor:
-        mixed = matrix.mT @ self._gradients
-        return DenseFactor(mixed.view(*mixed.shape[:2], *self.shape))
+    def formed(self) -> DenseFactor:
+        return self
 
     def dense(self) -> Tensor:
         return self._gradients
 
+    def mix(self, matrix: Tensor) -> DenseFactor:
+        one = matrix.shape[1] == matrix.shape[2] == 1
+        return self.with_parts([self._gradients * matrix if one else matrix.mT @ self._gradients])
 
-class OuterFactor(AbstractFactor):
-    """Gradients Σ_t δ_t ⊗ u_t of a weight (p, q) that is applied at T positions.
+    def pair_cost(self) -> tuple[int, int]:
+        return self.size[1] * self.shape.numel(), 0
 
-    Args:
-        inputs: u, shape (B, T, q).
-        deltas: δ, shape (B, d, T, p).
-    """
-
-    def __init__(self, inputs: Tensor, deltas: Tensor) -> None:
-        self.inputs = inputs
-        self.deltas = deltas
-        self.shape = torch.Size((deltas.shape[3], inputs.shape[2]))
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.deltas.shape[0], self.deltas.shape[1]
-
-    @property
-    def kept_bytes(self) -> int:
-        return self.inputs.nbytes + self.deltas.nbytes
-
-    def select(self, index: Tensor) -> OuterFactor:
-        return OuterFactor(self.inputs[index], self.deltas[index])
-
-    def to(self, dtype: torch.dtype) -> OuterFactor:
-        return OuterFactor(self.inputs.to(dtype), self.deltas.to(dtype))
-
-    def mix(self, matrix: Tensor) -> OuterFactor:
-        return OuterFactor(self.inputs, torch.einsum("bdtp,bdc->bctp", self.deltas, matrix))
-
-    def dense(self) -> Tensor:
-        if self.inputs.shape[1] == 1:
-            return (self.deltas[:, :, 0, :, None] * self.inputs[:, None, 0, None, :]).flatten(2)
-        batch, directions, positions, rows = self.deltas.shape
-        stacked = self.deltas.transpose(2, 3).reshape(batch, directions * rows, positions)
-        return (stacked @ self.inputs).view(batch, directions, rows * self.inputs.shape[2])
-
-    def gram(self) -> Tensor:
-        _, directions, positions, rows = self.deltas.shape
-        columns = self.inputs.shape[2]
-        ghost = positions**2 * (columns + directions * rows) + directions**2 * positions * rows
-        formed = directions * rows * columns * (positions + directions)
-        if ghost > formed:
-            return super().gram()
-        moved = (self.inputs @ self.inputs.mT).unsqueeze(1) @ self.deltas
-        return moved.flatten(2) @ self.deltas.flatten(2).mT
-
-    def inner(self, other: AbstractFactor) -> Tensor:
-        if not isinstance(other, OuterFactor) or self._pair_is_cheaper_formed(other):
-            return super().inner(other)
-        positions, positions_other = self.inputs.shape[1], other.inputs.shape[1]
-        left, right = self.deltas.flatten(0, 2), other.deltas.flatten(0, 2)
-        deltas = (left @ right.mT).view(*self.deltas.shape[:3], *other.deltas.shape[:3])
-        inputs = (self.inputs.flatten(0, 1) @ other.inputs.flatten(0, 1).mT).view(
-            -1, positions, len(other.inputs), positions_other
-        )
-        if positions == positions_other == 1:
-            return (deltas[:, :, 0, :, :, 0] * inputs[:, None, 0, :, None, 0]).permute(0, 2, 1, 3)
-        return torch.einsum("iosjpt,isjt->ijop", deltas, inputs)
-
-    def trace_inner(self, other: AbstractFactor) -> Tensor:
-        if not isinstance(other, OuterFactor) or self._pair_is_cheaper_formed(other):
-            return super().trace_inner(other)
-        if self.inputs.shape[1] == other.inputs.shape[1] == 1:
-            deltas = self.deltas.flatten(1) @ other.deltas.flatten(1).mT
-            return deltas * (self.inputs[:, 0] @ other.inputs[:, 0].mT)
-        deltas = torch.einsum("iosp,jotp->isjt", self.deltas, other.deltas)
-        inputs = torch.einsum("isq,jtq->isjt", self.inputs, other.inputs)
-        return (deltas * inputs).sum((1, 3))
-
-    def trace_dot(self, direction: Tensor) -> Tensor:
-        moved = torch.unflatten(self.inputs @ direction.flatten(0, 1).mT, 2, (len(direction), -1))
-        return (self.deltas.transpose(1, 2) * moved).flatten(1).sum(1)
-
-    def _pair_is_cheaper_formed(self, other: OuterFactor) -> bool:
-        (batch, directions, positions, rows), columns = self.deltas.shape, self.inputs.shape[2]
-        batch_other, directions_other, positions_other, _ = other.deltas.shape
-        ghost = batch * batch_other * positions * positions_other * (columns + directions * directions_other * (rows + 1))
-        form = rows * columns * (batch * directions * positions + batch_other * directions_other * positions_other)
-        return ghost > form + batch * batch_other * directions * directions_other * rows * columns
-
-    def weighted_sum(self, weight: Tensor) -> Tensor:
-        deltas = torch.einsum("bdtp,bdc->cpbt", self.deltas, weight).flatten(2)
-        return deltas @ self.inputs.flatten(0, 1)
-
-    def dot(self, direction: Tensor) -> Tensor:
-        columns = direction.shape[0]
-        moved = torch.unflatten(self.inputs @ direction.flatten(0, 1).mT, 2, (columns, -1))
-        return torch.einsum("bdtp,btcp->bdc", self.deltas, moved)
+    def trace_listed(self, other: AbstractFactor, listed: Tensor) -> Tensor:
+        return listed_products(self._gradients.flatten(1), other.dense().flatten(1), listed)
 
 
-class EmbeddingFactor(AbstractFactor):
-    """Gradients of a table (V, p) of which each sample looks up T rows: δ_t in row index_t, never the whole table.
-
-    Args:
-        index: shape (B, T), int64; -1 where a position gives no gradient (padding).
-        deltas: δ, shape (B, d, T, p).
-        num_rows: V.
-    """
-
-    def __init__(self, index: Tensor, deltas: Tensor, num_rows: int) -> None:
-        self.index = index
-        self.deltas = deltas * (index >= 0)[:, None, :, None]
-        self.shape = torch.Size((num_rows, deltas.shape[3]))
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.deltas.shape[0], self.deltas.shape[1]
-
-    @property
-    def kept_bytes(self) -> int:
-        return self.index.nbytes + self.deltas.nbytes
-
-    def select(self, index: Tensor) -> EmbeddingFactor:
-        return EmbeddingFactor(self.index[index], self.deltas[index], self.shape[0])
-
-    def to(self, dtype: torch.dtype) -> EmbeddingFactor:
-        return EmbeddingFactor(self.index, self.deltas.to(dtype), self.shape[0])
-
-    def mix(self, matrix: Tensor) -> EmbeddingFactor:
-        return EmbeddingFactor(self.index, torch.einsum("bdtp,bdc->bctp", self.deltas, matrix), self.shape[0])
-
-    def dense(self) -> Tensor:
-        batch, directions, _, columns = self.deltas.shape
-        gradients = self.deltas.new_zeros(batch, directions, self.shape[0], columns)
-        where = self.index.clamp_min(0)[:, None, :, None].expand_as(self.deltas)
-        return gradients.scatter_add(2, where, self.deltas).flatten(2)
-
-    def gram(self) -> Tensor:
-        return torch.einsum("boti,bpsi,bts->bop", self.deltas, self.deltas, self._matches(self.index, self.index, pairs=False))
-
-    def inner(self, other: AbstractFactor) -> Tensor:
-        if not isinstance(other, EmbeddingFactor):
-            return super().inner(other)
-        left, right = self.deltas.flatten(0, 2), other.deltas.flatten(0, 2)
-        deltas = (left @ right.mT).view(*self.deltas.shape[:3], *other.deltas.shape[:3])
-        return torch.einsum("iosjpt,isjt->ijop", deltas, self._matches(self.index, other.index, pairs=True))
-
-    def trace_inner(self, other: AbstractFactor) -> Tensor:
-        if not isinstance(other, EmbeddingFactor):
-            return super().trace_inner(other)
-        deltas = torch.einsum("iosp,jotp->isjt", self.deltas, other.deltas)
-        return (deltas * self._matches(self.index, other.index, pairs=True)).sum((1, 3))
-
-    def trace_dot(self, direction: Tensor) -> Tensor:
-        return torch.einsum("bdtp,dbtp->b", self.deltas, direction[:, self.index.clamp_min(0)])
-
-    def weighted_sum(self, weight: Tensor) -> Tensor:
-        deltas = torch.einsum("bdtp,bdc->btcp", self.deltas, weight).flatten(0, 1)
-        total = deltas.new_zeros(self.shape[0], *deltas.shape[1:])
-        return total.index_add(0, self.index.clamp_min(0).flatten(), deltas).transpose(0, 1)
-
-    def dot(self, direction: Tensor) -> Tensor:
-        looked_up = direction[:, self.index.clamp_min(0)]
-        return torch.einsum("bdtp,cbtp->bdc", self.deltas, looked_up)
-
-    def _matches(self, index: Tensor, other: Tensor, pairs: bool) -> Tensor:
-        same = index[:, :, None, None] == other if pairs else index[:, :, None] == other[:, None, :]
-        return same.to(self.deltas.dtype)
-
-
-def sum_of_calls(factors: list[AbstractFactor]) -> AbstractFactor:
+def sum_of_calls(factors: Iterable[AbstractFactor]) -> AbstractFactor:
     """Return the gradients of a parameter that several calls of its layer use: their sum."""
-    if len(factors) == 1:
-        return factors[0]
-    if all(isinstance(factor, OuterFactor) for factor in factors):
-        outer = [factor for factor in factors if isinstance(factor, OuterFactor)]
-        return OuterFactor(torch.cat([f.inputs for f in outer], 1), torch.cat([f.deltas for f in outer], 2))
-    if all(isinstance(factor, EmbeddingFactor) for factor in factors):
-        tables = [factor for factor in factors if isinstance(factor, EmbeddingFactor)]
-        index, deltas = torch.cat([f.index for f in tables], 1), torch.cat([f.deltas for f in tables], 2)
-        return EmbeddingFactor(index, deltas, factors[0].shape[0])
-    total = sum((factor.dense() for factor in factors[1:]), factors[0].dense())
-    return DenseFactor(total.view(*factors[0].size, *factors[0].shape))
+    first, *others = factors
+    if not others:
+        return first
+    same = all(type(factor) is type(first) for factor in others)
+    return first.joined(others) if same else first.formed().joined(others)

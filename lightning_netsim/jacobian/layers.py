@@ -13,7 +13,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lightning_netsim.jacobian.convolution import ConvolutionFactor, Geometry, form_gradients
-from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor, EmbeddingFactor, OuterFactor
+from lightning_netsim.jacobian.embedding import EmbeddingFactor
+from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor
+from lightning_netsim.jacobian.outer import OuterFactor
 
 #: Factors by the name of the parameter inside its module.
 Factors = dict[str, AbstractFactor]
@@ -43,8 +45,7 @@ def transposed_convolution(module: _ConvTransposeNd, inputs: Tensor, deltas: Ten
     padding = [pad for pad in reversed(_tuple(module.padding)) for _ in range(2)]
     adjoint_inputs = F.pad(deltas.flatten(0, 1), padding)
     adjoint_deltas = inputs.unsqueeze(1).expand(-1, directions, *inputs.shape[1:]).flatten(0, 1).unsqueeze(1)
-    formed = form_gradients(adjoint_inputs, adjoint_deltas, geometry)
-    gradients = formed.squeeze(2).permute(1, 2, 3, 0).reshape(batch, directions, *module.weight.shape)
+    gradients = form_gradients(adjoint_inputs, adjoint_deltas, geometry).view(batch, directions, *module.weight.shape)
     return {"weight": DenseFactor(gradients), **_channel_bias(module, deltas)}
 
 
@@ -52,9 +53,10 @@ def embedding(module: nn.Embedding, inputs: Tensor, deltas: Tensor) -> Factors:
     """y = W[u]; u (B, *) integers, δ (B, d, *, p)."""
     batch, directions = deltas.shape[:2]
     index = inputs.reshape(batch, -1).long()
-    if module.padding_idx is not None:
-        index = index.masked_fill(index == module.padding_idx, -1)
     deltas = deltas.reshape(batch, directions, -1, deltas.shape[-1])
+    if module.padding_idx is not None:
+        padding = index == module.padding_idx
+        index, deltas = index.masked_fill(padding, -1), deltas.masked_fill(padding[:, None, :, None], 0.0)
     return {"weight": EmbeddingFactor(index, deltas, module.num_embeddings)}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -45,17 +45,57 @@ class PerSampleJacobian:
         """Return the number of bytes kept."""
         return sum(factor.kept_bytes for factor in self._factors.values())
 
-    def select(self, index: Tensor) -> PerSampleJacobian:
-        """Return the samples `index`, shape (B',), int64 or bool."""
-        if index.dtype == torch.bool:
+    def select(self, index: Tensor | slice) -> PerSampleJacobian:
+        """Return the samples `index`: shape (B',), int64 or bool, or a slice, which copies nothing."""
+        if isinstance(index, Tensor) and index.dtype == torch.bool:
             index = index.nonzero().squeeze(1)
-        factors = {name: factor.select(index) for name, factor in self._factors.items()}
-        return PerSampleJacobian(factors, self.shapes, self.outputs[index], self.num_directions)
+        return self._each(lambda factor: factor.select(index), self.outputs[index])
 
     def to(self, dtype: torch.dtype) -> PerSampleJacobian:
         """Return the same gradients in `dtype`: sums over them are then made in it."""
-        factors = {name: factor.to(dtype) for name, factor in self._factors.items()}
-        return PerSampleJacobian(factors, self.shapes, self.outputs.to(dtype), self.num_directions)
+        return self._each(lambda factor: factor.to(dtype), self.outputs.to(dtype))
+
+    def moved(self, device: torch.device) -> PerSampleJacobian:
+        """Return the same gradients on `device`."""
+        return self._each(lambda factor: factor.moved(device), self.outputs.to(device))
+
+    def packed(self, fast: bool) -> PerSampleJacobian:
+        """Return the same gradients in the form in which those of many samples are stored; it depends on shapes only.
+
+        Args:
+            fast: the form with the fastest inner products of given pairs; else that of fewest bytes.
+        """
+        return self._each(lambda factor: factor.packed(fast), self.outputs)
+
+    def empty(self, num_samples: int) -> PerSampleJacobian:
+        """Return room for so many samples in the same form, to be filled by `write`; what stands in it is undefined."""
+        outputs = self.outputs.new_empty(num_samples, *self.outputs.shape[1:])
+        return self._each(lambda factor: factor.empty(num_samples), outputs)
+
+    def write(self, start: int, other: PerSampleJacobian) -> None:
+        """Copy the samples of `other` in, from place `start` on.
+
+        Args:
+            start: the first place.
+            other: gradients in the same form, see `packed`; a parameter that it lacks counts as zero.
+
+        Raises:
+            ValueError: if `other` differentiates other parameters or directions, or does not fit behind `start`.
+        """
+        if self.shapes != other.shapes or self.num_directions != other.num_directions:
+            raise expected("other", f"gradients like {self!r}", repr(other))
+        stop = start + other.num_samples
+        if start < 0 or stop > self.num_samples:
+            raise expected("start", f"a place with room for {other.num_samples} of {self.num_samples} samples", str(start))
+        self.outputs[start:stop] = other.outputs
+        for name in self._factors.keys() - other._factors.keys():
+            self._factors[name].clear(start, stop)
+        for name, factor in other._factors.items():
+            held = self._factors.get(name)
+            if held is None:  # The outputs depend on it from here on.
+                held = factor.empty(self.num_samples)
+                held.clear(0, self.num_samples)
+            self._factors[name] = held.write(start, factor)
 
     def gram(self) -> Tensor:
         """Return C(x_i) = G(x_i)ᵀ G(x_i), shape (B, d, d)."""
@@ -111,8 +151,7 @@ class PerSampleJacobian:
         Args:
             matrix: shape (B, d, d').
         """
-        factors = {name: factor.mix(matrix) for name, factor in self._factors.items()}
-        return PerSampleJacobian(factors, self.shapes, self.outputs, matrix.shape[2])
+        return self._each(lambda factor: factor.mix(matrix), self.outputs, matrix.shape[2])
 
     def trace_inner(self, other: PerSampleJacobian) -> Tensor:
         """Return tr(G(x_i)ᵀ G(x'_j)), shape (B, B'), without the d × d' products beside the diagonal."""
@@ -120,6 +159,34 @@ class PerSampleJacobian:
         if not common:
             return self.outputs.new_zeros(self.num_samples, other.num_samples)
         return self._total(self._factors[name].trace_inner(other._factors[name]) for name in common)
+
+    def trace_listed(self, other: PerSampleJacobian, listed: Tensor) -> Tensor:
+        """Return tr(G(x_i)ᵀ G(x'_j)) for the samples j = listed[i, r] of `other` only.
+
+        Args:
+            other: the samples that are listed.
+            listed: shape (B, R), int64; -1 where there is none.
+
+        Returns:
+            shape (B, R), NaN where there is none.
+
+        Raises:
+            ValueError: if `listed` has another shape.
+        """
+        if listed.ndim != 2 or len(listed) != self.num_samples:
+            raise expected("listed", f"of shape ({self.num_samples}, R)", f"shape {tuple(listed.shape)}")
+        order = (listed < 0).int().argsort(dim=1, stable=True)
+        ordered = listed.gather(1, order).to(self.outputs.device)
+        found = self.outputs.new_zeros(listed.shape)
+        for name in self._factors.keys() & other._factors.keys():
+            found += self._factors[name].trace_listed(other._factors[name], ordered)
+        found = found.masked_fill(ordered < 0, torch.nan)
+        return torch.empty_like(found).scatter_(1, order.to(found.device), found)
+
+    def pair_cost(self) -> tuple[int, int]:
+        """Return the multiplications for tr(GᵀG') of a pair of many samples, and those to form one sample's gradient first."""
+        costs = [factor.pair_cost() for factor in self._factors.values()]
+        return sum(products for products, _ in costs), sum(forming for _, forming in costs)
 
     def trace_dot(self, direction: Mapping[str, Tensor]) -> Tensor:
         """Return tr(G(x_i)ᵀ S) for S given as a tensor of shape (d, *shape) for each parameter, shape (B,)."""
@@ -140,7 +207,7 @@ class PerSampleJacobian:
             if factor is None:
                 parts.append(self.outputs.new_zeros(self.num_samples, self.num_directions, projection.widths[name]))
             else:
-                parts.append(projection.apply(name, factor.entries()))
+                parts.append(projection.apply(name, factor.dense()))
         return torch.cat(parts, 2)
 
     def materialize(self) -> Tensor:
@@ -151,6 +218,12 @@ class PerSampleJacobian:
             zeros = (self.num_samples, self.num_directions, shape.numel())
             parts.append(self.outputs.new_zeros(zeros) if factor is None else factor.dense())
         return torch.cat(parts, 2)
+
+    def _each(
+        self, change: Callable[[AbstractFactor], AbstractFactor], outputs: Tensor, num_directions: int | None = None
+    ) -> PerSampleJacobian:
+        factors = {name: change(factor) for name, factor in self._factors.items()}
+        return PerSampleJacobian(factors, self.shapes, outputs, num_directions or self.num_directions)
 
     def _total(self, terms: Iterable[Tensor]) -> Tensor:
         total: Tensor | None = None

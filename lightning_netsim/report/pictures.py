@@ -26,13 +26,19 @@ class Pictures:
     """
 
     def __init__(self, result: SimilarityResult | None, dataset: Any, reference_dataset: Any = None) -> None:
-        self.queries = None if result is None else _thumbnails(result.queries, dataset)
+        self.queries = None if result is None else thumbnails(result.queries, dataset)
         self.reference = self.queries
         if result is not None and not result.compares_with_itself:
-            self.reference = _thumbnails(result.reference, reference_dataset)
+            self.reference = thumbnails(result.reference, reference_dataset)
 
 
-def _thumbnails(samples: SampleSet, dataset: Any) -> Thumbnails | None:
+def thumbnails(samples: SampleSet, dataset: Any) -> Thumbnails | None:
+    """Return the function from a position in a set to its picture or text; None if there is nothing to show.
+
+    Args:
+        samples: the set.
+        dataset: where it comes from: a torchvision `Normalize` in its transforms is undone.
+    """
     shown: Sequence[Any] | None = samples.shown
     if shown is None:
         return None

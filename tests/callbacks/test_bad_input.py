@@ -220,7 +220,7 @@ def test_a_stream_shared_by_several_processes(tmp_path: Path) -> None:
 
 def test_a_stream_that_outgrows_the_budget(tmp_path: Path) -> None:
     with pytest.raises(NetsimError, match=r"`memory_budget`.*validation batches.*max_samples") as error:
-        train(tmp_path, watching(memory_budget=2000.0, projection_dim=8, directions=1), DataLoader(Stream(), batch_size=8))
+        train(tmp_path, watching(memory_budget=3000.0, projection_dim=8, directions=1), DataLoader(Stream(), batch_size=8))
     assert_one_sentence(error)
 
 

@@ -68,11 +68,11 @@ def test_every_kind_of_loader_is_left_alone(kind: str, tmp_path: Path) -> None:
 
 def test_two_sweeps_change_nothing(tmp_path: Path) -> None:
     for kind in ("noise", "shuffled"):
-        small = SimilarityMonitor(k=3, summary=False, memory_budget=1e5, projection_dim=64)
+        small = SimilarityMonitor(k=3, summary=False, plan="reiterate", projection_dim=64)
         _, _, with_monitor = fit(tmp_path / f"with-{kind}", small, kind)
         _, _, without = fit(tmp_path / f"without-{kind}", None, kind)
         assert small.record is not None
-        assert small.record.meta["plan"]["kind"] == "sketch"
+        assert small.record.meta["plan"]["kind"] == "reiterate"
         assert_same(with_monitor.seen, without.seen)
 
 

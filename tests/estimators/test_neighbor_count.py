@@ -27,19 +27,14 @@ def run(estimator: NeighborCount, queries: list[AbstractFeatureBatch], reference
 
 
 @pytest.mark.parametrize("name", ["mlp_1", "mlp_2", "mlp_10"])
-def test_every_count_is_a_sum_over_the_row(name: str) -> None:
+def test_a_count_is_the_sum_over_the_row(name: str) -> None:
     batches, similarity = gradient_batches(name)
-    estimator = NeighborCount(thresholds=(0.3, 0.9), powers=(1, 2.5))
-    assert estimator.needs_vectors
+    estimator = NeighborCount()
     run(estimator, batches, batches)
     result = estimator.compute()
-    assert result.num_reference == 7
+    assert result.num_reference == estimator.num_reference == 7
     torch.testing.assert_close(result.soft.double(), similarity.sum(1), rtol=0, atol=1e-5)
     torch.testing.assert_close(result.fraction, result.soft / 7)
-    for tau in (0.3, 0.9):
-        assert torch.equal(result.hard[tau].double(), (similarity >= tau).sum(1).double())
-    for alpha in (1.0, 2.5):
-        torch.testing.assert_close(result.power[alpha].double(), similarity.clamp_min(0).pow(alpha).sum(1), rtol=0, atol=1e-5)
     assert estimator.squared_norm() == pytest.approx(float(similarity.sum()), abs=1e-5)
 
 
@@ -48,18 +43,16 @@ def test_the_batches_do_not_matter() -> None:
     parts, _ = gradient_batches("mlp_2", (1, 4, 2))
     results = []
     for queries, reference in [(whole, whole), (parts, whole), (whole, parts), (parts, parts)]:
-        estimator = NeighborCount(powers=(2,))
+        estimator = NeighborCount()
         run(estimator, queries, reference)
         results.append(estimator.compute())
     for result in results[1:]:
         torch.testing.assert_close(result.soft, results[0].soft, rtol=0, atol=1e-6)
-        torch.testing.assert_close(result.power[2.0], results[0].power[2.0], rtol=0, atol=1e-6)
 
 
 def test_queries_apart_from_the_reference() -> None:
     batches, similarity = gradient_batches("mlp_2")
     estimator = NeighborCount()
-    assert not estimator.needs_vectors
     run(estimator, batches[1:], batches[:1])
     torch.testing.assert_close(estimator.compute().soft.double(), similarity[3:, :3].sum(1), rtol=0, atol=1e-5)
     assert estimator.compute().num_reference == 3
@@ -68,13 +61,11 @@ def test_queries_apart_from_the_reference() -> None:
 def test_left_out_samples_count_for_nothing() -> None:
     vectors = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.6, 0.8], [torch.nan, 1.0]])
     batch = DenseFeatureBatch(vectors)
-    estimator = NeighborCount(thresholds=(0.5,), powers=(2,))
+    estimator = NeighborCount()
     run(estimator, [batch], [batch])
     result = estimator.compute()
     wanted = torch.tensor([1.6, torch.nan, 1.6, torch.nan])
     torch.testing.assert_close(result.soft, wanted, equal_nan=True)
-    torch.testing.assert_close(result.hard[0.5], torch.tensor([2.0, torch.nan, 2.0, torch.nan]), equal_nan=True)
-    torch.testing.assert_close(result.power[2.0], torch.tensor([1.36, torch.nan, 1.36, torch.nan]), equal_nan=True)
     assert result.num_reference == 2
 
 
@@ -107,9 +98,3 @@ def test_a_reference_set_in_which_nothing_is_left() -> None:
     estimator.update(DenseFeatureBatch(torch.zeros(3, 2)))
     assert estimator.query(DenseFeatureBatch(torch.eye(2))).tolist() == [0, 0]
     assert estimator.compute().num_reference == 0
-
-
-@pytest.mark.parametrize(("arguments", "name"), [({"thresholds": (1.5,)}, "thresholds"), ({"powers": (0,)}, "powers")])
-def test_refusals(arguments: dict[str, tuple[float]], name: str) -> None:
-    with pytest.raises(ValueError, match=f"Expected `{name}` to be numbers within"):
-        NeighborCount(**arguments)

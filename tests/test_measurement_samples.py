@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_netsim.batches import SimilarityBatch
+from lightning_netsim.measurement import check_model, measure_similarity
 from lightning_netsim.plan import SweepSettings
 from lightning_netsim.sources import from_batches, from_loader
-from lightning_netsim.sweeps import check_model, measure_similarity
 from tests import cases, oracles
 from tests.measuring import check_counts, classifier, loader, measure, source, whole
 
@@ -69,7 +69,7 @@ def test_a_subset_keeps_the_positions_of_its_samples() -> None:
     assert torch.equal(result.neighbors.index, chosen[order])
 
 
-@pytest.mark.parametrize("plan", ["store", "sketch"])
+@pytest.mark.parametrize("plan", ["store", "sketch", "reiterate"])
 @pytest.mark.parametrize("apart", [False, True])
 def test_activation_neighbors(apart: bool, plan: str) -> None:
     model, inputs = classifier(), torch.randn(20, 6)
@@ -107,11 +107,11 @@ def test_progress_and_the_plan_are_told() -> None:
     measure_similarity(
         model,
         queries,
-        settings=SweepSettings(k=2, plan="sketch", projection_dim=80),
+        settings=SweepSettings(k=2, plan="reiterate", projection_dim=80),
         progress=lambda *what: told.append(what),
         announce=said.append,
     )
-    assert told == [(stage, done, 7) for stage in ("features", "search", "counts") for done in (3, 6, 7)]
+    assert told == [(stage, done, 7) for stage in ("features", "search", "neighbors") for done in (3, 6, 7)]
     assert len(said) == 1
     assert said[0].startswith("7 samples, 2 directions, ")
 

@@ -1,0 +1,1 @@
+"""Benchmarks of this project: one script for each claim about speed, memory or recall."""

@@ -1,0 +1,175 @@
+"""Measure what audited kernel neighbors of all samples cost and how many of them are right.
+
+- `ratio_plain`: exact soft counts and 10 neighbors of all MNIST test images, one direction (d = 1), by `analyze`, in units of
+  one plain forward and backward pass over the same images;
+- `recall_at_10`: the share of the true 10 neighbors that the tables hold, against all exact similarities of some queries drawn
+  at random, for the MNIST network and ResNet-20, one direction and all ten outputs: the least of the four;
+- `directions_ratio`: the time of the neighbors under all ten outputs by the plan that `analyze` chooses, in units of the time
+  of sketching all ten outputs.
+
+    python benchmarks/neighbors.py [--quick] [--data-dir DIRECTORY] [--threads 2]
+
+The last line printed is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import common, counting
+from benchmarks.common import Bound, Size
+from benchmarks.problems import Problem, cifar, mnist
+from lightning_netsim import analyze
+from lightning_netsim.analysis import SimilarityAnalysis
+from lightning_netsim.features import GradientFeatures
+
+SIZES = {
+    "images": Size(10_000, 256, "MNIST images whose neighbors are found"),
+    "table_images": Size(2000, 32, "images of each table that is compared"),
+    "queries": Size(256, 8, "images, drawn at random, whose exact neighbors are found"),
+    "rounds": Size(3, 1, "timings of each method"),
+    "steps": Size(300, 20, "training steps of the MNIST network"),
+}
+BOUNDS = {
+    "ratio_plain": Bound(10, 5),
+    "recall_at_10": Bound(0.99, 0.999, at_least=True),
+    "directions_ratio": Bound(1 / 3, 1 / 4),
+}
+K = 10
+# A neighbor whose similarity is within this of the tenth is as good as the tenth.
+TIE = 1e-6
+# Rows of exact features held at a time, of up to 13 MB each, and columns summed in float32.
+ROWS, COLUMNS = 256, 2**16
+
+
+def neighbors(
+    problem: Problem, directions: int | str = 1, loader: DataLoader[tuple[Tensor, ...]] | None = None
+) -> SimilarityAnalysis:
+    """Count and find the neighbors of all images among themselves, as a user would."""
+    loader = problem.loader() if loader is None else loader
+    return analyze(problem.network, loader, k=K, directions=directions, compare_activations=False, progress=False)
+
+
+def sketch_all_outputs(problem: Problem) -> SimilarityAnalysis:
+    """Find the neighbors under all ten outputs from sketches of all ten outputs.
+
+    HERE is the one place that says how the package is made to do so, instead of by the plan that it chooses.
+    """
+    return neighbors(problem, "all")
+
+
+def exact_similarity(problem: Problem, directions: int | str, queries: Tensor) -> Tensor:
+    """Return the similarities of some images to all, shape (Q, N), from their features at full length; to itself it is -∞.
+
+    Args:
+        problem: the problem.
+        directions: as in `GradientFeatures`.
+        queries: shape (Q,), int64.
+    """
+    features = GradientFeatures(problem.network, directions=directions, seed=0)
+    inputs = problem.inputs()
+    similarity = torch.cat([_rows(features, inputs, inputs[chosen]) for chosen in queries.split(ROWS)])
+    similarity[torch.arange(len(queries)), queries] = -torch.inf
+    return similarity
+
+
+def _rows(features: GradientFeatures, inputs: Tensor, chosen: Tensor, chunk_size: int = 32) -> Tensor:
+    left = torch.cat([features(chunk).vectors() for chunk in chosen.split(chunk_size)])
+    return torch.cat([_product(left, features(chunk).vectors()) for chunk in inputs.split(chunk_size)], 1)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Return left @ rightᵀ; over millions of columns, a sum in float32 would lose four digits."""
+    parts = zip(left.split(COLUMNS, 1), right.split(COLUMNS, 1), strict=True)
+    return sum((some @ others.T).double() for some, others in parts)  # type: ignore[return-value]
+
+
+def recall(index: Tensor, similarity: Tensor) -> float:
+    """Return the share of listed neighbors that are among the true k, ties counted as true.
+
+    Args:
+        index: shape (Q, k), the listed neighbors; -1 where there is none.
+        similarity: shape (Q, N), exact.
+    """
+    kth = similarity.topk(index.shape[1]).values[:, -1:]
+    listed = similarity.gather(1, index.clamp_min(0)).masked_fill(index < 0, -torch.inf)
+    return float((listed >= kth - TIE).float().mean())
+
+
+def recall_of(problem: Problem, directions: int | str, num_queries: int) -> dict[str, Any]:
+    """Return the recall of the table of `analyze` for some of the images, what it said itself, and its plan."""
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randperm(len(problem), generator=generator)[:num_queries].sort().values
+    analysis = neighbors(problem, directions)
+    exact = exact_similarity(problem, directions, queries)
+    index = analysis.result.neighbors.index[queries]
+    return {
+        "recall": recall(index, exact),
+        "said": analysis.meta["recall"],
+        "plan": analysis.meta["plan"]["kind"],
+        "largest_error": float((analysis.result.neighbors.similarity[queries] - exact.gather(1, index)).abs().max()),
+    }
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare tables, then time; return the figures."""
+    digits = mnist(options.data_dir, options.images, options.steps)
+    few, photos = digits.first(options.table_images), cifar(options.data_dir, options.table_images)
+    print(f"{len(digits):,} and {len(few):,} {digits.what}; {len(photos):,} {photos.what}; {options.threads} threads.")
+    recalls = {
+        f"{name}_{directions}": recall_of(problem, directions, options.queries)
+        for name, problem in {"mnist": few, "resnet20": photos}.items()
+        for directions in (1, "all")
+    }
+    many, _ = common.time_interleaved(
+        {"plain": partial(counting.plain, digits), "neighbors": partial(neighbors, digits)}, options.rounds, warm_up=False
+    )
+    outputs, found = common.time_interleaved(
+        {"chosen_plan": partial(neighbors, few, "all"), "sketch_all_outputs": partial(sketch_all_outputs, few)},
+        options.rounds,
+        warm_up=False,
+    )
+    return {
+        "ratio_plain": common.ratio(many, "neighbors", "plain"),
+        "recall_at_10": min(case["recall"] for case in recalls.values()),
+        "directions_ratio": common.ratio(outputs, "chosen_plan", "sketch_all_outputs"),
+        "recalls": recalls,
+        "plans": {name: analysis.meta["plan"]["kind"] for name, analysis in found.items()},
+        "median_seconds": {"mnist": common.medians(many), "all_outputs": common.medians(outputs)},
+        "num_images": {"mnist": len(digits), "tables": len(few), "queries": min(options.queries, len(few))},
+        "images": {"mnist": digits.what, "resnet20": photos.what},
+        "rounds": options.rounds,
+    }
+
+
+def print_figures(figures: dict[str, Any]) -> None:
+    rows = [(name, *case.values()) for name, case in figures["recalls"].items()]
+    common.print_table(("table", "recall@10", "said itself", "plan", "largest error of a similarity"), rows)
+    for group, number in (("mnist", "mnist"), ("all_outputs", "tables")):
+        seconds = figures["median_seconds"][group]
+        first = next(iter(seconds.values()))
+        rows = [(name, value, value / first) for name, value in seconds.items()]
+        common.print_table((f"MNIST, {figures['num_images'][number]:,} images", "seconds", "in units of the first"), rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark and return the figures of its last line."""
+    options = common.read_arguments(common.make_parser(__doc__, SIZES), SIZES, arguments)
+    figures = measure(options)
+    print_figures(figures)
+    return common.finish(figures, BOUNDS, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Keep the best neighbors of every query while similarities come by in any order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_netsim._checks import check_positive_int, check_tensor, expected
+from lightning_netsim.results import KernelNeighborsResult
+
+_NOBODY = torch.iinfo(torch.int64).max
+
+
+class NeighborTable:
+    """Hold the k reference samples of highest similarity for each of Q queries, of all that were offered so far.
+
+    Offer tiles of the matrix of similarities as they are formed, each pair once; memory is Q·k numbers, whatever N. The table
+    depends on neither the tiles nor their order: it holds the first k in the order (similarity descending, id ascending), also
+    among equal similarities at the k-th place. Similarities are compared in float32. NaN and -inf are never listed.
+
+    Args:
+        num_queries: Q, at least 1.
+        k: the number of neighbors, at least 1.
+        device: where the table is kept, best that of the tiles.
+
+    Raises:
+        NetsimError: `num_queries` or `k` is not a positive int.
+
+    Example:
+        >>> table = NeighborTable(num_queries=1, k=2)
+        >>> table.offer(torch.tensor([[0.1, 0.9]]), ids=torch.tensor([0, 1]))
+        >>> table.offer(torch.tensor([[0.9, torch.nan, 0.3]]), ids=torch.tensor([2, 3, 4]))
+        >>> table.result().index.tolist()
+        [[1, 2]]
+    """
+
+    def __init__(self, num_queries: int, k: int, device: torch.device | str = "cpu") -> None:
+        check_positive_int("num_queries", num_queries)
+        self.k = check_positive_int("k", k)
+        self._similarity = torch.full((num_queries, k), -torch.inf, device=device)
+        self._ids = torch.full((num_queries, k), -1, device=device)
+
+    @torch.no_grad()
+    def offer(self, similarity: Tensor, ids: Tensor, rows: Tensor | None = None, exclude: Tensor | None = None) -> None:
+        """Offer the similarities of q queries to n reference samples.
+
+        Args:
+            similarity: shape (q, n), floating-point.
+            ids: shape (n,), or (q, n) where each query meets samples of its own; int64, at least 0.
+            rows: shape (q,), int64: which queries these are, each at most once; by default all of them, in order.
+            exclude: shape (q,), int64: for each of these queries the id that is not to be listed, its own.
+
+        Raises:
+            NetsimError: a shape does not fit.
+        """
+        device = self._ids.device
+        tile = check_tensor("similarity", similarity, 2, like="(q, n)").to(device, torch.float32)
+        ids, rows = ids.to(device), None if rows is None else rows.to(device)
+        self._check_shapes(tile, ids, rows, exclude)
+        if not tile.numel():
+            return
+        tile = tile.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        # After a few tiles, most of them hold nothing new for most queries.
+        best, kth = tile.amax(1), self.kth() if rows is None else self.kth()[rows]
+        open_rows = ((best >= kth) & (best > -torch.inf)).nonzero().squeeze(1)
+        if not len(open_rows):
+            return
+        tile, ids = tile[open_rows], ids[open_rows] if ids.ndim == 2 else ids.expand(len(open_rows), -1)
+        if exclude is not None:
+            tile = tile.masked_fill_(ids == exclude.to(device)[open_rows].unsqueeze(1), -torch.inf)
+        self._merge(open_rows if rows is None else rows[open_rows], *_first(tile, ids, self.k))
+
+    def kth(self) -> Tensor:
+        """Return the smallest listed similarity of each query, shape (Q,); -inf while fewer than k are listed."""
+        return self._similarity[:, -1]
+
+    def result(self, recall: float | None = None) -> KernelNeighborsResult:
+        """Return the table on the CPU; -1 and NaN where fewer than k were found.
+
+        Args:
+            recall: 1.0 where every similarity was exact and every pair was offered, else what an audit measured.
+        """
+        similarity = self._similarity.cpu()
+        missing = similarity == -torch.inf
+        return KernelNeighborsResult(
+            similarity.masked_fill(missing, torch.nan), self._ids.cpu().masked_fill(missing, -1), recall
+        )
+
+    def _merge(self, rows: Tensor, similarity: Tensor, ids: Tensor) -> None:
+        """Take the best k of what is listed for the queries `rows` and the candidates, shape (q, at most k)."""
+        similarity = torch.cat([self._similarity[rows], similarity], 1)
+        ids = torch.cat([self._ids[rows], ids], 1)
+        by_id = ids.argsort(1)
+        order = similarity.gather(1, by_id).sort(dim=1, descending=True, stable=True).indices[:, : self.k]
+        order = by_id.gather(1, order)
+        self._similarity[rows], self._ids[rows] = similarity.gather(1, order), ids.gather(1, order)
+
+    def _check_shapes(self, tile: Tensor, ids: Tensor, rows: Tensor | None, exclude: Tensor | None) -> None:
+        number, width = tile.shape
+        if number != (len(self._ids) if rows is None else len(rows)):
+            wanted = f"of shape ({len(self._ids) if rows is None else len(rows)}, n), one row for each query"
+            raise expected("similarity", wanted, f"shape {tuple(tile.shape)}")
+        if ids.shape not in ((width,), (number, width)) or ids.is_floating_point():
+            wanted = f"an int64 tensor of shape ({width},) or ({number}, {width})"
+            raise expected("ids", wanted, f"{ids.dtype} of shape {tuple(ids.shape)}")
+        if exclude is not None and exclude.shape != (number,):
+            raise expected("exclude", f"of shape ({number},)", f"shape {tuple(exclude.shape)}")
+
+
+def _first(tile: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the first k of each row, or all if there are fewer, by similarity and, at the k-th place, by id."""
+    top, position = tile.topk(min(k + 1, tile.shape[1]), dim=1)
+    found = ids.gather(1, position)
+    if tile.shape[1] <= k:
+        return top, found
+    # `topk` takes any of the samples that share the k-th place: where there are more than fit, take the lowest ids.
+    tied = ((top[:, k] == top[:, k - 1]) & (top[:, k] > -torch.inf)).nonzero().squeeze(1)
+    top, found = top[:, :k], found[:, :k]
+    if len(tied):
+        edge = top[tied, -1:]
+        lowest = torch.where(tile[tied] == edge, ids[tied], _NOBODY).topk(k, dim=1, largest=False).values
+        above = (top[tied] > edge).sum(1, keepdim=True)
+        place = (torch.arange(k, device=tile.device) - above).clamp_min(0)
+        found[tied] = torch.where(top[tied] == edge, lowest.gather(1, place), found[tied])
+    return top, found

@@ -1,0 +1,130 @@
+"""The per-sample gradients of a weight that is applied at T positions, as in a linear layer.
+
+For sample i and direction o the gradient is Σ_t δ[i,o,t] ⊗ u[i,t], with u the layer's input and δ the gradient of direction o
+at the layer's output. (u, δ) is kept, and the gradient itself is formed only where that is the cheaper way. Shapes: u
+(B, T, q), δ (B, d, T, p), weight (p, q).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_netsim.jacobian.factors import AbstractFactor, listed_products
+
+
+class OuterFactor(AbstractFactor):
+    """Gradients Σ_t δ_t ⊗ u_t of a weight (p, q) that is applied at T positions.
+
+    Args:
+        inputs: u, shape (B, T, q).
+        deltas: δ, shape (B, d, T, p).
+        shape: of the weight, where it is not (p, q): p first, and q entries after it.
+    """
+
+    def __init__(self, inputs: Tensor, deltas: Tensor, shape: torch.Size | None = None) -> None:
+        self.inputs = inputs
+        self.deltas = deltas
+        self.shape = shape or torch.Size((deltas.shape[3], inputs.shape[2]))
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return self.inputs, self.deltas
+
+    def with_parts(self, parts: Sequence[Tensor]) -> OuterFactor:
+        inputs, deltas = parts
+        return OuterFactor(inputs, deltas, self.shape)
+
+    def packed(self, fast: bool) -> AbstractFactor:
+        _, directions, positions, rows = self.deltas.shape
+        columns = self.inputs.shape[2]
+        kept = self._ghost_cost() if fast else positions * (columns + directions * rows)
+        return (self.formed() if directions * rows * columns < kept else self).owned()
+
+    def joined(self, others: Sequence[AbstractFactor]) -> AbstractFactor:
+        inputs = [factor.parts[0] for factor in (self, *others)]
+        deltas = [factor.parts[1] for factor in (self, *others)]
+        return self.with_parts([torch.cat(inputs, 1), torch.cat(deltas, 2)])
+
+    def mix(self, matrix: Tensor) -> OuterFactor:
+        return self.with_parts([self.inputs, torch.einsum("bdtp,bdc->bctp", self.deltas, matrix)])
+
+    def dense(self) -> Tensor:
+        if self.inputs.shape[1] == 1:
+            return (self.deltas[:, :, 0, :, None] * self.inputs[:, None, 0, None, :]).flatten(2)
+        batch, directions, positions, rows = self.deltas.shape
+        stacked = self.deltas.transpose(2, 3).reshape(batch, directions * rows, positions)
+        return (stacked @ self.inputs).view(batch, directions, rows * self.inputs.shape[2])
+
+    def gram(self) -> Tensor:
+        _, directions, positions, rows = self.deltas.shape
+        columns = self.inputs.shape[2]
+        ghost = positions**2 * (columns + directions * rows) + directions**2 * positions * rows
+        formed = directions * rows * columns * (positions + directions)
+        if ghost > formed:
+            return super().gram()
+        moved = (self.inputs @ self.inputs.mT).unsqueeze(1) @ self.deltas
+        return moved.flatten(2) @ self.deltas.flatten(2).mT
+
+    def inner(self, other: AbstractFactor) -> Tensor:
+        if not isinstance(other, OuterFactor) or self._pairs_are_cheaper_formed(other):
+            return super().inner(other)
+        positions, positions_other = self.inputs.shape[1], other.inputs.shape[1]
+        left, right = self.deltas.flatten(0, 2), other.deltas.flatten(0, 2)
+        deltas = (left @ right.mT).view(*self.deltas.shape[:3], *other.deltas.shape[:3])
+        inputs = (self.inputs.flatten(0, 1) @ other.inputs.flatten(0, 1).mT).view(
+            -1, positions, len(other.inputs), positions_other
+        )
+        if positions == positions_other == 1:
+            return (deltas[:, :, 0, :, :, 0] * inputs[:, None, 0, :, None, 0]).permute(0, 2, 1, 3)
+        return torch.einsum("iosjpt,isjt->ijop", deltas, inputs)
+
+    def trace_inner(self, other: AbstractFactor) -> Tensor:
+        if not isinstance(other, OuterFactor) or self._pairs_are_cheaper_formed(other):
+            return super().trace_inner(other)
+        if self.inputs.shape[1] == other.inputs.shape[1] == 1:
+            deltas = self.deltas.flatten(1) @ other.deltas.flatten(1).mT
+            return deltas * (self.inputs[:, 0] @ other.inputs[:, 0].mT)
+        deltas = torch.einsum("iosp,jotp->isjt", self.deltas, other.deltas)
+        inputs = torch.einsum("isq,jtq->isjt", self.inputs, other.inputs)
+        return (deltas * inputs).sum((1, 3))
+
+    def trace_dot(self, direction: Tensor) -> Tensor:
+        moved = torch.unflatten(self.inputs @ direction.flatten(2).flatten(0, 1).mT, 2, (len(direction), -1))
+        return (self.deltas.transpose(1, 2) * moved).flatten(1).sum(1)
+
+    def trace_listed(self, other: AbstractFactor, listed: Tensor) -> Tensor:
+        if not isinstance(other, OuterFactor) or self._ghost_cost() > self.size[1] * self.shape.numel():
+            return super().trace_listed(other, listed)
+        if self.inputs.shape[1] == other.inputs.shape[1] == 1:
+            deltas = listed_products(self.deltas.flatten(1), other.deltas.flatten(1), listed)
+            return deltas * listed_products(self.inputs[:, 0], other.inputs[:, 0], listed)
+        return self._listed_by_queries(other, listed)
+
+    def pair_cost(self) -> tuple[int, int]:
+        formed = self.size[1] * self.shape.numel()
+        ghost = self._ghost_cost()
+        return (ghost, 0) if ghost <= formed else (formed, self.inputs.shape[1] * formed)
+
+    def _ghost_cost(self) -> int:
+        """Return the multiplications for one pair of samples without forming their gradients."""
+        positions, columns = self.inputs.shape[1:]
+        return positions**2 * (columns + self.size[1] * self.deltas.shape[3])
+
+    def _pairs_are_cheaper_formed(self, other: OuterFactor) -> bool:
+        (batch, directions, positions, rows), columns = self.deltas.shape, self.inputs.shape[2]
+        batch_other, directions_other, positions_other, _ = other.deltas.shape
+        ghost = batch * batch_other * positions * positions_other * (columns + directions * directions_other * (rows + 1))
+        form = rows * columns * (batch * directions * positions + batch_other * directions_other * positions_other)
+        return ghost > form + batch * batch_other * directions * directions_other * rows * columns
+
+    def weighted_sum(self, weight: Tensor) -> Tensor:
+        deltas = torch.einsum("bdtp,bdc->cpbt", self.deltas, weight).flatten(2)
+        return (deltas @ self.inputs.flatten(0, 1)).view(-1, *self.shape)
+
+    def dot(self, direction: Tensor) -> Tensor:
+        columns = direction.shape[0]
+        moved = torch.unflatten(self.inputs @ direction.flatten(2).flatten(0, 1).mT, 2, (columns, -1))
+        return torch.einsum("bdtp,btcp->bdc", self.deltas, moved)

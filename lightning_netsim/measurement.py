@@ -1,0 +1,472 @@
+"""Measure a set of samples: exact counts, neighbors by the plan that is cheapest, and an audit of what is not exact."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_netsim._checks import check_neighbors_fit, expected
+from lightning_netsim.batches import split_batch
+from lightning_netsim.estimators import AllPairs, KernelNeighbors, NeighborCount, RecallAudit, Reranking, shortlist_size
+from lightning_netsim.features import DenseFeatureBatch, FeatureSum, GradientFeatureBatch, Normalization
+from lightning_netsim.jacobian import PerSampleJacobian, trees
+from lightning_netsim.jacobian.capture import full_float32
+from lightning_netsim.plan import AUDITED_QUERIES, TILE, SetSizes, SweepSettings, plan_record
+from lightning_netsim.preparation import TIMED_SAMPLES, prepare
+from lightning_netsim.processes import Processes
+from lightning_netsim.progress import Progress
+from lightning_netsim.ranking import (
+    Block,
+    audit_with,
+    compare_all,
+    compare_candidates,
+    estimate_counts,
+    exchanged,
+    shared_blocks,
+    sketch_error,
+)
+from lightning_netsim.results import KernelNeighborsResult, NeighborCountResult, SimilarityResult
+from lightning_netsim.sample_table import SampleTable
+from lightning_netsim.sources import Chunk, SampleSource, fixed_subset
+from lightning_netsim.store import FeatureStore
+from lightning_netsim.sweeper import Sweeper
+
+
+def measure_similarity(
+    model: nn.Module,
+    queries: SampleSource,
+    reference: SampleSource | None = None,
+    settings: SweepSettings | None = None,
+    *,
+    render: Callable[[Any], Any] | None = None,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
+    processes: Processes | None = None,
+) -> SimilarityResult:
+    """Count the neighbors of every query sample among the reference samples, and find the nearest.
+
+    The model must be in eval mode. Random numbers in its forward pass are the same in every sweep; the global generators of
+    torch are afterwards as before. Several `processes` all call this with the same sets; each differentiates its share, and all
+    return the same result.
+
+    Args:
+        model: the network, with or without a `similarity_step`.
+        queries: the samples that are asked about.
+        reference: the samples that are counted; None compares the queries with themselves.
+        settings: what is measured and within which bounds.
+        render: turns one sample into a picture or text.
+        progress: told about the work as it goes on.
+        announce: told the plan, in one sentence, before the work begins.
+        processes: those that share the work; None for this one alone.
+
+    Raises:
+        ValueError: for a model or batch that cannot be compared, a budget that is too small, k ≥ N, or processes that disagree
+            about the data.
+    """
+    start = time.perf_counter()
+    settings = settings or SweepSettings()
+    sweeper = Sweeper(model, settings, progress)
+    with _forked_rng(model), full_float32():
+        measurement = _Measurement(sweeper, queries, reference, settings, render, processes or Processes())
+        result = measurement.run(announce)
+    return replace(result, seconds=time.perf_counter() - start)
+
+
+def check_model(model: nn.Module, batch: Any, batch_idx: int, settings: SweepSettings) -> None:
+    """Raise at once what `measure_similarity` would raise of this model and batch.
+
+    Args:
+        model: the network, in eval mode.
+        batch: a batch.
+        batch_idx: its number.
+        settings: what is to be measured.
+    """
+    chunk = Chunk(batch, torch.arange(trees.batch_size(batch) or 1), batch_idx)
+    size = len(chunk.index)
+    sweeper = Sweeper(model, settings)
+    with _forked_rng(model), full_float32():
+        prepare(sweeper, next(chunk.split(TIMED_SAMPLES)), SetSizes(size, size, True), settings)
+
+
+def _forked_rng(model: nn.Module) -> AbstractContextManager[None]:
+    """Put the generators of the CPU and of the model's devices back after the block."""
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    return torch.random.fork_rng(devices=devices)
+
+
+class _Set:
+    """One of the two sets, as far as this process has its share of it.
+
+    Attributes:
+        source: the samples.
+        table: what is known of them.
+        known: the normalizations of their chunks.
+        store: the exact features of some or all of them.
+        sketches: their sketches, with the ids of the valid ones.
+        activations: their activations.
+    """
+
+    def __init__(self, source: SampleSource, budget: float, render: Callable[[Any], Any] | None) -> None:
+        self.source = source
+        self.table = SampleTable(budget, render)
+        self.known: dict[tuple[int, int], Normalization] = {}
+        self.store = FeatureStore(0)
+        self.sketches: list[tuple[Tensor, Tensor]] = []
+        self.activations: list[tuple[DenseFeatureBatch, Tensor]] = []
+
+    @property
+    def ids(self) -> Tensor:
+        """Return the ids of the valid samples in their order."""
+        return torch.cat([ids for _, ids in self.sketches]) if self.sketches else torch.zeros(0, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class _Swept:
+    """What one chunk gives in a first sweep.
+
+    Attributes:
+        total: Σ φ.
+        packed: φ of the valid samples; None where it is not kept.
+        sketches: of the valid samples, shape (V, K); K = 0 where none are needed.
+    """
+
+    total: FeatureSum
+    packed: PerSampleJacobian | None
+    sketches: Tensor
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found of the valid queries of this process, in the order of their ids.
+
+    Attributes:
+        neighbors: shape (V, k).
+        counts: hard and power counts with their errors; soft ones are elsewhere.
+        hits: which listed neighbors of the audited queries are right, shape (A, k).
+        squared_errors: of the listed similarities of the audited queries.
+    """
+
+    neighbors: KernelNeighborsResult
+    hard: dict[float, Tensor]
+    power: dict[float, Tensor]
+    hard_error: dict[float, float]
+    power_error: dict[float, float]
+    hits: Tensor
+    squared_errors: Tensor
+
+
+class _Measurement:
+    """One measurement: its two sets, what is counted over them, and the plan it goes by."""
+
+    def __init__(
+        self,
+        sweeper: Sweeper,
+        queries: SampleSource,
+        reference: SampleSource | None,
+        settings: SweepSettings,
+        render: Callable[[Any], Any] | None,
+        processes: Processes,
+    ) -> None:
+        self.settings = settings
+        self.processes = processes
+        self.sweeper = sweeper
+        self.progress = self.sweeper.progress
+        self.same = reference is None
+        whole = reference or queries
+        self.sizes = SetSizes(queries.num_samples, whole.num_samples, self.same, processes.size)
+        self.few = self._first_samples(queries)
+        self.prepared = prepare(self.sweeper, self.few, self.sizes, settings, self.processes)
+        self.plan = self.prepared.plan
+        self.sweeper.chunk_size = self.plan.chunk_size
+        # Stored features are divided among the processes, in whole batches.
+        self._capacity = math.ceil(self.plan.num_stored / processes.size) if self.plan.kind == "reiterate" else sys.maxsize
+        self.audited = _audited_positions(queries, settings.seed)
+        self.count = NeighborCount()
+        self.soft: list[tuple[Tensor, Tensor]] = []
+        rank, size = self.processes.rank, self.processes.size
+        self.reference = _Set(whole.share(rank, size), self.prepared.budget, render)
+        self.queries = self.reference if self.same else _Set(queries.share(rank, size), self.prepared.budget, render)
+        self.audit_store = FeatureStore(len(self.audited))
+
+    def run(self, announce: Callable[[str], None] | None) -> SimilarityResult:
+        """Sweep over the reference set and the queries, rank, and return what was found."""
+        if announce is not None:
+            announce(" ".join([self.plan.describe(self.sizes.swept), *self.prepared.remarks(self.settings)]))
+        self._sweep_first(self.reference, "features" if self.same else "reference")
+        check_neighbors_fit(self.settings.k, self._num_reference(), self.same)
+        self.count.share(self.processes)
+        if not self.same:
+            self._sweep_first(self.queries, "queries")
+        elif self.plan.kind != "reiterate":
+            for features, ids in self.queries.store.blocks(TILE):
+                self.soft.append((features.trace_dot(self.count.total), ids))
+        activations = self._activation_neighbors()
+        self.sweeper.watches_activations = False
+        found = self._rank_all() if self.plan.kind == "store" else self._rank_candidates()
+        return self._result(found, activations)
+
+    def _first_samples(self, queries: SampleSource) -> Chunk:
+        """Return a few samples of the set as a whole, after checking that all processes mean the same set."""
+        torch.manual_seed(self.settings.seed)
+        chunk = next(iter(queries), None)
+        if chunk is None:
+            raise expected("loader", "one that gives at least one batch", "none")
+        few = next(chunk.split(TIMED_SAMPLES))
+        labels = split_batch(few.batch)[1]
+        said = labels.tolist() if isinstance(labels, Tensor) else None
+        self.processes.check_agreement("the number of samples", (self.sizes.queries, self.sizes.reference))
+        self.processes.check_agreement("the labels of the first samples", said)
+        return few
+
+    def _sweep_first(self, part: _Set, stage: str) -> None:
+        """Go through a set for the first time: sum, sketch and keep what the plan needs."""
+        counts = part is self.reference
+        capacity = self._capacity if part.source.num_samples is None else min(self._capacity, part.source.num_samples)
+        part.store = FeatureStore(capacity)
+
+        def compute(chunk: Chunk, features: GradientFeatureBatch) -> _Swept:
+            is_kept = len(part.store) < capacity or bool(torch.isin(chunk.index, self.audited).any())
+            return _Swept(
+                features.sum() if counts else {"soft": features.dot(self.count.total)},
+                features.unit.packed(self.plan.fast) if is_kept else None,
+                self._sketch(features),
+            )
+
+        for chunk, features, swept in self.sweeper.sweep(part.source, stage, compute, part.known):
+            part.table.add(chunk, self.sweeper.read(chunk), features)
+            ids = chunk.index[features.valid.cpu()]
+            if counts:
+                self.count.add(swept.total, len(ids))
+            else:
+                self.soft.append((swept.total["soft"][features.valid], ids))
+            part.sketches.append((swept.sketches, ids))
+            if swept.packed is not None:
+                room = capacity - len(part.store)
+                part.store.add(swept.packed.select(slice(0, room)), ids[:room])
+                self._keep_audited(part, swept.packed, ids)
+            if self.sweeper.watches_activations:
+                part.activations.append((self.sweeper.read_activations(chunk), chunk.index))
+
+    def _sketch(self, features: GradientFeatureBatch) -> Tensor:
+        if self.plan.kind == "store":
+            return features.norm.new_empty(int(features.valid.sum()), 0)
+        return features.shortlist_vectors(self.prepared.projection, self.prepared.mixture)
+
+    def _keep_audited(self, part: _Set, packed: PerSampleJacobian, ids: Tensor) -> None:
+        keep = torch.isin(ids, self.audited)
+        if part is self.queries and self.plan.kind != "store" and bool(keep.any()):
+            self.audit_store.add(packed.select(keep), ids[keep])
+
+    def _num_reference(self) -> int:
+        return sum(self.processes.gather(self.reference.table.num_samples))
+
+    def _activation_neighbors(self) -> KernelNeighborsResult | None:
+        if not self.sweeper.watches_activations:
+            return None
+        neighbors = KernelNeighbors(self.settings.k)
+        held = [(batch.spread(batch.vectors()), ids) for batch, ids in self.reference.activations]
+        for vectors, ids in (pair for held_elsewhere in self.processes.gather(held) for pair in held_elsewhere):
+            neighbors.update(DenseFeatureBatch(vectors, normalize=False), ids)
+        for batch, ids in self.queries.activations:
+            neighbors.query(batch, ids if self.same else None)
+        return neighbors.compute() if self.queries.activations else None
+
+    def _rank_all(self) -> _Found:
+        """Compare all pairs."""
+        queries, settings = self.queries.store, self.settings
+        device = self.prepared.device
+        pairs = AllPairs(max(1, len(queries)), settings.k, settings.thresholds, settings.powers, device)
+        compare_all(
+            queries, self.reference.store, pairs, self.processes, lambda done: self.progress("neighbors", done, len(queries))
+        )
+        number = len(queries)
+        found = pairs.neighbors()
+        return _Found(
+            KernelNeighborsResult(found.similarity[:number], found.index[:number], 1.0),
+            {tau: count[:number].cpu() for tau, count in pairs.hard.items()},
+            {alpha: count[:number].cpu() for alpha, count in pairs.power.items()},
+            dict.fromkeys(pairs.hard, 0.0),
+            dict.fromkeys(pairs.power, 0.0),
+            hits=torch.ones(0),
+            squared_errors=torch.zeros(0),
+        )
+
+    def _rank_candidates(self) -> _Found:
+        """Compare the candidates that sketches find, and audit."""
+        ids, k = self.queries.ids, self.settings.k
+        sketches = [pair for held in self.processes.gather(self.reference.sketches) for pair in held]
+        shortlist = self._search(sketches)
+        own = torch.cat([vectors for vectors, _ in self.queries.sketches])
+        is_audited = torch.isin(ids, self.audit_store.ids)
+        errors = self.processes.concatenate(sketch_error(self.audit_store, own[is_audited.to(own.device)]))
+        reranking = Reranking(shortlist, k, float(errors.square().mean().sqrt()) if len(errors) else 0.0)
+        audit = RecallAudit(self.audit_store.ids if self.same else torch.full_like(self.audit_store.ids, -1))
+        if self.plan.kind == "sketch":
+            self._compare_stored(reranking, audit)
+        else:
+            self._compare_in_sweeps(reranking, audit)
+        neighbors = reranking.neighbors()
+        audited = (neighbors.index[is_audited], neighbors.similarity[is_audited])
+        estimate = estimate_counts(
+            audit, own, is_audited, sketches, self.settings.thresholds, self.settings.powers, self.processes
+        )
+        return _Found(neighbors, *estimate, audit.hits(audited[0]), audit.squared_errors(*audited))
+
+    def _search(self, sketches: list[tuple[Tensor, Tensor]]) -> KernelNeighborsResult:
+        """Return the shortlists of all own queries."""
+        number = sum(len(ids) for _, ids in sketches)
+        if number <= self.same:
+            nobody = torch.full((len(self.queries.ids), 1), -1)
+            return KernelNeighborsResult(nobody.float().fill_(torch.nan), nobody)
+        size = shortlist_size(self.settings.k, number - self.same)
+        neighbors = KernelNeighbors(size, self.settings.index_factory, settle_ties=False)
+        for vectors, ids in sketches:
+            neighbors.update(DenseFeatureBatch(vectors, normalize=False), ids)
+        done = 0
+        for vectors, ids in self.queries.sketches:
+            neighbors.query(DenseFeatureBatch(vectors, normalize=False), ids if self.same else None)
+            done += len(ids)
+            self.progress("search", done, self.queries.table.num_samples)
+        return neighbors.compute()
+
+    def _compare_stored(self, reranking: Reranking, audit: RecallAudit) -> None:
+        queries, reference = self.queries.store, self.reference.store
+        rows = torch.arange(len(queries))
+        for choose in (reranking.first, reranking.rest):
+            chosen = choose()
+            # In one block, every sample is formed as seldom as can be.
+            whole = [] if reference.features is None else [(reference.features, reference.ids)]
+            for block in whole if self.processes.alone else shared_blocks(reference, self.processes):
+                compare_candidates(reranking, chosen, queries, rows, block)
+        audit_with(audit, self.audit_store, shared_blocks(reference, self.processes))
+
+    def _compare_in_sweeps(self, reranking: Reranking, audit: RecallAudit) -> None:
+        """Sweep again for each lot of queries whose features fit into memory."""
+        number, lot = len(self.queries.ids), self._capacity
+        for start in range(0, max(self.processes.gather(number)), lot):
+            following = FeatureStore(lot if start + lot < number else 0)
+            wanted = self.queries.ids[start + lot : start + 2 * lot]
+            chosen = reranking.first() | reranking.rest()
+            rows = torch.arange(number)[start : start + lot]
+            for block in exchanged(self._later_sweep(start == 0, following, wanted), self.processes):
+                compare_candidates(reranking, chosen, self.queries.store, rows, block)
+                if start == 0:
+                    audit_with(audit, self.audit_store, [block])
+            if not self.same and len(wanted):
+                for packed, ids in self._packed_sweep(self.queries, "queries"):
+                    _keep(following, packed, ids, wanted)
+            self.queries.store = following
+
+    def _later_sweep(self, first: bool, following: FeatureStore, wanted: Tensor) -> Iterator[Block]:
+        """Yield the reference samples of this process again; keep those that are `wanted` next, and count once."""
+        counted = first and self.same
+        for packed, ids in self._packed_sweep(self.reference, "neighbors"):
+            if counted:
+                self.soft.append((packed.trace_dot(self.count.total), ids))
+            if self.same:
+                _keep(following, packed, ids, wanted)
+            yield packed, ids
+
+    def _packed_sweep(self, part: _Set, stage: str) -> Iterator[Block]:
+        def compute(chunk: Chunk, features: GradientFeatureBatch) -> PerSampleJacobian:
+            return features.unit.packed(self.plan.fast)
+
+        for chunk, features, packed in self.sweeper.sweep(part.source, stage, compute, part.known):
+            yield packed, chunk.index[features.valid.cpu()]
+
+    def _result(self, found: _Found, activations: KernelNeighborsResult | None) -> SimilarityResult:
+        """Join what the processes found, in the order of the data set."""
+        table, plan = self.queries.table, self.plan
+        rows, number = table.rows_of(self.queries.ids), table.num_samples
+        soft_rows = table.rows_of(torch.cat([ids for _, ids in self.soft])) if self.soft else rows
+        soft = torch.cat([values.cpu() for values, _ in self.soft]) if self.soft else torch.zeros(0)
+        own = {
+            "soft": _placed(soft, soft_rows, number),
+            "similarity": _placed(found.neighbors.similarity, rows, number),
+            "index": _placed(found.neighbors.index, rows, number),
+            **{f"hard {tau}": _placed(count, rows, number) for tau, count in found.hard.items()},
+            **{f"power {alpha}": _placed(count, rows, number) for alpha, count in found.power.items()},
+        }
+        if activations is not None:
+            own |= {"activation similarity": activations.similarity, "activation index": activations.index}
+        order = table.share(self.processes)
+        joined = {name: self.processes.concatenate(value)[order] for name, value in own.items()}
+        if not self.same:
+            self.reference.table.share(self.processes)
+        recall, error = self._audited(found)
+        counts = NeighborCountResult(
+            joined["soft"],
+            self.count.num_reference,
+            {tau: joined[f"hard {tau}"] for tau in found.hard},
+            {alpha: joined[f"power {alpha}"] for alpha in found.power},
+            found.hard_error,
+            found.power_error,
+        )
+        squared = self.count.squared_norm()
+        sets = [self.queries] if self.same else [self.queries, self.reference]
+        queries = table.sample_set()
+        return SimilarityResult(
+            counts=counts,
+            neighbors=KernelNeighborsResult(joined["similarity"], joined["index"], recall),
+            activation_neighbors=KernelNeighborsResult(joined["activation similarity"], joined["activation index"], 1.0)
+            if activations is not None
+            else None,
+            queries=queries,
+            reference=queries if self.same else self.reference.table.sample_set(),
+            predictions=table.predictions(),
+            norm=table.norm,
+            rank=table.rank,
+            num_left_out=sum(part.table.num_samples - part.table.num_valid for part in sets),
+            num_directions=plan.num_directions,
+            plan=plan_record(
+                replace(plan, chunk_size=self.sweeper.chunk_size),
+                self.sweeper.gradients.operator.ownership.methods(),
+                self.prepared.budget,
+            ),
+            similarity_error=error,
+            sweep_disagreement=abs(float(counts.soft.double().nansum()) - squared) / squared
+            if self.same and squared > 0
+            else None,
+            notes=tuple(sorted(set().union(*self.processes.gather(self.sweeper.gradients.notes)))),
+            seconds=0.0,
+        )
+
+    def _audited(self, found: _Found) -> tuple[float | None, float | None]:
+        """Return the recall and the root mean square error of the listed similarities, over the audits of all processes."""
+        if self.plan.kind == "store":
+            return 1.0, 0.0
+        hits = torch.cat([torch.zeros(0), *(held.float().flatten() for held in self.processes.gather(found.hits))])
+        errors = torch.cat([torch.zeros(0), *self.processes.gather(found.squared_errors)])
+        recall = float(hits.mean()) if hits.numel() else None
+        return recall, float(errors.mean().sqrt()) if errors.numel() else None
+
+
+def _audited_positions(queries: SampleSource, seed: int) -> Tensor:
+    """Return the positions of the audited queries in their data set: random where its length is known, else the first."""
+    total = queries.num_samples
+    chosen = None if total is None else fixed_subset(total, AUDITED_QUERIES, seed + 1)
+    if chosen is None:
+        chosen = torch.arange(AUDITED_QUERIES if total is None else total)
+    return chosen if queries.positions is None else queries.positions[chosen]
+
+
+def _keep(store: FeatureStore, packed: PerSampleJacobian, ids: Tensor, wanted: Tensor) -> None:
+    keep = torch.isin(ids, wanted)
+    if bool(keep.any()):
+        store.add(packed.select(keep), ids[keep])
+
+
+def _placed(values: Tensor, rows: Tensor, number: int) -> Tensor:
+    """Return values of the valid samples, shape (V, ...), in the rows of all, shape (number, ...): NaN, or -1, elsewhere."""
+    filler = torch.nan if values.is_floating_point() else -1
+    placed = torch.full((number, *values.shape[1:]), filler, dtype=values.dtype)
+    placed[rows] = values
+    return placed

@@ -1,0 +1,127 @@
+"""The table of neighbors against a full sort, however the similarities are cut into tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lightning_netsim.estimators import NeighborTable
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+# Few values, so that ties are common, also at the k-th place.
+VALUES = st.sampled_from([-1.0, -0.5, 0.0, 0.25, 0.5, 1.0, math.nan])
+
+
+def full_sort(similarity: list[list[float]], ids: list[int], k: int, exclude: list[int]) -> tuple[list[list[int]], Tensor]:
+    """Return ids and similarities of the first k by (similarity descending, id ascending)."""
+    index, values = [], []
+    for row, own in zip(similarity, exclude, strict=True):
+        pairs = [(-value, label) for value, label in zip(row, ids, strict=True) if label != own and not math.isnan(value)]
+        first = sorted(pairs)[:k]
+        missing = k - len(first)
+        index.append([label for _, label in first] + [-1] * missing)
+        values.append([-value for value, _ in first] + [math.nan] * missing)
+    return index, torch.tensor(values).reshape(len(similarity), k)
+
+
+@st.composite
+def tables(draw: Callable[[st.SearchStrategy[object]], object]) -> dict[str, object]:
+    number = draw(st.integers(1, 5))
+    size = draw(st.integers(0, 14))
+    ids = draw(st.permutations(range(3, 3 + size)))
+    row = st.lists(VALUES, min_size=size, max_size=size)
+    tile = st.lists(st.integers(0, size), max_size=4)
+    return {
+        "similarity": draw(st.lists(row, min_size=number, max_size=number)),
+        "ids": ids,
+        "k": draw(st.integers(1, 6)),
+        "exclude": draw(st.lists(st.integers(2, 8), min_size=number, max_size=number)),
+        "cuts": sorted(draw(tile)),  # type: ignore[type-var]
+        "row_cut": draw(st.integers(0, number)),
+        "order": draw(st.randoms(use_true_random=False)),
+        "own_ids": draw(st.booleans()),
+    }
+
+
+@given(case=tables())
+def test_any_tiles_in_any_order_give_the_sorted_table(case: dict) -> None:
+    number, ids = len(case["similarity"]), torch.tensor(case["ids"]).long()
+    similarity = torch.tensor(case["similarity"]).reshape(number, len(ids))
+    exclude = torch.tensor(case["exclude"])
+    table = NeighborTable(number, case["k"])
+    columns = [slice(a, b) for a, b in zip([0, *case["cuts"]], [*case["cuts"], len(ids)], strict=True)]
+    rows = [torch.arange(number)[: case["row_cut"]], torch.arange(number)[case["row_cut"] :].flip(0)]
+    tiles = [(some, part) for some in rows for part in columns]
+    case["order"].shuffle(tiles)
+    for some, part in tiles:
+        offered = ids[part].expand(len(some), -1) if case["own_ids"] else ids[part]
+        table.offer(similarity[some][:, part], offered, some, exclude[some])
+    result = table.result()
+    index, values = full_sort(case["similarity"], case["ids"], case["k"], case["exclude"])
+    assert result.index.tolist() == index
+    assert torch.equal(result.similarity.nan_to_num(9), values.nan_to_num(9))
+    assert torch.equal(table.kth(), values[:, -1].nan_to_num(-math.inf))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_large_table(device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    similarity = (torch.rand(40, 1000, generator=generator) * 50).round() / 50  # about 20 of each value in a row
+    table = NeighborTable(40, 10, device)
+    for part in torch.randperm(1000, generator=generator).split(64):
+        table.offer(similarity[:, part].to(device), part, exclude=torch.arange(40))
+    result = table.result(recall=1.0)
+    index, values = full_sort(similarity.tolist(), list(range(1000)), 10, list(range(40)))
+    assert result.index.tolist() == index
+    assert torch.equal(result.similarity, values)
+    assert result.recall == 1.0
+    assert result.index.device.type == result.similarity.device.type == "cpu"
+
+
+def test_while_fewer_than_k_are_listed() -> None:
+    table = NeighborTable(2, 3)
+    assert table.kth().tolist() == [-math.inf] * 2
+    table.offer(torch.tensor([[0.5, math.nan]]), torch.tensor([4, 5]), rows=torch.tensor([1]))
+    result = table.result()
+    assert result.index.tolist() == [[-1, -1, -1], [4, -1, -1]]
+    assert result.similarity.isnan().tolist() == [[True] * 3, [False, True, True]]
+    assert result.recall is None
+    table.offer(torch.tensor([[-0.5, -1.0]]), torch.tensor([7, 6]), rows=torch.tensor([1]))
+    assert table.kth().tolist() == [-math.inf, -1.0]
+
+
+def test_what_is_offered_stays_as_it_was() -> None:
+    similarity = torch.tensor([[0.5, math.nan], [1.0, 0.0]])
+    before = similarity.clone()
+    NeighborTable(2, 1).offer(similarity, torch.tensor([0, 1]), exclude=torch.tensor([0, 1]))
+    assert torch.equal(similarity.nan_to_num(9), before.nan_to_num(9))
+
+
+@pytest.mark.parametrize(("num_queries", "k", "name"), [(0, 1, "num_queries"), (1, 0, "k"), (1, 1.5, "k"), (1, True, "k")])
+def test_sizes_are_refused(num_queries: int, k: int, name: str) -> None:
+    with pytest.raises(ValueError, match=f"Expected `{name}` to be a positive int"):
+        NeighborTable(num_queries, k)
+
+
+@pytest.mark.parametrize(
+    ("shape", "ids", "rows", "exclude", "complaint"),
+    [
+        ((3, 4), torch.arange(4), None, None, r"`similarity` to be of shape \(2, n\), .* but got shape \(3, 4\)"),
+        ((2, 4), torch.arange(4), torch.tensor([0]), None, r"`similarity` to be of shape \(1, n\)"),
+        ((2, 4), torch.arange(3), None, None, r"`ids` to be an int64 tensor of shape \(4,\) or \(2, 4\)"),
+        ((2, 4), torch.rand(4), None, None, "`ids` to be an int64 tensor"),
+        ((2, 4), torch.arange(4), None, torch.arange(3), r"`exclude` to be of shape \(2,\)"),
+        ((4,), torch.arange(4), None, None, r"`similarity` to be a floating-point tensor of shape \(q, n\)"),
+    ],
+)
+def test_shapes_are_refused(
+    shape: tuple[int, ...], ids: Tensor, rows: Tensor | None, exclude: Tensor | None, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        NeighborTable(2, 1).offer(torch.rand(shape), ids, rows, exclude)

@@ -1,0 +1,251 @@
+"""Gradients of many samples: packed, written into one storage, and compared pair by pair, against a loop in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_netsim.jacobian import PerSampleJacobian, factors, per_sample_jacobian
+from lightning_netsim.jacobian.convolution import ConvolutionFactor, Geometry
+from lightning_netsim.jacobian.embedding import EmbeddingFactor
+from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor
+from lightning_netsim.jacobian.outer import OuterFactor
+from tests import cases, oracles
+
+FAST = pytest.mark.parametrize("fast", [True, False], ids=["fast", "small"])
+
+
+@cache
+def oracle(name: str) -> Tensor:
+    return oracles.loop_jacobian(*cases.build(name))
+
+
+def exact(name: str) -> PerSampleJacobian:
+    model, inputs = cases.build(name)
+    return per_sample_jacobian(model.double(), inputs.double() if inputs.is_floating_point() else inputs)
+
+
+def close(actual: Tensor, wanted: Tensor, tolerance: float = 1e-10) -> None:
+    torch.testing.assert_close(actual, wanted, rtol=0, atol=tolerance * float(wanted.nan_to_num().abs().max()), equal_nan=True)
+
+
+def listed_pairs(wanted: Tensor, other: Tensor, listed: Tensor) -> Tensor:
+    """Return tr(GᵀG') of the listed pairs, NaN at -1, one after the other."""
+    rows = [[float((g * other[j]).sum()) if j >= 0 else torch.nan for j in js] for g, js in zip(wanted, listed, strict=True)]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+KINDS = sorted(set(cases.CASES) - cases.LARGE - {"keywords"})
+
+
+@FAST
+@pytest.mark.parametrize("name", KINDS)
+def test_packed_and_stored_gradients_are_the_same(name: str, fast: bool) -> None:
+    wanted, packed = oracle(name), exact(name).packed(fast)
+    last = len(wanted) - 2
+    storage = packed.empty(len(wanted) + 1)
+    storage.write(last, packed.select(slice(last, None)))
+    storage.write(0, packed.select(torch.arange(last)))
+    stored = storage.select(slice(0, len(wanted)))
+    direction = torch.randn(*wanted.shape[1:], dtype=torch.float64)
+    parts = direction.split([shape.numel() for shape in packed.shapes.values()], 1)
+    named = {name: part.reshape(-1, *shape) for part, (name, shape) in zip(parts, packed.shapes.items(), strict=True)}
+    weight = torch.randn(*wanted.shape[:2], 2, dtype=torch.float64)
+    summed = torch.einsum("bdp,bdc->cp", wanted, weight)
+    for kept in (packed, stored):
+        close(kept.materialize(), wanted)
+        close(kept.gram(), wanted @ wanted.mT)
+        close(kept.trace_inner(exact(name)), torch.einsum("iap,jap->ij", wanted, wanted))
+        close(kept.inner(kept), torch.einsum("iap,jbp->ijab", wanted, wanted))
+        close(kept.trace_dot(named), (wanted * direction).sum((1, 2)))
+        close(kept.dot(named), wanted @ direction.mT)
+        close(kept.mix(weight).materialize(), torch.einsum("bdp,bdc->bcp", wanted, weight))
+        total = kept.weighted_sum(weight)
+        zeros = {name: torch.zeros(2, shape.numel()) for name, shape in packed.shapes.items()}
+        close(torch.cat([total.get(name, zeros[name]).reshape(2, -1) for name in packed.shapes], 1), summed)
+    assert torch.equal(stored.outputs, packed.outputs)
+
+
+@FAST
+@pytest.mark.parametrize("working_bytes", [2**28, 1], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("gathered", [2**12, 0], ids=["gathered", "looped"])
+@pytest.mark.parametrize(
+    "name", ["mlp_2", "positions", "conv2d", "conv2d_small_output", "embedding", "conv3d", "unused_and_frozen"]
+)
+def test_listed_pairs(name: str, gathered: int, working_bytes: int, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factors, "_GATHERED_NUMBERS", gathered)
+    monkeypatch.setattr(factors, "WORKING_BYTES", working_bytes)
+    wanted, result = oracle(name), exact(name)
+    listed = torch.randint(-1, len(wanted), (3, 5))
+    listed[1] = -1
+    chosen = torch.tensor([3, 0, 2])
+    pairs = listed_pairs(wanted[chosen], wanted, listed)
+    for left, right in [(result, result), (result.packed(fast), result.packed(fast)), (result, result.packed(fast))]:
+        close(left.select(chosen).trace_listed(right, listed), pairs)
+
+
+def test_listed_must_fit_the_samples() -> None:
+    result = exact("mlp_2")
+    with pytest.raises(ValueError, match=r"Expected `listed` to be of shape \(7, R\), but got shape \(2, 3\)"):
+        result.trace_listed(result, torch.zeros(2, 3, dtype=torch.int64))
+
+
+def linear(positions: int, columns: int, rows: int, directions: int = 2) -> AbstractFactor:
+    return OuterFactor(torch.randn(3, positions, columns), torch.randn(3, directions, positions, rows))
+
+
+def convolution(channels: int, size: int, rows: int, kernel: int, groups: int = 1) -> AbstractFactor:
+    inputs, out = torch.randn(3, channels, size, size), size - kernel + 1
+    geometry = Geometry((kernel, kernel), (1, 1), (1, 1), groups)
+    return ConvolutionFactor(inputs, torch.randn(3, 2, rows, out, out), geometry)
+
+
+def table() -> AbstractFactor:
+    return EmbeddingFactor(torch.tensor([[1, 2, -1]]), torch.ones(1, 2, 3, 4) * torch.tensor([1.0, 1, 0])[:, None], 5)
+
+
+#: What a factor is packed as: for speed, and for size.
+FORMS: dict[str, tuple[Callable[[], AbstractFactor], type[AbstractFactor], type[AbstractFactor]]] = {
+    "one position": (lambda: linear(1, 30, 20), OuterFactor, OuterFactor),
+    "one column": (lambda: linear(1, 1, 20), DenseFactor, DenseFactor),
+    "few positions": (lambda: linear(2, 40, 30), OuterFactor, OuterFactor),
+    "more positions": (lambda: linear(8, 40, 30), DenseFactor, OuterFactor),
+    "many positions": (lambda: linear(50, 8, 6), DenseFactor, DenseFactor),
+    "many channels": (lambda: convolution(32, 4, 32, 3), OuterFactor, ConvolutionFactor),
+    "large pictures": (lambda: convolution(3, 16, 4, 3), DenseFactor, DenseFactor),
+    "a picture of a medium size": (lambda: convolution(16, 8, 16, 3), DenseFactor, ConvolutionFactor),
+    "groups": (lambda: convolution(32, 4, 32, 3, groups=2), DenseFactor, ConvolutionFactor),
+    "a table": (table, EmbeddingFactor, EmbeddingFactor),
+    "dense": (lambda: DenseFactor(torch.randn(3, 2, 4, 5)), DenseFactor, DenseFactor),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_packed_form_depends_on_shapes_alone(name: str) -> None:
+    build, fast, small = FORMS[name]
+    factor = build()
+    for samples in (slice(0, None), slice(0, 1), slice(0, 0)):
+        some = factor.select(samples)
+        assert type(some.packed(fast=True)) is fast
+        assert type(some.packed(fast=False)) is small
+    forms = (factor, factor.packed(True), factor.packed(False), factor.formed())
+    assert forms[2].kept_bytes == min(sum(part.nbytes for part in form.parts) for form in forms)
+    for form in forms:
+        assert form.shape == factor.shape
+        torch.testing.assert_close(form.dense(), factor.dense())
+
+
+def test_the_cost_of_a_pair() -> None:
+    assert linear(1, 30, 20).pair_cost() == (30 + 2 * 20, 0)
+    assert linear(8, 40, 30).pair_cost() == (2 * 40 * 30, 2 * 40 * 30 * 8)
+    assert convolution(16, 8, 16, 3).pair_cost() == (2 * 16 * 144, 2 * 16 * 144 * 36)
+    assert convolution(16, 8, 16, 3).packed(fast=True).pair_cost() == (2 * 16 * 144, 0)
+    assert table().pair_cost() == (9 * 2 * 4, 0)
+    result = exact("mlp_2")
+    assert result.pair_cost() == tuple(map(sum, zip(*(f.pair_cost() for f in result._factors.values()), strict=True)))
+
+
+@FAST
+def test_what_is_packed_keeps_no_larger_tensor_alive(fast: bool) -> None:
+    whole = linear(1, 30, 20)
+    packed = whole.select(slice(1, 2)).packed(fast)
+    assert all(part.untyped_storage().nbytes() == part.nbytes for part in packed.parts)
+    assert all(part.data_ptr() == own.data_ptr() for part, own in zip(whole.packed(fast).parts, whole.parts, strict=True))
+
+
+@FAST
+@pytest.mark.parametrize("layer", ["linear", "embedding", "convolution"])
+def test_batches_of_several_lengths_share_a_storage(layer: str, fast: bool) -> None:
+    torch.manual_seed(0)
+    if layer == "convolution":
+        model = nn.Sequential(nn.Conv2d(2, 30, 3, stride=2, padding=1), nn.Tanh(), cases.Lambda(lambda x: x.mean((2, 3))))
+        batches = [torch.randn(2, 2, height, width) for height, width in ((6, 6), (9, 4), (3, 12), (40, 40))]
+    else:
+        first = nn.Embedding(9, 30) if layer == "embedding" else nn.Linear(20, 30)
+        model = nn.Sequential(first, nn.Tanh(), cases.Lambda(lambda x: x.mean(1)))
+        lengths = (3, 5, 2)
+        if layer == "embedding":
+            batches = [torch.randint(0, 9, (2, length)) for length in lengths]
+        else:
+            batches = [torch.randn(2, length, 20, dtype=torch.float64) for length in lengths]
+    batches = [batch.double() if batch.is_floating_point() else batch for batch in batches]
+    model = nn.Sequential(model, nn.Linear(30, 2)).double()
+    storage: PerSampleJacobian | None = None
+    for number, batch in enumerate(batches):
+        packed = per_sample_jacobian(model, batch).packed(fast)
+        storage = storage or packed.empty(2 * len(batches))
+        storage.write(2 * number, packed)
+    assert storage is not None
+    wanted = torch.cat([oracles.loop_jacobian(model, batch) for batch in batches])
+    close(storage.materialize(), wanted)
+    close(storage.trace_inner(storage), torch.einsum("iap,jap->ij", wanted, wanted))
+    close(storage.trace_listed(storage, torch.arange(2 * len(batches))[:, None])[:, 0], wanted.square().sum((1, 2)))
+
+
+class Sometimes(nn.Module):
+    """Uses its table and its second layer only where the first input of the batch is positive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.table = nn.Linear(4, 3), nn.Linear(4, 3), nn.Embedding(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x[0, 0] > 0:
+            return self.first(x) + self.second(x).tanh() * self.table((x[:, 1] > 0).long())
+        return self.first(x)
+
+
+def test_a_parameter_that_only_some_batches_depend_on() -> None:
+    model = Sometimes().double()
+    with_it, without = torch.randn(8, 4).double().abs(), -torch.randn(8, 4).double().abs()
+    batches = [without[:3], with_it[:2], without[3:4]]
+    operator_batches = [per_sample_jacobian(model, batch).packed(fast=True) for batch in batches]
+    wanted = torch.cat([oracles.loop_jacobian(model, batch) for batch in batches])
+    for order in ([0, 1, 2], [1, 2, 0]):
+        storage = operator_batches[order[0]].empty(6)
+        for number in order:
+            storage.write((0, 3, 5)[number], operator_batches[number])
+        close(storage.materialize(), wanted)
+        close(storage.gram(), wanted @ wanted.mT)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    model, inputs = cases.build("mlp_2")
+    packed = per_sample_jacobian(model, inputs).packed(fast=True)
+    storage = packed.empty(8)
+    with pytest.raises(ValueError, match="Expected `start` to be a place with room for 7 of 8 samples, but got 2"):
+        storage.write(2, packed)
+    with pytest.raises(ValueError, match=r"gradients like .*directions=2.*, but got .*directions=1"):
+        storage.write(0, per_sample_jacobian(model, inputs, directions=1).packed(fast=True))
+    with pytest.raises(ValueError, match="Expected `other` to be gradients like"):
+        storage.write(0, per_sample_jacobian(model, inputs, parameters="0").packed(fast=True))
+
+
+def test_a_storage_is_a_view_that_sees_what_is_written() -> None:
+    packed = exact("mlp_2").packed(fast=True)
+    storage = packed.empty(7)
+    part = storage.select(slice(2, 4))
+    storage.write(0, packed)
+    assert torch.equal(part.materialize(), packed.materialize()[2:4])
+    assert storage.nbytes == packed.nbytes
+
+
+def test_long_rows_are_summed_in_pieces() -> None:
+    rows = torch.rand(2, 1_000_000)
+    wanted = rows.double() @ rows.double().mT
+    found = factors.product(rows, rows)
+    torch.testing.assert_close(found.double(), wanted, rtol=2e-6, atol=0)
+    listed = factors.listed_products(rows, rows, torch.tensor([[0, 1], [1, -1]]))
+    wanted_listed = torch.tensor([[wanted[0, 0], wanted[0, 1]], [wanted[1, 1], 0.0]])
+    torch.testing.assert_close(listed, wanted_listed.float(), rtol=2e-6, atol=0)
+
+
+def test_moved_to_a_device() -> None:
+    result = exact("conv2d").packed(fast=True)
+    moved = result.moved(torch.device("meta"))
+    assert moved.outputs.device.type == "meta"
+    assert torch.equal(result.moved(torch.device("cpu")).materialize(), result.materialize())

@@ -1,0 +1,96 @@
+"""Run with a directory and a rank as arguments: one of two processes that measure the same sets together."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lightning_netsim._checks import NetsimError
+from lightning_netsim.measurement import measure_similarity
+from lightning_netsim.plan import SweepSettings
+from lightning_netsim.processes import Processes
+from lightning_netsim.results import SimilarityResult
+from lightning_netsim.sources import from_loader
+from tests.measuring import classifier, loader, whole
+
+PLANS = ("store", "sketch", "reiterate")
+SIZE, OTHERS = 150, 90
+
+
+def model() -> nn.Module:
+    return classifier()
+
+
+def inputs(number: int, seed: int) -> Tensor:
+    made = torch.randn(number, 6, generator=torch.Generator().manual_seed(seed))
+    made[number // 2] = torch.nan  # Left out.
+    return made
+
+
+def measured(plan: str, apart: bool, processes: Processes | None = None) -> SimilarityResult:
+    """Measure with counts of every kind, from sketches in several lots where the plan makes any."""
+    budget = None if plan != "reiterate" else 230_000.0 if processes is None else 170_000.0
+    settings = SweepSettings(
+        k=5,
+        directions="all",
+        plan=plan,
+        projection_dim=60,
+        thresholds=(0.5,),
+        powers=(2.0,),
+        memory_budget=budget,
+        chunk_size=16,
+    )
+    queries = from_loader(loader(inputs(SIZE, 1), torch.arange(SIZE) % 3), whole)
+    reference = from_loader(loader(inputs(OTHERS, 2)), whole) if apart else None
+    return measure_similarity(model(), queries, reference, settings, processes=processes)
+
+
+def disagreement(rank: int, processes: Processes) -> list[str]:
+    """Return what is said of two sets that are not the same."""
+    said = []
+    for number, labels in ((SIZE + rank, torch.zeros(SIZE + rank)), (SIZE, torch.full((SIZE,), rank))):
+        source = from_loader(loader(inputs(number, 1), labels.long()), whole)
+        try:
+            measure_similarity(model(), source, settings=SweepSettings(k=2), processes=processes)
+        except NetsimError as error:
+            said.append(str(error))
+    return said
+
+
+def values(result: SimilarityResult) -> dict[str, Any]:
+    """Return what has to be the same however many processes there are."""
+    activations = result.activation_neighbors
+    return {
+        "soft": result.counts.soft,
+        "hard": result.counts.hard,
+        "power": result.counts.power,
+        "num_reference": result.counts.num_reference,
+        "index": result.neighbors.index,
+        "similarity": result.neighbors.similarity,
+        "recall": result.neighbors.recall,
+        "activations": None if activations is None else activations.similarity,
+        "positions": result.queries.index,
+        "labels": result.queries.labels,
+        "predictions": result.predictions,
+        "norm": result.norm,
+        "num_left_out": result.num_left_out,
+        "num_sweeps": result.plan["num_sweeps"],
+    }
+
+
+def main(path: Path, rank: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path / 'meet'}", rank=rank, world_size=2)
+    processes = Processes.current()
+    found = {(plan, apart): values(measured(plan, apart, processes)) for plan in PLANS for apart in (False, True)}
+    torch.save({"found": found, "said": disagreement(rank, processes)}, path / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,90 @@
+"""On a CUDA device: the same tables as on the CPU, computed there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_netsim import SimilarityMonitor, analyze
+from lightning_netsim.features import GradientFeatures
+from lightning_netsim.jacobian import trees
+from lightning_netsim.measurement import measure_similarity
+from lightning_netsim.plan import SweepSettings, measure_rates, memory_budget
+from lightning_netsim.sources import from_loader
+from tests import cases
+from tests.callbacks.small import Small, points
+from tests.measuring import classifier, loader
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
+
+CUDA = torch.device("cuda")
+
+
+def measured(device: torch.device, plan: str, **settings: Any) -> Any:
+    inputs = torch.randn(150, 6, generator=torch.Generator().manual_seed(0))
+
+    def move(batch: Any, batch_idx: int) -> Any:
+        return [part.to(device) for part in batch]
+
+    chosen = SweepSettings(k=5, directions="all", plan=plan, projection_dim=60, thresholds=(0.5,), powers=(2.0,), **settings)
+    return measure_similarity(classifier().to(device), from_loader(loader(inputs), move), settings=chosen)
+
+
+@pytest.mark.parametrize("plan", ["store", "sketch", "reiterate"])
+def test_tables_are_those_of_the_cpu(plan: str) -> None:
+    there, here = measured(CUDA, plan), measured(torch.device("cpu"), plan)
+    torch.testing.assert_close(there.counts.soft.cpu(), here.counts.soft, rtol=1e-4, atol=1e-3)
+    assert float((there.neighbors.index == here.neighbors.index).float().mean()) > 0.99
+    torch.testing.assert_close(there.neighbors.similarity, here.neighbors.similarity, rtol=0, atol=1e-5)
+    assert there.neighbors.recall is not None
+    assert there.neighbors.recall > 0.95
+
+
+@pytest.mark.parametrize("name", sorted(cases.CASES))
+def test_kernels_are_those_of_the_cpu(name: str) -> None:
+    model, inputs = cases.build(name)
+    here = GradientFeatures(model, directions="all")(inputs)
+    wanted = here.inner(here).float()
+    there = GradientFeatures(model.to(CUDA), directions="all")(trees.moved(inputs, CUDA))
+    found = there.inner(there)
+    model.to("cpu")
+    assert found.device.type == "cuda"
+    torch.testing.assert_close(found.float().cpu(), wanted, rtol=0, atol=1e-4)
+
+
+def test_the_monitor_in_mixed_precision() -> None:
+    for precision in ("float32", "inherit"):
+        monitor = SimilarityMonitor(k=3, precision=precision, figures=False, summary=False)
+        trainer = Trainer(
+            accelerator="gpu", devices=1, precision="16-mixed", max_epochs=1, logger=False, callbacks=[monitor],
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(Small(), points(8, batch_size=4), points(11, batch_size=4))
+        assert monitor.result is not None
+        assert bool(monitor.result.counts.soft.isfinite().all())
+
+
+def test_analyze_leaves_the_model_where_it_is() -> None:
+    model = classifier().to(CUDA)
+    analysis = analyze(model, loader(torch.randn(40, 6)), k=3, progress=False)
+    assert next(model.parameters()).device.type == "cuda"
+    assert len(analysis.neighbors) == 120
+
+
+def test_the_budget_is_that_of_the_device() -> None:
+    assert 0 < memory_budget(SweepSettings(), CUDA) <= torch.cuda.mem_get_info()[1]
+    assert measure_rates(CUDA).products > 1e10
+
+
+def test_a_chunk_that_does_not_fit_is_halved() -> None:
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 2**31 / torch.cuda.mem_get_info()[1]))
+    try:
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 256, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        images = torch.randn(64, 3, 128, 128)
+        analysis = analyze(model.to(CUDA), loader(images, size=64), k=3, directions=1, progress=False)
+        assert analysis.meta["plan"]["chunk_size"] < 64
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
