@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint format clean
+.PHONY: help demo test slow bench lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -23,6 +23,9 @@ test: $(VENV)/.installed-test  ## run the tests and the examples in docstrings
 
 slow: $(VENV)/.installed-test  ## run all of that and the tests marked slow
 	$(BIN)/python -m pytest --slow $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed-bench  ## measure time, memory and recall beside other packages (15 minutes); writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/write_results.py
 
 lint: $(VENV)/.installed-dev  ## check style, formatting and types
 	$(BIN)/ruff check .

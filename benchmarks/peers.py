@@ -45,7 +45,7 @@ from lightning_netsim.features import GradientFeatures
 
 SIZES = {
     "images": Size(512, 48, "MNIST images counted"),
-    "resnet_images": Size(192, 8, "CIFAR-10 images counted"),
+    "resnet_images": Size(128, 8, "CIFAR-10 images counted"),
     "matrix_images": Size(500, 24, "MNIST images of the matrix of similarities"),
     "rounds": Size(5, 2, "timings of each method"),
     "steps": Size(300, 20, "training steps of the MNIST network"),
@@ -112,7 +112,7 @@ class Comparison:
 
 
 def counts_of(problem: Problem) -> Job:
-    """Return the job of counting the neighbors, |ΔN| / max(1, |N|) its error."""
+    """Return the job of counting the neighbors."""
     exact = counting.exact_rows(problem)
     return Job(problem, counting.ours, partial(counting.disagreement, expected=exact @ exact.sum(0)))
 

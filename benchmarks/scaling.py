@@ -85,7 +85,7 @@ def job_of(job: str, axis: str, value: int, problem: Problem) -> Callable[[], An
     if job == "plain":
         return partial(counting.plain, problem)
     if job == "neighbors":
-        return partial(neighbors, problem, 1, problem.loader())
+        return partial(neighbors, problem, loader=problem.loader())
     return partial(counting.ours, problem, value if axis == "d" else 1)
 
 

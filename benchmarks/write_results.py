@@ -2,8 +2,8 @@
 
     python benchmarks/write_results.py [--only NAME ...] [--quick] [--data-dir DIRECTORY] [--threads 2]
 
-The last line of each script is kept in `runs/benchmarks/NAME.json`; with `--only`, those of the others are read from there. What
-stands in RESULTS.md below the line that says so is written by hand and stays.
+The last line of each script is kept in `runs/benchmarks/NAME.json`; with `--only`, those of the others are read from there.
+What stands in RESULTS.md below the line that says so is written by hand and stays.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any
 
 import psutil
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import neighbors, peers, scaling, sketch, soft_counts
 from benchmarks.common import Bound
 
+HERE = Path(__file__).resolve().parent
 SCRIPTS = {"soft_counts": soft_counts, "peers": peers, "sketch": sketch, "neighbors": neighbors, "scaling": scaling}
 KEPT = Path("runs/benchmarks")
 BY_HAND = "<!-- What follows is written by hand: `make bench` leaves it as it is. -->"
@@ -50,6 +50,9 @@ WHAT = {
 }
 WHAT_BY_SCRIPT = {("neighbors", "ratio_plain"): "soft counts and 10 audited neighbors of all, in units of the plain pass"}
 
+# Arguments of a script in a full run, where its own sizes would take too long.
+ARGUMENTS: Mapping[str, Sequence[str]] = {}
+
 Figures = Mapping[str, Any]
 
 
@@ -68,7 +71,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run(name: str, options: argparse.Namespace) -> Figures | None:
     """Run one script, show what it prints, keep its last line; None if it fails."""
     command = [sys.executable, str(HERE / f"{name}.py"), "--threads", str(options.threads), "--data-dir", options.data_dir]
-    command += ["--quick"] * options.quick
+    command += ["--quick"] if options.quick else ARGUMENTS.get(name, [])
     if name == "scaling" and not options.quick:
         command += ["--out", str(HERE.parent / "docs" / "images")]
     print(f"\n== {' '.join(command[1:])}", flush=True)
@@ -171,9 +174,8 @@ def soft_counts_section(figures: Figures) -> Iterator[str]:
 def peers_section(figures: Figures) -> Iterator[str]:
     yield (
         "Every peer does exactly the same job; each answer is held against float64 gradients, one by one, before it is timed. "
-        "Soft counts are made in the same O(P) memory, chunks of "
-        f"{figures['chunk_size']} images; the matrix holds all pairs. Medians of {figures['rounds']} interleaved rounds, in units "
-        "of the time of this package."
+        f"Soft counts are made in the same O(P) memory, chunks of {figures['chunk_size']} images; the matrix holds all pairs. "
+        f"In units of the time of this package, and medians of {figures['rounds']} interleaved rounds."
     )
     jobs = {
         name: f"{label}, {figures['num_images'][name]} images"
@@ -193,10 +195,10 @@ def peers_section(figures: Figures) -> Iterator[str]:
     ]
     yield "Not timed, and why:\n\n" + "\n".join(reasons)
     yield (
-        "In favor of the peers: norms of the first pass are kept for the second; BackPACK gets the rule for PReLU that it lacks; "
-        "for Opacus, batch norm is rewritten as the affine map that it is in evaluation mode; Captum differentiates one image at "
-        "a time, which is its fastest way that is right; dattri takes all images in one batch, and the projection to 512 numbers "
-        "that it leaves in place when it is asked for none is switched off."
+        "In favor of the peers: norms of the first pass are kept for the second; BackPACK gets the rule for PReLU that it "
+        "lacks; for Opacus, batch norm is rewritten as the affine map that it is in evaluation mode; Captum differentiates one "
+        "image at a time, which is its fastest way that is right; dattri takes all images in one batch, and the projection to "
+        "512 numbers that it leaves in place when it is asked for none is switched off."
     )
 
 
@@ -208,8 +210,8 @@ def _cell(record: Figures | None) -> str:
 
 def sketch_section(figures: Figures) -> Iterator[str]:
     yield (
-        f"{figures['num_images']} {figures['images']}, {figures['num_parameters']:,} parameters, d = 1. TRAK's projector is handed "
-        "the matrix of gradients, made outside the time; `ours` starts from the same gradients in factored form, "
+        f"{figures['num_images']} {figures['images']}, {figures['num_parameters']:,} parameters, d = 1. TRAK's projector is "
+        "handed the matrix of gradients, made outside the time; `ours` starts from the same gradients in factored form, "
         "`ours_with_jacobian` from the images. The error is that of inner products of unit vectors."
     )
     seconds, errors = figures["median_seconds"], figures["rms_error"]
@@ -223,14 +225,17 @@ def sketch_section(figures: Figures) -> Iterator[str]:
 def neighbors_section(figures: Figures) -> Iterator[str]:
     numbers = figures["num_images"]
     yield (
-        f"Tables of 10 neighbors of {numbers['tables']:,} images by `analyze`, against the exact similarities of "
-        f"{numbers['queries']} of them, drawn at random, to all; similarities within 1e-6 of the tenth count as ties."
+        f"Tables of 10 neighbors of {numbers['tables']:,} MNIST and {numbers['resnet20']:,} CIFAR-10 images by `analyze`, "
+        f"against the exact similarities of {numbers['queries']} of them, drawn at random, to all; similarities within 1e-6 of "
+        "the tenth count as ties. The plan is the one that is chosen, and the sketch where that is another."
     )
     rows = [
-        (f"{name}", *(number(case[key]) for key in ("recall", "said")), case["plan"], number(case["largest_error"]))
+        (name.replace("_", ", "), *(number(case[key]) for key in ("recall", "said", "largest_error", "seconds")))
         for name, case in figures["recalls"].items()
     ]
-    yield table(("network, directions", "recall@10", "said by the audit", "plan", "largest error of a similarity"), rows)
+    yield table(
+        ("network, directions, plan", "recall@10", "said by the audit", "largest error of a similarity", "seconds"), rows
+    )
     many, outputs = figures["median_seconds"]["mnist"], figures["median_seconds"]["all_outputs"]
     yield (
         f"Counts and neighbors of {numbers['mnist']:,} images take {number(many['neighbors'])} s, one plain pass "
@@ -263,6 +268,7 @@ def page(results: Mapping[str, Figures | None], options: argparse.Namespace, by_
     parts = [
         "# Results of the benchmarks",
         f"Written by `make bench`, which took {minutes:.0f} minutes.\n{machine(options.threads)}",
+        *(["**Small sizes, to see that it works: the figures mean nothing.**"] if options.quick else []),
         bounds_section(results),
     ]
     for name, (title, section) in SECTIONS.items():

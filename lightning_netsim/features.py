@@ -257,7 +257,7 @@ class GradientFeatures:
         self.operator.prepare(inputs, labels)
 
     def __call__(
-        self, inputs: Any, labels: Tensor | None = None, normalization: Normalization | None = None
+        self, inputs: Any, labels: Tensor | None = None, normalization: Normalization | None = None, form: bool = False
     ) -> GradientFeatureBatch:
         """Return the features of a batch; remarks on the outputs are collected in `notes`.
 
@@ -265,8 +265,11 @@ class GradientFeatures:
             inputs: the batch.
             labels: shape (B,), only for ``directions="target"``.
             normalization: of the same samples under the same weights, from an earlier sweep: it is then not computed again.
+            form: form at once what `PerSampleJacobian.packed` forms to be fast: where that is stored, it serves all else too.
         """
         jacobian = self.operator(inputs, labels)
+        if form:
+            jacobian = jacobian.packed(fast=True)
         features = GradientFeatureBatch(jacobian, normalization)
         self._remark(jacobian.outputs, features)
         return features

@@ -185,7 +185,7 @@ class _Measurement:
         self.few = self._first_samples(queries)
         self.prepared = prepare(self.sweeper, self.few, self.sizes, settings, self.processes)
         self.plan = self.prepared.plan
-        self.sweeper.chunk_size = self.plan.chunk_size
+        self.sweeper.chunk_size, self.sweeper.forms = self.plan.chunk_size, self.plan.fast
         # Stored features are divided among the processes, in whole batches.
         self._capacity = math.ceil(self.plan.num_stored / processes.size) if self.plan.kind == "reiterate" else sys.maxsize
         self.audited = _audited_positions(queries, settings.seed)
@@ -302,7 +302,9 @@ class _Measurement:
     def _rank_candidates(self) -> _Found:
         """Compare the candidates that sketches find, and audit."""
         ids, k = self.queries.ids, self.settings.k
-        sketches = [pair for held in self.processes.gather(self.reference.sketches) for pair in held]
+        device = self.prepared.device
+        gathered = self.processes.gather(self.reference.sketches)
+        sketches = [(vectors.to(device), ids) for held in gathered for vectors, ids in held]
         shortlist = self._search(sketches)
         own = torch.cat([vectors for vectors, _ in self.queries.sketches])
         is_audited = torch.isin(ids, self.audit_store.ids)

@@ -133,8 +133,14 @@ def _sketch_dim(features: GradientFeatureBatch, projection: SketchProjection, mi
 
 
 def _timed(function: Callable[[], T]) -> tuple[float, T]:
+    _wait()
     start = time.perf_counter()
     result = function()
+    _wait()
+    return time.perf_counter() - start, result
+
+
+def _wait() -> None:
+    """Wait for what a device has been given to do."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start, result

@@ -99,19 +99,56 @@ def compare_candidates(reranking: Reranking, chosen: Tensor, queries: FeatureSto
         block: reference samples.
     """
     features, ids = block
-    position = torch.full((len(chosen),), -1)
-    position[rows] = torch.arange(len(rows))
-    asked = torch.zeros(len(chosen), dtype=torch.bool)
-    asked[rows] = True
-    found, columns, wanted = reranking.candidates(chosen & asked[:, None])
-    listed = _positions(ids, wanted)
-    some = (listed >= 0).any(1).nonzero().squeeze(1)
     every = queries.features
-    if every is None or not len(some):
+    if every is None:
         return
-    for part in torch.split(some, _QUERIES_AT_A_TIME):
-        similarity = every.select(position[found[part]]).trace_listed(features, listed[part])
-        reranking.take(found[part], columns[part], similarity.cpu())
+    place = torch.full((len(chosen),), -1)
+    place[rows] = torch.arange(len(rows))
+    found, columns, wanted = reranking.candidates(chosen & (place >= 0).unsqueeze(1))
+    listed = _positions(ids, wanted)
+    some = (listed >= 0).any(1)
+    if not bool(some.any()):
+        return
+    found, columns, listed = found[some], columns[some], listed[some]
+    # Of a set compared with itself, two samples are often candidates of each other.
+    mirrored = torch.equal(ids, queries.ids)
+    asked = _once(place[found], listed) if mirrored else listed
+    similarity = torch.cat(
+        [
+            every.select(place[part_rows]).trace_listed(features, part).cpu()
+            for part_rows, part in zip(
+                torch.split(found, _QUERIES_AT_A_TIME), torch.split(asked, _QUERIES_AT_A_TIME), strict=True
+            )
+        ]
+    )
+    if mirrored:
+        _fill_mirrored(similarity, place[found], listed, asked)
+    reranking.take(found, columns, similarity)
+
+
+def _once(rows: Tensor, listed: Tensor) -> Tensor:
+    """Return lists of samples of one set without the second of each pair that is listed both ways: -1 in its place.
+
+    Args:
+        rows: shape (q,), which samples the lists belong to.
+        listed: shape (q, R); -1 where there is none.
+    """
+    forth, back = _pairs(rows, listed)
+    return listed.masked_fill((listed < rows.unsqueeze(1)) & torch.isin(back, forth[listed >= 0]), -1)
+
+
+def _fill_mirrored(similarity: Tensor, rows: Tensor, listed: Tensor, asked: Tensor) -> None:
+    """Fill in the similarities, shape (q, R), of the pairs that `_once` has taken out of `listed`."""
+    forth, back = _pairs(rows, listed)
+    known, missing = asked >= 0, (asked < 0) & (listed >= 0)
+    pairs, order = forth[known].sort()
+    similarity[missing] = similarity[known][order][torch.searchsorted(pairs, back[missing])]
+
+
+def _pairs(rows: Tensor, listed: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a number for each listed pair (row, sample), and the number of the pair (sample, row), shape (q, R)."""
+    size = int(torch.maximum(rows.max(), listed.max())) + 1
+    return rows.unsqueeze(1) * size + listed, listed * size + rows.unsqueeze(1)
 
 
 def _positions(ids: Tensor, wanted: Tensor) -> Tensor:

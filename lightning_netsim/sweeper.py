@@ -40,6 +40,7 @@ class Sweeper:
 
     Attributes:
         chunk_size: samples differentiated at a time; set by the plan.
+        forms: whether gradients are formed at once; set by the plan.
         gradients: the features.
         activations: those of activations.
         watches_activations: whether these are read in passing; only the first sweep needs them.
@@ -49,6 +50,7 @@ class Sweeper:
         self.model, self.settings = model, settings
         self.progress = progress or (lambda stage, done, total: None)
         self.chunk_size = 1
+        self.forms = False
         self.gradients = GradientFeatures(model, self._forward, settings.directions, settings.parameters, settings.seed)
         self._autocast = _surrounding_autocast(model) if settings.precision == "inherit" else nullcontext()
         self.activations = ActivationFeatures(model, self._forward, settings.activation_layer)
@@ -68,7 +70,7 @@ class Sweeper:
         self._batch_idx, self._size, self._read = chunk.batch_idx, len(chunk.index), None
         # The same noise for the same samples in every sweep.
         torch.manual_seed(self.settings.seed + int(chunk.index[0]))
-        return self.gradients(chunk.batch, self._labels(chunk), normalization)
+        return self.gradients(chunk.batch, self._labels(chunk), normalization, self.forms)
 
     def prepare(self, chunk: Chunk) -> None:
         """Check the model on a few samples."""

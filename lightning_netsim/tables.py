@@ -119,6 +119,10 @@ def _meta(result: SimilarityResult, settings: SweepSettings) -> dict[str, Any]:
         "k": settings.k,
         "recall": result.neighbors.recall,
         "similarity_error": result.similarity_error,
+        "count_errors": {
+            **{f"hard_count_{tau:g}": error for tau, error in result.counts.hard_error.items()},
+            **{f"power_count_{alpha:g}": error for alpha, error in result.counts.power_error.items()},
+        },
         "sweep_disagreement": result.sweep_disagreement,
         "notes": list(result.notes),
         "seconds": result.seconds,

@@ -137,6 +137,7 @@ def test_meta_holds_settings_findings_and_context() -> None:
         "k": 2,
         "recall": 1.0,
         "similarity_error": 0.0,
+        "count_errors": {},
         "sweep_disagreement": 1e-7,
         "notes": ["a remark"],
         "seconds": 0.5,

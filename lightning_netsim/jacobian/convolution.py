@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn import grad as convolution_gradients
 
-from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor
+from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor, row_products
 from lightning_netsim.jacobian.outer import OuterFactor
+from lightning_netsim.jacobian.sketch import SketchProjection
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _WEIGHT_GRADIENTS: dict[int, Callable[..., Tensor]] = {
@@ -25,13 +26,18 @@ _WEIGHT_GRADIENTS: dict[int, Callable[..., Tensor]] = {
     3: convolution_gradients.conv3d_weight,
 }
 
-# Forming gradients multiplies many small matrices, from copied patches, which costs about this many times as much for each
-# multiplication as one large product (measured on shapes from 1 to 512 channels).
-_FORMING_COST = 1.5
-# An addition of two entries in memory is taken to cost this many multiplications inside a matrix product (an estimate).
+# Measured on sixteen shapes (1 to 512 channels, 2² to 32² positions, 1 and 4 directions, one core), where a multiplication in a
+# large product takes 20 to 30 ps: an addition of two entries in memory takes as long as about 4, and a formed entry, from
+# writing it to reading it for the Gram and the sum, as long as 40 more than a sum without forming. The faster way to Gram and
+# sum is then chosen in 30 of 32 cases; in the others it would have taken 0.7 of the time.
 _SUM_COST = 4
+_ENTRY_COST = 40
 # Formed gradients are kept for the products that follow a Gram only up to this size.
 _KEEP_BYTES = 2**28
+# On a CPU, the gradients of all samples come from one convolution where they have few numbers for each position, and enough
+# channels: it copies no patches, and is up to twice as fast there.
+_NUMBERS_PER_POSITION = 40
+_CHANNELS_AT_ONCE = 4
 # Patches are copied and multiplied so many bytes at a time: on a CPU, what the cache of one core holds.
 _PATCH_BYTES = {"cpu": 2**20}
 _PATCH_BYTES_ELSEWHERE = 2**28
@@ -39,16 +45,22 @@ _PATCH_BYTES_ELSEWHERE = 2**28
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a convolution without padding steps over its input."""
+    """How a convolution steps over its input, which is padded by `padding` zeros on both sides of each dimension."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    padding: tuple[int, ...]
+
+    def padded(self, inputs: Tensor) -> Tensor:
+        """Return `inputs` (B, C, *S) with the padding."""
+        sides = [size for size in reversed(self.padding) for _ in range(2)]
+        return F.pad(inputs, sides) if any(sides) else inputs
 
     def patches(self, inputs: Tensor, positions: Sequence[int]) -> Tensor:
         """Return the entries of `inputs` (B, C, *S) under the kernel at each output position, shape (B, g, C/g·taps, T)."""
-        view = inputs
+        view = self.padded(inputs)
         for axis, (size, step, dilation, count) in enumerate(
             zip(self.kernel, self.stride, self.dilation, positions, strict=True), start=2
         ):
@@ -63,21 +75,23 @@ def form_gradients(inputs: Tensor, deltas: Tensor, geometry: Geometry) -> Tensor
     """Form the per-sample gradients of a convolution weight.
 
     Args:
-        inputs: shape (B, C, *S), padded already.
+        inputs: shape (B, C, *S).
         deltas: shape (B, d, O, *S').
         geometry: kernel, stride, dilation and groups g.
 
     Returns:
         shape (B, d, O, C/g, *kernel).
     """
+    (batch, directions, rows), positions = deltas.shape[:3], deltas.shape[3:]
     channels = inputs.shape[1] // geometry.groups
-    shape = (*deltas.shape[:3], channels, *geometry.kernel)
-    if len(inputs) == 0:
+    shape = torch.Size((batch, directions, rows, channels, *geometry.kernel))
+    if batch == 0:
         return deltas.new_zeros(shape)
     grouped = torch.unflatten(deltas, 2, (geometry.groups, -1)).transpose(1, 2)
-    form = _form_single_channel if channels == 1 else _form_by_patches
-    formed = torch.unflatten(form(inputs, grouped, geometry), 2, grouped.shape[2:4])
-    return formed.transpose(1, 2).reshape(shape)
+    few = shape[1:].numel() <= _NUMBERS_PER_POSITION * positions.numel() and (directions == 1 or geometry.groups == 1)
+    at_once = deltas.device.type == "cpu" and few and directions * inputs.shape[1] >= _CHANNELS_AT_ONCE
+    formed = (_form_at_once if at_once else _form_by_patches)(inputs, grouped, geometry)
+    return torch.unflatten(formed, 2, grouped.shape[2:4]).transpose(1, 2).reshape(shape)
 
 
 def _form_by_patches(inputs: Tensor, deltas: Tensor, geometry: Geometry) -> Tensor:
@@ -96,23 +110,25 @@ def _form_by_patches(inputs: Tensor, deltas: Tensor, geometry: Geometry) -> Tens
     return formed
 
 
-def _form_single_channel(inputs: Tensor, deltas: Tensor, geometry: Geometry) -> Tensor:
-    """Form the same where each group has one input channel: one grouped convolution of the input with δ as its kernel."""
+def _form_at_once(inputs: Tensor, deltas: Tensor, geometry: Geometry) -> Tensor:
+    """Form the same as the weight gradient of one convolution of one picture, with a group of channels for each sample."""
     batch, groups, directions, rows = deltas.shape[:4]
-    images = inputs.reshape(1, batch * groups, *inputs.shape[2:])
-    kernels = deltas.reshape(batch * groups * directions * rows, 1, *deltas.shape[4:])
-    convolve = _CONVOLUTIONS[len(geometry.kernel)]
-    out = convolve(images, kernels, stride=geometry.dilation, dilation=geometry.stride, groups=batch * groups)
-    for axis, size in enumerate(geometry.kernel):
-        out = out.narrow(2 + axis, 0, size)
-    return out.reshape(batch, groups, directions * rows, -1)
+    shape = torch.Size((batch * groups * directions * rows, inputs.shape[1] // groups, *geometry.kernel))
+    formed = _weight_gradient(inputs.flatten(0, 1)[None], deltas.flatten(0, 3)[None], shape, geometry, batch * groups)
+    return formed.view(batch, groups, directions * rows, -1)
+
+
+def _weight_gradient(inputs: Tensor, deltas: Tensor, shape: torch.Size, geometry: Geometry, groups: int) -> Tensor:
+    """Return the ordinary weight gradient, of `shape`, summed over the batch."""
+    gradient = _WEIGHT_GRADIENTS[len(geometry.kernel)]
+    return gradient(inputs, shape, deltas, geometry.stride, geometry.padding, geometry.dilation, groups)
 
 
 class ConvolutionFactor(AbstractFactor):
     """Gradients of a convolution weight (O, C/g, *kernel).
 
     Args:
-        inputs: u, shape (B, C, *S), padded already.
+        inputs: u, shape (B, C, *S).
         deltas: δ, shape (B, d, O, *S').
         geometry: how the kernel steps over the input.
     """
@@ -164,7 +180,7 @@ class ConvolutionFactor(AbstractFactor):
         return self._gram_by_pixels() if self._pixels_are_cheaper() else self.formed().gram()
 
     def inner(self, other: AbstractFactor) -> Tensor:
-        if isinstance(other, ConvolutionFactor) and self._ghost_is_cheaper() and other._ghost_is_cheaper():
+        if isinstance(other, ConvolutionFactor) and self._ghosts_are_cheaper(other, self.size[1] * other.size[1]):
             return self._outer().inner(other._outer())
         return super().inner(other)
 
@@ -172,7 +188,8 @@ class ConvolutionFactor(AbstractFactor):
         if self._kept is not None:
             return self._kept.weighted_sum(weight)
         deltas = torch.unflatten(torch.einsum("bdn,bdc->cbn", self.deltas.flatten(2), weight), 2, self.deltas.shape[2:])
-        return torch.stack([self._batch_gradient(column) for column in deltas])
+        columns = [_weight_gradient(self.inputs, column, self.shape, self.geometry, self.geometry.groups) for column in deltas]
+        return torch.stack(columns)
 
     def dot(self, direction: Tensor) -> Tensor:
         if self._kept is not None:
@@ -180,19 +197,22 @@ class ConvolutionFactor(AbstractFactor):
         return torch.einsum("bdn,bcn->bdc", self.deltas.flatten(2), self._moved(direction))
 
     def trace_inner(self, other: AbstractFactor) -> Tensor:
-        if isinstance(other, ConvolutionFactor) and self._ghost_is_cheaper() and other._ghost_is_cheaper():
+        if isinstance(other, ConvolutionFactor) and self._ghosts_are_cheaper(other, self.size[1]):
             return self._outer().trace_inner(other._outer())
         return super().trace_inner(other)
 
     def trace_dot(self, direction: Tensor) -> Tensor:
         if self._kept is not None:
             return self._kept.trace_dot(direction)
-        return (self.deltas.flatten(2) * self._moved(direction)).sum((1, 2))
+        return row_products(self.deltas.flatten(1), self._moved(direction).flatten(1))
 
     def trace_listed(self, other: AbstractFactor, listed: Tensor) -> Tensor:
         if isinstance(other, ConvolutionFactor) and self._ghost_cost() < self.size[1] * self.shape.numel():
             return self._listed_by_queries(other, listed)
         return super().trace_listed(other, listed)
+
+    def sketch(self, projection: SketchProjection, name: str) -> Tensor:
+        return super().sketch(projection, name) if self._kept is None else self._kept.sketch(projection, name)
 
     def pair_cost(self) -> tuple[int, int]:
         formed = self.size[1] * self.shape.numel()
@@ -205,7 +225,7 @@ class ConvolutionFactor(AbstractFactor):
         convolve = _CONVOLUTIONS[len(geometry.kernel)]
         # Grouped convolutions need the columns inside their group.
         kernels = torch.unflatten(direction, 1, (geometry.groups, -1)).transpose(0, 1).flatten(0, 2)
-        moved = convolve(self.inputs, kernels, None, geometry.stride, 0, geometry.dilation, geometry.groups)
+        moved = convolve(self.inputs, kernels, None, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
         for axis, size in enumerate(self.deltas.shape[3:]):
             moved = moved.narrow(2 + axis, 0, size)
         return torch.unflatten(moved, 1, (geometry.groups, columns, -1)).transpose(1, 2).flatten(2)
@@ -215,14 +235,15 @@ class ConvolutionFactor(AbstractFactor):
         if self.geometry.groups > 1 or self._kept is not None:
             return False
         directions, rows = self.deltas.shape[1], self.shape[0]
-        positions, pixels = self.deltas.shape[3:], self.inputs.shape[2:]
-        count, size = positions.numel(), pixels.numel()
+        positions = self.deltas.shape[3:]
+        pixels = [size + 2 * pad for size, pad in zip(self.inputs.shape[2:], self.geometry.padding, strict=True)]
+        count, size = positions.numel(), math.prod(pixels)
         sums, left = 0, size**2
         for kernel, position, pixel in zip(self.geometry.kernel, positions, pixels, strict=True):
             left = left // pixel**2 * position**2
             sums += kernel * left
         by_pixels = size**2 * self.inputs.shape[1] + _SUM_COST * sums + directions * rows * count * (count + directions)
-        return by_pixels < self._forming_cost()
+        return by_pixels < directions * self.shape.numel() * (_ENTRY_COST + directions)
 
     def _gram_by_pixels(self) -> Tensor:
         """Return GᵀG without the gradients: patches overlap, so their inner products are sums of those of pixels.
@@ -231,8 +252,9 @@ class ConvolutionFactor(AbstractFactor):
         GᵀG = Σ_{t,t'} ⟨patch_t, patch_t'⟩ δ_tᵀδ_t'.
         """
         dimensions, positions = len(self.geometry.kernel), self.deltas.shape[3:]
-        pixels = self.inputs.flatten(2)
-        products = (pixels.mT @ pixels).view(-1, *self.inputs.shape[2:], *self.inputs.shape[2:])
+        inputs = self.geometry.padded(self.inputs)
+        pixels = inputs.flatten(2)
+        products = (pixels.mT @ pixels).view(-1, *inputs.shape[2:], *inputs.shape[2:])
         for axis, (kernel, stride, dilation) in enumerate(
             zip(self.geometry.kernel, self.geometry.stride, self.geometry.dilation, strict=True)
         ):
@@ -249,30 +271,24 @@ class ConvolutionFactor(AbstractFactor):
         moved = deltas @ products.reshape(-1, 1, count, count)
         return moved.flatten(2) @ deltas.flatten(2).mT
 
-    def _forming_cost(self) -> float:
-        directions, positions = self.deltas.shape[1], self.deltas.shape[3:].numel()
-        return directions * self.shape.numel() * (_FORMING_COST * positions + directions)
+    def _ghost_cost(self, products: int | None = None) -> float:
+        """Return the multiplications for one pair of samples from their patches, infinite where there are groups.
 
-    def _ghost_cost(self) -> float:
-        """Return the multiplications for one pair of samples from their patches, infinite where there are groups."""
+        Args:
+            products: how many products of two directions are wanted; d by default, for the trace.
+        """
         positions, columns = self.deltas.shape[3:].numel(), self.shape[1:].numel()
-        return positions**2 * (columns + self.size[1] * self.shape[0]) if self.geometry.groups == 1 else math.inf
+        products = self.size[1] if products is None else products
+        return positions**2 * (columns + products * self.shape[0]) if self.geometry.groups == 1 else math.inf
 
-    def _ghost_is_cheaper(self) -> bool:
-        """Return whether inner products of pairs are cheaper from patches than from formed gradients."""
-        if self.geometry.groups > 1 or self._kept is not None:
-            return False
-        directions, positions, columns = self.deltas.shape[1], self.deltas.shape[3:].numel(), self.shape[1:].numel()
-        ghost = positions**2 * (columns + directions**2 * self.shape[0]) + positions * columns
-        return ghost < self._forming_cost()
+    def _ghosts_are_cheaper(self, other: ConvolutionFactor, products: int) -> bool:
+        """Return whether inner products with the samples of `other` are cheaper from patches than from formed gradients."""
+        pairs = self.size[0] * other.size[0]
+        unformed = [factor for factor in (self, other) if factor._kept is None]
+        forming = sum(factor.deltas[:, :, 0].numel() for factor in unformed)
+        return pairs * self._ghost_cost(products) < self.shape.numel() * (pairs * products + forming)
 
     def _outer(self) -> OuterFactor:
         """Return the same gradients as those of a linear layer on patches: u (B, T, C·taps), δ (B, d, T, O)."""
         patches = self.geometry.patches(self.inputs, self.deltas.shape[3:]).squeeze(1)
         return OuterFactor(patches.mT, self.deltas.flatten(3).mT, self.shape)
-
-    def _batch_gradient(self, deltas: Tensor) -> Tensor:
-        """Return the ordinary weight gradient, summed over the batch, for `deltas` of shape (B, O, *S')."""
-        gradient = _WEIGHT_GRADIENTS[len(self.geometry.kernel)]
-        geometry = self.geometry
-        return gradient(self.inputs, self.shape, deltas, geometry.stride, 0, geometry.dilation, geometry.groups)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_netsim.jacobian.factors import AbstractFactor
+from lightning_netsim.jacobian.sketch import SketchProjection
 
 
 class EmbeddingFactor(AbstractFactor):
@@ -73,6 +74,9 @@ class EmbeddingFactor(AbstractFactor):
         if not isinstance(other, EmbeddingFactor):
             return super().trace_listed(other, listed)
         return self._listed_by_queries(other, listed)
+
+    def sketch(self, projection: SketchProjection, name: str) -> Tensor:
+        return projection.scatter(name, self.index.clamp_min(0), self.deltas)
 
     def pair_cost(self) -> tuple[int, int]:
         positions = self.index.shape[1]

@@ -10,9 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_netsim._checks import expected
+from lightning_netsim.jacobian.sketch import SketchProjection
 
 #: What gradients that are formed for one product may take at a time.
 WORKING_BYTES = 2**28
+# What gradients that are formed for a sketch may take at a time: on a CPU, what its cache holds.
+_SKETCHED_BYTES = {"cpu": 2**22}
+# One sum in float32 is no longer than this.
 _SUMMED_AT_ONCE = 2**16
 # Products with so few numbers in all are gathered at once: a loop over queries would cost more than the copy.
 _GATHERED_NUMBERS = 2**12
@@ -176,6 +180,13 @@ class AbstractFactor(ABC):
             values[rows, columns] = listed_products(left, right, where.masked_fill(some < 0, -1))
         return values
 
+    def sketch(self, projection: SketchProjection, name: str) -> Tensor:
+        """Return the sketched gradients, shape (B, d, K_t), of this parameter, which `projection` knows as `name`."""
+        at_a_time = max(1, _SKETCHED_BYTES.get(self.parts[-1].device.type, WORKING_BYTES) // (self._formed_bytes() or 1))
+        starts = range(0, max(1, self.size[0]), at_a_time)
+        blocks = (self.select(slice(start, start + at_a_time)).dense() for start in starts)
+        return torch.cat([projection.apply(name, block) for block in blocks])
+
     def _listed_by_queries(self, other: AbstractFactor, listed: Tensor) -> Tensor:
         """Return the same as `trace_listed`, one query after the other, without forming gradients."""
         values = torch.zeros(listed.shape, dtype=self.parts[-1].dtype, device=listed.device)
@@ -203,6 +214,11 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     pieces = zip(torch.split(left, _SUMMED_AT_ONCE, -1), torch.split(right, _SUMMED_AT_ONCE, -1), strict=True)
     first, *others = (some @ opposite.mT for some, opposite in pieces)
     return sum(others, first)
+
+
+def row_products(left: Tensor, right: Tensor) -> Tensor:
+    """Return ⟨left_i, right_i⟩ of matrices (B, n), shape (B,)."""
+    return product(left.unsqueeze(1), right.unsqueeze(1)).flatten()
 
 
 def listed_products(left: Tensor, right: Tensor, listed: Tensor) -> Tensor:
@@ -258,6 +274,9 @@ class DenseFactor(AbstractFactor):
     def mix(self, matrix: Tensor) -> DenseFactor:
         one = matrix.shape[1] == matrix.shape[2] == 1
         return self.with_parts([self._gradients * matrix if one else matrix.mT @ self._gradients])
+
+    def sketch(self, projection: SketchProjection, name: str) -> Tensor:
+        return projection.apply(name, self._gradients)
 
     def pair_cost(self) -> tuple[int, int]:
         return self.size[1] * self.shape.numel(), 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,7 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lightning_netsim.jacobian.convolution import ConvolutionFactor, Geometry, form_gradients
 from lightning_netsim.jacobian.embedding import EmbeddingFactor
-from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor
+from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor, product
 from lightning_netsim.jacobian.outer import OuterFactor
 
 #: Factors by the name of the parameter inside its module.
@@ -33,19 +32,20 @@ def linear(module: nn.Linear, inputs: Tensor, deltas: Tensor) -> Factors:
 
 def convolution(module: _ConvNd, inputs: Tensor, deltas: Tensor) -> Factors:
     """y = W * pad(u) + b; u (B, C, *S), δ (B, d, O, *S')."""
-    padded = F.pad(inputs, _padding(module), mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
-    geometry = Geometry(module.kernel_size, module.stride, module.dilation, module.groups)
-    return {"weight": ConvolutionFactor(padded, deltas, geometry), **_channel_bias(module, deltas)}
+    sides = _padding(module)
+    zeros = sides[::2] if module.padding_mode == "zeros" and sides[::2] == sides[1::2] else [0] * (len(sides) // 2)
+    if not any(zeros) and any(sides):
+        inputs = F.pad(inputs, sides, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
+    geometry = Geometry(module.kernel_size, module.stride, module.dilation, module.groups, tuple(reversed(zeros)))
+    return {"weight": ConvolutionFactor(inputs, deltas, geometry), **_channel_bias(module, deltas)}
 
 
 def transposed_convolution(module: _ConvTransposeNd, inputs: Tensor, deltas: Tensor) -> Factors:
     """y = Wᵀ * u + b, the adjoint of a convolution of y: the roles of input and δ are exchanged."""
     batch, directions = deltas.shape[:2]
-    geometry = Geometry(module.kernel_size, module.stride, module.dilation, module.groups)
-    padding = [pad for pad in reversed(_tuple(module.padding)) for _ in range(2)]
-    adjoint_inputs = F.pad(deltas.flatten(0, 1), padding)
+    geometry = Geometry(module.kernel_size, module.stride, module.dilation, module.groups, _tuple(module.padding))
     adjoint_deltas = inputs.unsqueeze(1).expand(-1, directions, *inputs.shape[1:]).flatten(0, 1).unsqueeze(1)
-    gradients = form_gradients(adjoint_inputs, adjoint_deltas, geometry).view(batch, directions, *module.weight.shape)
+    gradients = form_gradients(deltas.flatten(0, 1), adjoint_deltas, geometry).view(batch, directions, *module.weight.shape)
     return {"weight": DenseFactor(gradients), **_channel_bias(module, deltas)}
 
 
@@ -62,9 +62,8 @@ def embedding(module: nn.Embedding, inputs: Tensor, deltas: Tensor) -> Factors:
 
 def batch_norm(module: _BatchNorm | _InstanceNorm, inputs: Tensor, deltas: Tensor) -> Factors:
     """y = γ (u − running mean) / √(running variance + eps) + β: from the layer's input, so that γ = 0 is no special case."""
-    mean, variance = module.get_buffer("running_mean"), module.get_buffer("running_var")
-    shape = (1, -1, *[1] * (inputs.ndim - 2))
-    normalized = (inputs - mean.view(shape)) * torch.rsqrt(variance + module.eps).view(shape)
+    mean, variance = module.get_buffer("running_mean").to(inputs), module.get_buffer("running_var").to(inputs)
+    normalized = F.batch_norm(inputs, mean, variance, eps=module.eps)
     return _affine(module, normalized, deltas, channel_dim=1)
 
 
@@ -92,9 +91,10 @@ def group_norm(module: nn.GroupNorm, inputs: Tensor, deltas: Tensor) -> Factors:
 
 def prelu(module: nn.PReLU, inputs: Tensor, deltas: Tensor) -> Factors:
     """y = max(u, 0) + a min(u, 0), with one a or one for each channel."""
-    negative = deltas * inputs.clamp_max(0).unsqueeze(1)
+    negative = inputs.clamp_max(0)
     if module.num_parameters == 1:
-        return {"weight": DenseFactor(negative.flatten(2).sum(2, keepdim=True))}
+        return {"weight": DenseFactor(product(deltas.flatten(2), negative.flatten(1).unsqueeze(1)))}
+    negative = deltas * negative.unsqueeze(1)
     return {"weight": DenseFactor(negative.flatten(3).sum(3) if negative.ndim > 3 else negative)}
 
 

@@ -7,12 +7,20 @@ at the layer's output. (u, δ) is kept, and the gradient itself is formed only w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_netsim.jacobian.factors import AbstractFactor, listed_products
+from lightning_netsim.jacobian.sketch import SketchProjection
+
+# Measured on seven shapes (1 to 256 positions, widths 40 to 2048, one core), in multiplications inside a large product: a
+# Fourier transform of K numbers takes as long as 10 K log2 K + 15,000 of them, and folding a formed entry as long as 20. The
+# faster way is then chosen in 33 of 35 cases; in the others it would have taken 0.9 of the time.
+_TRANSFORM_COST, _TRANSFORM_START = 10, 15_000
+_FOLDING_COST = 20
 
 
 class OuterFactor(AbstractFactor):
@@ -102,6 +110,18 @@ class OuterFactor(AbstractFactor):
             deltas = listed_products(self.deltas.flatten(1), other.deltas.flatten(1), listed)
             return deltas * listed_products(self.inputs[:, 0], other.inputs[:, 0], listed)
         return self._listed_by_queries(other, listed)
+
+    def sketch(self, projection: SketchProjection, name: str) -> Tensor:
+        blocks = projection.blocks(name)
+        if blocks is not None and self._convolution_is_cheaper(projection.widths[name], *blocks):
+            return projection.convolve(name, self.inputs, self.deltas)
+        return super().sketch(projection, name)
+
+    def _convolution_is_cheaper(self, width: int, row_blocks: int, column_blocks: int) -> bool:
+        _, directions, positions, rows = self.deltas.shape
+        transforms = positions * row_blocks * column_blocks * (1 + directions) + directions
+        convolving = transforms * (_TRANSFORM_COST * width * math.log2(width) + _TRANSFORM_START)
+        return convolving < directions * rows * self.inputs.shape[2] * (positions + _FOLDING_COST)
 
     def pair_cost(self) -> tuple[int, int]:
         formed = self.size[1] * self.shape.numel()

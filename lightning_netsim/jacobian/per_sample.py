@@ -207,7 +207,7 @@ class PerSampleJacobian:
             if factor is None:
                 parts.append(self.outputs.new_zeros(self.num_samples, self.num_directions, projection.widths[name]))
             else:
-                parts.append(projection.apply(name, factor.dense()))
+                parts.append(factor.sketch(projection, name))
         return torch.cat(parts, 2)
 
     def materialize(self) -> Tensor:

@@ -137,7 +137,8 @@ def _quality(view: RecordView) -> list[str]:
     k = view.record.meta.get("k")
     name = f"Recall@{k}" if k else "Recall"
     if isinstance(recall, (int, float)):
-        text = "every listed neighbor is a true one" if recall == 1 else "the share of true neighbors found, on random queries"
+        all_pairs = view.record.meta.get("plan", {}).get("kind") == "store"
+        text = "every pair was compared" if all_pairs else "the share of true neighbors found, on random queries"
         lines = [f"{name} of the neighbor table: {recall:.3f} ({text})"]
     else:
         lines = [f"{name} of the neighbor table: not measured"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_netsim.functional.kernel import inverse_root
-from lightning_netsim.jacobian import JacobianOperator, PerSampleJacobian, SketchProjection, per_sample_jacobian
+from lightning_netsim.jacobian import JacobianOperator, PerSampleJacobian, per_sample_jacobian
 from lightning_netsim.jacobian.trees import map_leaves
 from tests import cases, oracles
 
@@ -115,43 +115,3 @@ def test_create_graph_gives_the_second_derivative(name: str) -> None:
             assert got is None or not got.any()
         else:
             close(wanted if got is None and not wanted.any() else got, wanted, 1e-9)
-
-
-def test_sketch_keeps_inner_products_in_expectation() -> None:
-    model, inputs = cases.build("mlp_2")
-    result = per_sample_jacobian(model.double(), inputs.double())
-    wanted = result.inner(result)
-    draws = []
-    for seed in range(400):
-        sketched = result.sketch(SketchProjection(result.shapes, 31, seed))
-        draws.append(torch.einsum("iak,jbk->ijab", sketched, sketched))
-    estimates = torch.stack(draws)
-    error = (estimates.mean(0) - wanted).abs() / (estimates.std(0) / 20).clamp_min(1e-9 * wanted.abs().max())
-    assert float(error.max()) < 5
-
-
-def test_sketch_is_exact_when_everything_fits() -> None:
-    model, inputs = cases.build("mlp_2")
-    result = per_sample_jacobian(model.double(), inputs.double())
-    projection = SketchProjection(result.shapes, result.num_parameters)
-    assert projection.is_exact
-    assert projection.dim == result.num_parameters
-    # The entries of a sketch come in an order of their own.
-    sketched, wanted = (rows.flatten(0, 1).sort(1).values for rows in (result.sketch(projection), result.materialize()))
-    assert torch.equal(sketched, wanted)
-
-
-def test_sketch_widths_fit_and_cover() -> None:
-    shapes = {"a": torch.Size((100, 100)), "b": torch.Size((100,)), "c": torch.Size((50, 60)), "d": torch.Size(())}
-    projection = SketchProjection(shapes, 500)
-    assert projection.dim <= 500
-    assert projection.widths["d"] == 1
-    assert not projection.is_exact
-    # Shares follow the energy; a tensor that fits into its share is kept exactly, and none is left out.
-    energetic = SketchProjection(shapes, 500, energy={"a": 1.0, "b": 8.0, "c": 1.0, "d": 0.0})
-    assert energetic.dim <= 500
-    assert energetic.widths["b"] == 100
-    assert energetic.widths["a"] == energetic.widths["c"] > 150
-    assert energetic.widths["d"] == 1
-    with pytest.raises(ValueError, match="projection_dim"):
-        SketchProjection(shapes, 1)

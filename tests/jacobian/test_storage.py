@@ -100,7 +100,7 @@ def linear(positions: int, columns: int, rows: int, directions: int = 2) -> Abst
 
 def convolution(channels: int, size: int, rows: int, kernel: int, groups: int = 1) -> AbstractFactor:
     inputs, out = torch.randn(3, channels, size, size), size - kernel + 1
-    geometry = Geometry((kernel, kernel), (1, 1), (1, 1), groups)
+    geometry = Geometry((kernel, kernel), (1, 1), (1, 1), groups, (0, 0))
     return ConvolutionFactor(inputs, torch.randn(3, 2, rows, out, out), geometry)
 
 
