@@ -62,15 +62,13 @@ def ours(problem: Problem, directions: int | str = 1) -> Tensor:
 
 
 def ours_stored(problem: Problem) -> Tensor:
-    """Count with this package in one sweep, all gradients kept in factored form: the case where they fit the budget.
-
-    HERE is the one place that says how the package counts from stored gradients.
-    """
+    """Count with this package in one sweep, all gradients kept packed: the case where they fit the budget."""
     features = GradientFeatures(problem.network, directions=1, seed=0)
     count = NeighborCount()
-    batches = [features(chunk) for chunk in problem.chunks()]
-    for batch in batches:
-        count.update(batch)
+    batches = []
+    for chunk in problem.chunks():
+        batches.append(features(chunk, form=True))
+        count.update(batches[-1])
     for batch in batches:
         count.query(batch)
     return count.compute().soft

@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 from lightning_netsim.demos import SinusoidDataModule, SinusoidRegressor, sinusoid
-from lightning_netsim.estimators import NeighborCount
 from lightning_netsim.features import GradientFeatures
+from lightning_netsim.functional import neighbor_count
 from lightning_netsim.report import style
 from lightning_netsim.results import NeighborCountResult
 
@@ -115,10 +115,8 @@ def train(
 
 def count_neighbors(model: SinusoidRegressor, points: Tensor) -> NeighborCountResult:
     """Count the neighbors of all points among all points; D = 1, so that k is the cosine of two gradients."""
-    counts, features = NeighborCount(THRESHOLDS, POWERS), GradientFeatures(model, directions="all")(points)
-    counts.update(features)
-    counts.query(features)
-    return counts.compute()
+    features = GradientFeatures(model, directions="all")(points)
+    return neighbor_count(features.vectors(), thresholds=THRESHOLDS, powers=POWERS)
 
 
 def curvature(alpha: Tensor, frequency: float) -> Tensor:

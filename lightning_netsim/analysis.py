@@ -106,7 +106,7 @@ def analyze(
     thresholds: Iterable[float] = (),
     powers: Iterable[float] = (),
     max_samples: int | None = None,
-    projection_dim: int = 1024,
+    projection_dim: int = 768,
     index_factory: str = "Flat",
     plan: str = "auto",
     precision: str = "float32",

@@ -347,7 +347,7 @@ class _Measurement:
             # In one block, every sample is formed as seldom as can be.
             whole = [] if reference.features is None else [(reference.features, reference.ids)]
             for block in whole if self.processes.alone else shared_blocks(reference, self.processes):
-                compare_candidates(reranking, chosen, queries, rows, block)
+                compare_candidates(reranking, chosen, queries, rows, block, same=self.same and self.processes.alone)
         audit_with(audit, self.audit_store, shared_blocks(reference, self.processes))
 
     def _compare_in_sweeps(self, reranking: Reranking, audit: RecallAudit) -> None:

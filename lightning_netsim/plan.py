@@ -55,7 +55,7 @@ class SweepSettings:
     parameters: str | Iterable[str] = "trainable"
     thresholds: tuple[float, ...] = ()
     powers: tuple[float, ...] = ()
-    projection_dim: int = 1024
+    projection_dim: int = 768
     index_factory: str = "Flat"
     memory_budget: float | None = None
     chunk_size: int | None = None

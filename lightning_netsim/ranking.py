@@ -88,7 +88,9 @@ def _compare_with_itself(store: FeatureStore, pairs: AllPairs, progress: Callabl
         progress(start)
 
 
-def compare_candidates(reranking: Reranking, chosen: Tensor, queries: FeatureStore, rows: Tensor, block: Block) -> None:
+def compare_candidates(
+    reranking: Reranking, chosen: Tensor, queries: FeatureStore, rows: Tensor, block: Block, same: bool = False
+) -> None:
     """Take the exact similarities of queries and those of their chosen candidates that are in a block.
 
     Args:
@@ -97,6 +99,8 @@ def compare_candidates(reranking: Reranking, chosen: Tensor, queries: FeatureSto
         queries: some of the queries.
         rows: shape (n,), the rows that these have in `reranking`.
         block: reference samples.
+        same: whether the block is the queries themselves, which are then often candidates of each other: each such pair is
+            compared once.
     """
     features, ids = block
     every = queries.features
@@ -110,9 +114,7 @@ def compare_candidates(reranking: Reranking, chosen: Tensor, queries: FeatureSto
     if not bool(some.any()):
         return
     found, columns, listed = found[some], columns[some], listed[some]
-    # Of a set compared with itself, two samples are often candidates of each other.
-    mirrored = torch.equal(ids, queries.ids)
-    asked = _once(place[found], listed) if mirrored else listed
+    asked = _once(place[found], listed) if same else listed
     similarity = torch.cat(
         [
             every.select(place[part_rows]).trace_listed(features, part).cpu()
@@ -121,7 +123,7 @@ def compare_candidates(reranking: Reranking, chosen: Tensor, queries: FeatureSto
             )
         ]
     )
-    if mirrored:
+    if same:
         _fill_mirrored(similarity, place[found], listed, asked)
     reranking.take(found, columns, similarity)
 

@@ -105,8 +105,6 @@ class AbstractFactor(ABC):
         That is another one where the samples need more room than those before, as longer sequences do.
         """
         if type(other) is not type(self):
-            if isinstance(self, DenseFactor) and isinstance(other, DenseFactor):
-                raise expected("other", "gradients of the same parameter", f"shape {tuple(other.shape)}")
             return self.formed().write(start, other.formed())
         if other.size[1] != self.size[1]:
             raise expected("other", f"of {self.size[1]} directions", str(other.size[1]))
@@ -156,7 +154,12 @@ class AbstractFactor(ABC):
 
     def trace_inner(self, other: AbstractFactor) -> Tensor:
         """Return tr(GᵀG') of each pair of samples with equally many directions, shape (B, B')."""
-        return product(self.dense().flatten(1), other.dense().flatten(1))
+        at_a_time = max(1, WORKING_BYTES // (self._formed_bytes() or 1))
+        rows = []
+        for left in self._split(at_a_time):
+            gradients = left.dense().flatten(1)
+            rows.append(torch.cat([product(gradients, some.dense().flatten(1)) for some in other._split(at_a_time)], 1))
+        return torch.cat(rows)
 
     def trace_dot(self, direction: Tensor) -> Tensor:
         """Return tr(G_iᵀ direction) for `direction` of shape (d, *shape), shape (B,)."""
@@ -183,9 +186,7 @@ class AbstractFactor(ABC):
     def sketch(self, projection: SketchProjection, name: str) -> Tensor:
         """Return the sketched gradients, shape (B, d, K_t), of this parameter, which `projection` knows as `name`."""
         at_a_time = max(1, _SKETCHED_BYTES.get(self.parts[-1].device.type, WORKING_BYTES) // (self._formed_bytes() or 1))
-        starts = range(0, max(1, self.size[0]), at_a_time)
-        blocks = (self.select(slice(start, start + at_a_time)).dense() for start in starts)
-        return torch.cat([projection.apply(name, block) for block in blocks])
+        return torch.cat([projection.apply(name, some.dense()) for some in self._split(at_a_time)])
 
     def _listed_by_queries(self, other: AbstractFactor, listed: Tensor) -> Tensor:
         """Return the same as `trace_listed`, one query after the other, without forming gradients."""
@@ -194,6 +195,12 @@ class AbstractFactor(ABC):
             chosen = other.select(listed[row, :count])
             values[row, :count] = self.select(slice(row, row + 1)).trace_inner(chosen)[0]
         return values
+
+    def _split(self, at_a_time: int) -> list[AbstractFactor]:
+        """Return at most so many samples at a time: the factor itself if it has no more."""
+        if self.size[0] <= at_a_time:
+            return [self]
+        return [self.select(slice(start, start + at_a_time)) for start in range(0, self.size[0], at_a_time)]
 
     def _formed_bytes(self) -> int:
         """Return the bytes of one sample's gradient."""
@@ -211,6 +218,8 @@ def _pieces(listed: Tensor, num_samples: int) -> Iterator[tuple[slice, slice]]:
 
 def product(left: Tensor, right: Tensor) -> Tensor:
     """Return left @ rightᵀ for rows of any length: one sum of millions of products in float32 loses four digits."""
+    if left.shape[-1] <= _SUMMED_AT_ONCE:
+        return left @ right.mT
     pieces = zip(torch.split(left, _SUMMED_AT_ONCE, -1), torch.split(right, _SUMMED_AT_ONCE, -1), strict=True)
     first, *others = (some @ opposite.mT for some, opposite in pieces)
     return sum(others, first)
@@ -233,10 +242,12 @@ def listed_products(left: Tensor, right: Tensor, listed: Tensor) -> Tensor:
         listed: shape (B, R), int64; a row of fewer than R ends with -1, where the result is zero.
     """
     numbers = listed.shape[1] * left.shape[1]
-    if left.device.type == "cpu" and numbers > _GATHERED_NUMBERS:
-        values = left.new_zeros(listed.shape)
-        for row, (chosen, count) in enumerate(zip(listed, (listed >= 0).sum(1).tolist(), strict=True)):
-            values[row, :count] = product(right[chosen[:count]], left[row : row + 1]).squeeze(1)
+    differentiated = left.requires_grad or right.requires_grad
+    if left.device.type == "cpu" and numbers > _GATHERED_NUMBERS and not differentiated:
+        values, gathered = left.new_zeros(listed.shape), right.new_empty(listed.shape[1], right.shape[1])
+        for row, count in enumerate((listed >= 0).sum(1).tolist()):
+            some = torch.index_select(right, 0, listed[row, :count], out=gathered[:count])
+            values[row, :count] = product(some, left[row : row + 1]).squeeze(1)
         return values
     height = max(1, WORKING_BYTES // max(1, numbers * left.element_size()))
     found = [

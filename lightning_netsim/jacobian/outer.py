@@ -90,7 +90,7 @@ class OuterFactor(AbstractFactor):
         return torch.einsum("iosjpt,isjt->ijop", deltas, inputs)
 
     def trace_inner(self, other: AbstractFactor) -> Tensor:
-        if not isinstance(other, OuterFactor) or self._pairs_are_cheaper_formed(other):
+        if not isinstance(other, OuterFactor) or self._pairs_are_cheaper_formed(other, traced=True):
             return super().trace_inner(other)
         if self.inputs.shape[1] == other.inputs.shape[1] == 1:
             deltas = self.deltas.flatten(1) @ other.deltas.flatten(1).mT
@@ -133,12 +133,14 @@ class OuterFactor(AbstractFactor):
         positions, columns = self.inputs.shape[1:]
         return positions**2 * (columns + self.size[1] * self.deltas.shape[3])
 
-    def _pairs_are_cheaper_formed(self, other: OuterFactor) -> bool:
+    def _pairs_are_cheaper_formed(self, other: OuterFactor, traced: bool = False) -> bool:
+        """Return whether inner products of all pairs are cheaper from formed gradients, of each direction or of their trace."""
         (batch, directions, positions, rows), columns = self.deltas.shape, self.inputs.shape[2]
         batch_other, directions_other, positions_other, _ = other.deltas.shape
-        ghost = batch * batch_other * positions * positions_other * (columns + directions * directions_other * (rows + 1))
+        products = directions if traced else directions * directions_other
+        ghost = batch * batch_other * positions * positions_other * (columns + products * (rows + (not traced)))
         form = rows * columns * (batch * directions * positions + batch_other * directions_other * positions_other)
-        return ghost > form + batch * batch_other * directions * directions_other * rows * columns
+        return ghost > form + batch * batch_other * products * rows * columns
 
     def weighted_sum(self, weight: Tensor) -> Tensor:
         deltas = torch.einsum("bdtp,bdc->cpbt", self.deltas, weight).flatten(2)

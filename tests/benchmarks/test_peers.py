@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +36,13 @@ def test_peers_count_the_same(problem: Problem, name: str) -> None:
     for parameter, value in zip(problem.network.parameters(), before, strict=True):
         assert torch.equal(parameter, value)
         assert parameter.grad is None
+
+
+@pytest.mark.parametrize("problem", ["resnet20"], indirect=True)
+def test_a_mode_that_leaves_batch_norm_out_is_found_wrong(problem: Problem) -> None:
+    pytest.importorskip("captum", reason=MISSING)
+    found = peers.check(peers.counts_of(problem), {"captum_sample_wise": adapters.captum_sample_wise})
+    assert found.refused["captum_sample_wise"].startswith("wrong: off by")
 
 
 def test_dattri_forms_the_same_matrix_once_its_projection_is_off(digits: Problem) -> None:
@@ -117,10 +125,10 @@ def test_quick_run_goes_without_missing_packages(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.slow
-def test_quick_run_times_all_peers() -> None:
+def test_quick_run_times_all_peers(data_dir: Path) -> None:
     for package in peers.PACKAGES:
         pytest.importorskip(package, reason=MISSING)
-    figures = peers.main(["--quick", *SMALL, "--data-dir", NOWHERE])
+    figures = peers.main(["--quick", "--data-dir", str(data_dir), "--threads", "1"])
     assert figures["all_correct"] is True
     assert peers.BOUNDS.keys() <= figures.keys()
     assert [name for name, record in figures["peers"]["mnist"].items() if not record["correct"]] == ["captum_sample_wise"]

@@ -51,7 +51,7 @@ FIGURES: dict[str, dict[str, Any]] = {
             "mnist": {"plain": 1.0, "neighbors": 4.9},
             "all_outputs": {"chosen_plan": 1, "sketch_all_outputs": 4},
         },
-        "plans": {"chosen_plan": "sketch", "sketch_all_outputs": "sketch"},
+        "plan": "sketch",
         "num_images": {"mnist": 10_000, "tables": 2000, "resnet20": 2000, "queries": 256},
     },
     "scaling": {

@@ -86,6 +86,7 @@ def test_listed_pairs(name: str, gathered: int, working_bytes: int, fast: bool, 
     pairs = listed_pairs(wanted[chosen], wanted, listed)
     for left, right in [(result, result), (result.packed(fast), result.packed(fast)), (result, result.packed(fast))]:
         close(left.select(chosen).trace_listed(right, listed), pairs)
+        close(left.select(chosen).trace_inner(right), torch.einsum("iap,jap->ij", wanted[chosen], wanted))
 
 
 def test_listed_must_fit_the_samples() -> None:
