@@ -4,8 +4,8 @@
   one plain forward and backward pass over the same images;
 - `recall_at_10`: the share of the true 10 neighbors that the tables hold, against all exact similarities of some queries drawn
   at random, for the MNIST network and ResNet-20, one direction and all ten outputs: the least of the four;
-- `directions_ratio`: the time of counts and neighbors under all ten outputs by the plan that `analyze` chooses, compared exactly
-  and audited, in units of the time of neighbors from sketches of all ten outputs that are not compared.
+- `directions_ratio`: the time of counts and neighbors under all ten outputs by the plan that `analyze` chooses, compared
+  exactly and audited, in units of the time of neighbors from sketches of all ten outputs that are not compared.
 
     python benchmarks/neighbors.py [--quick] [--data-dir DIRECTORY] [--threads 2]
 

@@ -1,6 +1,6 @@
 """Measure how time and memory grow with the number of images N, of parameters P, of directions d and of positions T.
 
-- N: soft counts and neighbors of MNIST training images, the network of 317,069 parameters, briefly trained, d = 1;
+- N: soft counts, and neighbors by the sketch, of MNIST training images, the network of 317,069 parameters, trained, d = 1;
 - P: soft counts with the same network and wider hidden layers;
 - d: soft counts with 1, 3 and all ten outputs' directions;
 - T: soft counts with two convolutions and a mean over all pixels, on larger and larger random images.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,6 @@ SIZES = {
     "images": Size(10_000, 128, "N at its greatest for time; for the memory of counts it is twice that"),
     "few_images": Size(256, 32, "images where something else than N grows"),
     "rounds": Size(3, 1, "timings of each"),
-    "memory_processes": Size(3, 1, "fresh processes in which the memory of counts is measured for the bound"),
     "steps": Size(300, 20, "training steps of the MNIST network"),
 }
 BOUNDS = {"growth_counts": Bound(4.2), "growth_neighbors": Bound(5.0), "growth_memory": Bound(1.1)}
@@ -85,7 +84,7 @@ def job_of(job: str, axis: str, value: int, problem: Problem) -> Callable[[], An
     if job == "plain":
         return partial(counting.plain, problem)
     if job == "neighbors":
-        return partial(neighbors, problem, loader=problem.loader())
+        return partial(neighbors, problem, plan="sketch", loader=problem.loader())
     return partial(counting.ours, problem, value if axis == "d" else 1)
 
 
@@ -111,12 +110,12 @@ def time_axis(axis: str, options: argparse.Namespace) -> tuple[common.Seconds, l
     ]
 
 
-def peak(job: str, axis: str, value: int, options: argparse.Namespace, processes: int = 1) -> float:
-    """Return the peak growth of memory in MB in fresh processes."""
+def peak(job: str, axis: str, value: int, options: argparse.Namespace) -> float:
+    """Return the peak growth of memory in MB in a fresh process."""
     arguments = ["--measure-memory", job, axis, str(value), "--threads", str(options.threads)]
     # Memory that training has left to the allocator would be used again: the weights stay initial.
     arguments += ["--data-dir", options.data_dir, "--few-images", str(options.few_images), "--steps", "0"]
-    return common.peak_megabytes(__file__, arguments, processes)
+    return common.peak_megabytes(__file__, arguments)
 
 
 def measure_memory(options: argparse.Namespace) -> dict[str, float]:
@@ -127,21 +126,14 @@ def measure_memory(options: argparse.Namespace) -> dict[str, float]:
 
 def weigh(series: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> float:
     """Add the peaks of memory to the records, one with twice the greatest N; return the growth of counts from N to 2N."""
-    for axis, value, record in _each(series):
-        if (axis, value) != ("N", options.images):
-            record["counts_megabytes"] = peak("counts", axis, value, options)
-    for record in series["N"][:: len(series["N"]) - 1]:
-        record["neighbors_megabytes"] = peak("neighbors", "N", record["N"], options)
-    peaks = [peak("counts", "N", number * options.images, options, options.memory_processes) for number in (1, 2)]
-    series["N"][-1]["counts_megabytes"] = peaks[0]
-    series["N"].append({"value": 2 * options.images, "N": 2 * options.images, "counts_megabytes": peaks[1]})
-    return round(peaks[1] / peaks[0], 3)
-
-
-def _each(series: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    series["N"].append({"value": 2 * options.images, "N": 2 * options.images})
     for axis, records in series.items():
         for record in records:
-            yield axis, record["value"], record
+            record["counts_megabytes"] = peak("counts", axis, record["value"], options)
+    *_, once, twice = series["N"]
+    for record in (series["N"][0], once):
+        record["neighbors_megabytes"] = peak("neighbors", "N", record["value"], options)
+    return round(twice["counts_megabytes"] / once["counts_megabytes"], 3)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -38,7 +38,6 @@ SIZES = {
     "stored_images": Size(2048, 128, "MNIST images of the comparison with stored gradients, which must fit into memory"),
     "resnet_images": Size(1000, 64, "CIFAR-10 images"),
     "rounds": Size(5, 3, "timings of each method"),
-    "memory_processes": Size(3, 1, "fresh processes in which memory is measured"),
     "steps": Size(300, 20, "training steps of the MNIST network"),
 }
 BOUNDS = {
@@ -85,10 +84,10 @@ def time_ways(problem: Problem, compared: Ways, rounds: int, plain_chunks: Seque
     return common.time_interleaved(functions, rounds, warm_up=False)[0]
 
 
-def peak(method: str, images: int, options: argparse.Namespace, processes: int) -> float:
-    """Return the peak growth of memory in MB while a method counts, in fresh processes."""
+def peak(method: str, images: int, options: argparse.Namespace) -> float:
+    """Return the peak growth of memory in MB while a method counts, in a fresh process."""
     arguments = ["--measure-memory", method, "--images", str(images), "--threads", str(options.threads)]
-    return common.peak_megabytes(__file__, [*arguments, "--data-dir", options.data_dir], processes)
+    return common.peak_megabytes(__file__, [*arguments, "--data-dir", options.data_dir])
 
 
 def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
@@ -114,8 +113,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "resnet20": time_ways(photos, two_sweeps, options.rounds),
     }
     weighed = () if options.quick else ("plain", *every)  # A process takes seconds to start.
-    peaks = {name: [peak(name, len(few), options, 1)] for name in weighed if name != "ours"}
-    peaks["ours"] = [peak("ours", number * len(few), options, options.memory_processes) for number in (1, 2)]
+    peaks = {name: [peak(name, len(few), options)] for name in weighed if name != "ours"}
+    peaks["ours"] = [peak("ours", number * len(few), options) for number in (1, 2)]
     return figures_of(seconds, peaks) | {
         "disagreement": errors,
         "images": {"mnist": digits.what, "resnet20": photos.what},

@@ -240,8 +240,8 @@ def neighbors_section(figures: Figures) -> Iterator[str]:
     yield (
         f"Counts and neighbors of {numbers['mnist']:,} images take {number(many['neighbors'])} s, one plain pass "
         f"{number(many['plain'])} s. Neighbors of {numbers['tables']:,} images under all ten outputs take "
-        f"{number(outputs['chosen_plan'])} s by the plan that is chosen ({figures['plan']}), with counts, exact comparison and audit, "
-        f"{number(outputs['sketch_all_outputs'])} s by sketches of all ten, neighbors only and not compared."
+        f"{number(outputs['chosen_plan'])} s by the plan that is chosen ({figures['plan']}), with counts and audit, "
+        f"{number(outputs['sketch_all_outputs'])} s by sketches of all ten, neighbors alone and not compared."
     )
 
 

@@ -111,7 +111,8 @@ def test_progress_and_the_plan_are_told() -> None:
         progress=lambda *what: told.append(what),
         announce=said.append,
     )
-    assert told == [(stage, done, 7) for stage in ("features", "search", "neighbors") for done in (3, 6, 7)]
+    swept = [[(stage, done, 7) for done in (3, 6, 7)] for stage in ("features", "neighbors")]
+    assert told == [*swept[0], ("search", 7, 7), *swept[1]]
     assert len(said) == 1
     assert said[0].startswith("7 samples, 2 directions, ")
 

@@ -42,7 +42,7 @@ def test_one_quantity_grows_at_a_time() -> None:
 def test_memory_of_all_values_is_put_beside_their_times(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def peak(job: str, axis: str, value: int, options: object, processes: int = 1) -> float:
+    def peak(job: str, axis: str, value: int, options: object) -> float:
         asked.append((job, axis, value))
         return 100.0 + value
 
