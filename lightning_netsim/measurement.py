@@ -19,6 +19,7 @@ from lightning_netsim.estimators import AllPairs, KernelNeighbors, NeighborCount
 from lightning_netsim.features import DenseFeatureBatch, FeatureSum, GradientFeatureBatch, Normalization
 from lightning_netsim.jacobian import PerSampleJacobian, trees
 from lightning_netsim.jacobian.capture import full_float32
+from lightning_netsim.joining import Found, join
 from lightning_netsim.plan import AUDITED_QUERIES, TILE, SetSizes, SweepSettings, plan_record
 from lightning_netsim.preparation import TIMED_SAMPLES, prepare
 from lightning_netsim.processes import Processes
@@ -33,7 +34,7 @@ from lightning_netsim.ranking import (
     shared_blocks,
     sketch_error,
 )
-from lightning_netsim.results import KernelNeighborsResult, NeighborCountResult, SimilarityResult
+from lightning_netsim.results import KernelNeighborsResult, SimilarityResult
 from lightning_netsim.sample_table import SampleTable
 from lightning_netsim.sources import Chunk, SampleSource, fixed_subset
 from lightning_netsim.store import FeatureStore
@@ -128,7 +129,11 @@ class _Set:
     @property
     def ids(self) -> Tensor:
         """Return the ids of the valid samples in their order."""
-        return torch.cat([ids for _, ids in self.sketches]) if self.sketches else torch.zeros(0, dtype=torch.int64)
+        return _joined_ids(self.sketches)
+
+    def vectors(self, width: int, device: torch.device) -> Tensor:
+        """Return the sketches of the valid samples, shape (V, K)."""
+        return torch.cat([torch.zeros(0, width, device=device), *(vectors for vectors, _ in self.sketches)])
 
 
 @dataclass(frozen=True)
@@ -136,34 +141,16 @@ class _Swept:
     """What one chunk gives in a first sweep.
 
     Attributes:
-        total: Σ φ.
+        total: Σ φ, of a part of the reference set.
+        soft: the soft counts of queries that are no part of it, shape (B,).
         packed: φ of the valid samples; None where it is not kept.
         sketches: of the valid samples, shape (V, K); K = 0 where none are needed.
     """
 
     total: FeatureSum
+    soft: Tensor | None
     packed: PerSampleJacobian | None
     sketches: Tensor
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What was found of the valid queries of this process, in the order of their ids.
-
-    Attributes:
-        neighbors: shape (V, k).
-        counts: hard and power counts with their errors; soft ones are elsewhere.
-        hits: which listed neighbors of the audited queries are right, shape (A, k).
-        squared_errors: of the listed similarities of the audited queries.
-    """
-
-    neighbors: KernelNeighborsResult
-    hard: dict[float, Tensor]
-    power: dict[float, Tensor]
-    hard_error: dict[float, float]
-    power_error: dict[float, float]
-    hits: Tensor
-    squared_errors: Tensor
 
 
 class _Measurement:
@@ -203,6 +190,8 @@ class _Measurement:
         """Sweep over the reference set and the queries, rank, and return what was found."""
         if announce is not None:
             announce(" ".join([self.plan.describe(self.sizes.swept), *self.prepared.remarks(self.settings)]))
+        if self.sizes.reference is not None:
+            check_neighbors_fit(self.settings.k, self.sizes.reference, self.same)
         self._sweep_first(self.reference, "features" if self.same else "reference")
         check_neighbors_fit(self.settings.k, self._num_reference(), self.same)
         self.count.share(self.processes)
@@ -214,7 +203,22 @@ class _Measurement:
         activations = self._activation_neighbors()
         self.sweeper.watches_activations = False
         found = self._rank_all() if self.plan.kind == "store" else self._rank_candidates()
-        return self._result(found, activations)
+        return join(
+            found,
+            (torch.cat([torch.zeros(0), *(values.cpu() for values, _ in self.soft)]), _joined_ids(self.soft)),
+            activations,
+            self.count,
+            self.queries.table,
+            self.reference.table,
+            self.processes,
+            num_directions=self.plan.num_directions,
+            plan=plan_record(
+                replace(self.plan, chunk_size=self.sweeper.chunk_size),
+                self.sweeper.gradients.operator.ownership.methods(),
+                self.prepared.budget,
+            ),
+            notes=tuple(sorted(set().union(*self.processes.gather(self.sweeper.gradients.notes)))),
+        )
 
     def _first_samples(self, queries: SampleSource) -> Chunk:
         """Return a few samples of the set as a whole, after checking that all processes mean the same set."""
@@ -238,7 +242,8 @@ class _Measurement:
         def compute(chunk: Chunk, features: GradientFeatureBatch) -> _Swept:
             is_kept = len(part.store) < capacity or bool(torch.isin(chunk.index, self.audited).any())
             return _Swept(
-                features.sum() if counts else {"soft": features.dot(self.count.total)},
+                features.sum() if counts else {},
+                None if counts else features.dot(self.count.total),
                 features.unit.packed(self.plan.fast) if is_kept else None,
                 self._sketch(features),
             )
@@ -246,10 +251,10 @@ class _Measurement:
         for chunk, features, swept in self.sweeper.sweep(part.source, stage, compute, part.known):
             part.table.add(chunk, self.sweeper.read(chunk), features)
             ids = chunk.index[features.valid.cpu()]
-            if counts:
+            if swept.soft is None:
                 self.count.add(swept.total, len(ids))
             else:
-                self.soft.append((swept.total["soft"][features.valid], ids))
+                self.soft.append((swept.soft[features.valid], ids))
             part.sketches.append((swept.sketches, ids))
             if swept.packed is not None:
                 room = capacity - len(part.store)
@@ -280,9 +285,9 @@ class _Measurement:
             neighbors.update(DenseFeatureBatch(vectors, normalize=False), ids)
         for batch, ids in self.queries.activations:
             neighbors.query(batch, ids if self.same else None)
-        return neighbors.compute() if self.queries.activations else None
+        return neighbors.compute()
 
-    def _rank_all(self) -> _Found:
+    def _rank_all(self) -> Found:
         """Compare all pairs."""
         queries, settings = self.queries.store, self.settings
         device = self.prepared.device
@@ -292,24 +297,23 @@ class _Measurement:
         )
         number = len(queries)
         found = pairs.neighbors()
-        return _Found(
+        return Found(
+            self.queries.ids,
             KernelNeighborsResult(found.similarity[:number], found.index[:number], 1.0),
             {tau: count[:number].cpu() for tau, count in pairs.hard.items()},
             {alpha: count[:number].cpu() for alpha, count in pairs.power.items()},
             dict.fromkeys(pairs.hard, 0.0),
             dict.fromkeys(pairs.power, 0.0),
-            hits=torch.ones(0),
-            squared_errors=torch.zeros(0),
         )
 
-    def _rank_candidates(self) -> _Found:
+    def _rank_candidates(self) -> Found:
         """Compare the candidates that sketches find, and audit."""
         ids, k = self.queries.ids, self.settings.k
         device = self.prepared.device
         gathered = self.processes.gather(self.reference.sketches)
         sketches = [(vectors.to(device), ids) for held in gathered for vectors, ids in held]
-        shortlist = self._search(sketches)
-        own = torch.cat([vectors for vectors, _ in self.queries.sketches])
+        own = self.queries.vectors(self.plan.num_features, device)
+        shortlist = self._search(own, sketches)
         is_audited = torch.isin(ids, self.audit_store.ids)
         errors = self.processes.concatenate(sketch_error(self.audit_store, own[is_audited.to(own.device)]))
         reranking = Reranking(shortlist, k, float(errors.square().mean().sqrt()) if len(errors) else 0.0)
@@ -323,9 +327,9 @@ class _Measurement:
         estimate = estimate_counts(
             audit, own, is_audited, sketches, self.settings.thresholds, self.settings.powers, self.processes
         )
-        return _Found(neighbors, *estimate, audit.hits(audited[0]), audit.squared_errors(*audited))
+        return Found(ids, neighbors, *estimate, audit.hits(audited[0]), audit.squared_errors(*audited))
 
-    def _search(self, sketches: list[tuple[Tensor, Tensor]]) -> KernelNeighborsResult:
+    def _search(self, own: Tensor, sketches: list[tuple[Tensor, Tensor]]) -> KernelNeighborsResult:
         """Return the shortlists of all own queries."""
         number = sum(len(ids) for _, ids in sketches)
         if number <= self.same:
@@ -335,7 +339,6 @@ class _Measurement:
         neighbors = KernelNeighbors(size, self.settings.index_factory, settle_ties=False)
         for vectors, ids in sketches:
             neighbors.update(DenseFeatureBatch(vectors, normalize=False), ids)
-        own = torch.cat([vectors for vectors, _ in self.queries.sketches])
         for start in range(0, len(own), _SEARCHED_AT_A_TIME):
             part = slice(start, start + _SEARCHED_AT_A_TIME)
             neighbors.query(DenseFeatureBatch(own[part], normalize=False), self.queries.ids[part] if self.same else None)
@@ -387,72 +390,6 @@ class _Measurement:
         for chunk, features, packed in self.sweeper.sweep(part.source, stage, compute, part.known):
             yield packed, chunk.index[features.valid.cpu()]
 
-    def _result(self, found: _Found, activations: KernelNeighborsResult | None) -> SimilarityResult:
-        """Join what the processes found, in the order of the data set."""
-        table, plan = self.queries.table, self.plan
-        rows, number = table.rows_of(self.queries.ids), table.num_samples
-        soft_rows = table.rows_of(torch.cat([ids for _, ids in self.soft])) if self.soft else rows
-        soft = torch.cat([values.cpu() for values, _ in self.soft]) if self.soft else torch.zeros(0)
-        own = {
-            "soft": _placed(soft, soft_rows, number),
-            "similarity": _placed(found.neighbors.similarity, rows, number),
-            "index": _placed(found.neighbors.index, rows, number),
-            **{f"hard {tau}": _placed(count, rows, number) for tau, count in found.hard.items()},
-            **{f"power {alpha}": _placed(count, rows, number) for alpha, count in found.power.items()},
-        }
-        if activations is not None:
-            own |= {"activation similarity": activations.similarity, "activation index": activations.index}
-        order = table.share(self.processes)
-        joined = {name: self.processes.concatenate(value)[order] for name, value in own.items()}
-        if not self.same:
-            self.reference.table.share(self.processes)
-        recall, error = self._audited(found)
-        counts = NeighborCountResult(
-            joined["soft"],
-            self.count.num_reference,
-            {tau: joined[f"hard {tau}"] for tau in found.hard},
-            {alpha: joined[f"power {alpha}"] for alpha in found.power},
-            found.hard_error,
-            found.power_error,
-        )
-        squared = self.count.squared_norm()
-        sets = [self.queries] if self.same else [self.queries, self.reference]
-        queries = table.sample_set()
-        return SimilarityResult(
-            counts=counts,
-            neighbors=KernelNeighborsResult(joined["similarity"], joined["index"], recall),
-            activation_neighbors=KernelNeighborsResult(joined["activation similarity"], joined["activation index"], 1.0)
-            if activations is not None
-            else None,
-            queries=queries,
-            reference=queries if self.same else self.reference.table.sample_set(),
-            predictions=table.predictions(),
-            norm=table.norm,
-            rank=table.rank,
-            num_left_out=sum(part.table.num_samples - part.table.num_valid for part in sets),
-            num_directions=plan.num_directions,
-            plan=plan_record(
-                replace(plan, chunk_size=self.sweeper.chunk_size),
-                self.sweeper.gradients.operator.ownership.methods(),
-                self.prepared.budget,
-            ),
-            similarity_error=error,
-            sweep_disagreement=abs(float(counts.soft.double().nansum()) - squared) / squared
-            if self.same and squared > 0
-            else None,
-            notes=tuple(sorted(set().union(*self.processes.gather(self.sweeper.gradients.notes)))),
-            seconds=0.0,
-        )
-
-    def _audited(self, found: _Found) -> tuple[float | None, float | None]:
-        """Return the recall and the root mean square error of the listed similarities, over the audits of all processes."""
-        if self.plan.kind == "store":
-            return 1.0, 0.0
-        hits = torch.cat([torch.zeros(0), *(held.float().flatten() for held in self.processes.gather(found.hits))])
-        errors = torch.cat([torch.zeros(0), *self.processes.gather(found.squared_errors)])
-        recall = float(hits.mean()) if hits.numel() else None
-        return recall, float(errors.mean().sqrt()) if errors.numel() else None
-
 
 def _audited_positions(queries: SampleSource, seed: int) -> Tensor:
     """Return the positions of the audited queries in their data set: random where its length is known, else the first."""
@@ -463,15 +400,11 @@ def _audited_positions(queries: SampleSource, seed: int) -> Tensor:
     return chosen if queries.positions is None else queries.positions[chosen]
 
 
+def _joined_ids(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    return torch.cat([torch.zeros(0, dtype=torch.int64), *(ids for _, ids in pairs)])
+
+
 def _keep(store: FeatureStore, packed: PerSampleJacobian, ids: Tensor, wanted: Tensor) -> None:
     keep = torch.isin(ids, wanted)
     if bool(keep.any()):
         store.add(packed.select(keep), ids[keep])
-
-
-def _placed(values: Tensor, rows: Tensor, number: int) -> Tensor:
-    """Return values of the valid samples, shape (V, ...), in the rows of all, shape (number, ...): NaN, or -1, elsewhere."""
-    filler = torch.nan if values.is_floating_point() else -1
-    placed = torch.full((number, *values.shape[1:]), filler, dtype=values.dtype)
-    placed[rows] = values
-    return placed

@@ -78,7 +78,7 @@ class SampleTable:
 
     def rows_of(self, index: Tensor) -> Tensor:
         """Return the rows of the samples at the positions `index`."""
-        positions, order = torch.cat(self._index).sort()
+        positions, order = torch.cat([torch.zeros(0, dtype=torch.int64), *self._index]).sort()
         return order[torch.searchsorted(positions, index)]
 
     def share(self, processes: Processes) -> Tensor:

@@ -19,7 +19,7 @@ from lightning_netsim.sources import from_loader
 from tests.measuring import classifier, loader, whole
 
 PLANS = ("store", "sketch", "reiterate")
-SIZE, OTHERS = 150, 90
+SIZE, OTHERS, FEW = 150, 90, 10
 
 
 def model() -> nn.Module:
@@ -32,7 +32,7 @@ def inputs(number: int, seed: int) -> Tensor:
     return made
 
 
-def measured(plan: str, apart: bool, processes: Processes | None = None) -> SimilarityResult:
+def measured(plan: str, apart: bool, processes: Processes | None = None, size: int = SIZE) -> SimilarityResult:
     """Measure with counts of every kind, from sketches in several lots where the plan makes any."""
     budget = None if plan != "reiterate" else 230_000.0 if processes is None else 170_000.0
     settings = SweepSettings(
@@ -45,7 +45,7 @@ def measured(plan: str, apart: bool, processes: Processes | None = None) -> Simi
         memory_budget=budget,
         chunk_size=16,
     )
-    queries = from_loader(loader(inputs(SIZE, 1), torch.arange(SIZE) % 3), whole)
+    queries = from_loader(loader(inputs(size, 1), torch.arange(size) % 3), whole)
     reference = from_loader(loader(inputs(OTHERS, 2)), whole) if apart else None
     return measure_similarity(model(), queries, reference, settings, processes=processes)
 
@@ -88,7 +88,9 @@ def main(path: Path, rank: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{path / 'meet'}", rank=rank, world_size=2)
     processes = Processes.current()
     found = {(plan, apart): values(measured(plan, apart, processes)) for plan in PLANS for apart in (False, True)}
-    torch.save({"found": found, "said": disagreement(rank, processes)}, path / f"{rank}.pt")
+    # One batch: the second process has nothing to do.
+    few = {(plan, apart): values(measured(plan, apart, processes, FEW)) for plan in PLANS for apart in (False, True)}
+    torch.save({"found": found, "few": few, "said": disagreement(rank, processes)}, path / f"{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -46,6 +46,7 @@ ROOMS = {
     "features": room(2, MATHS, siblings=True),
     "index": room(2, f"{MATHS} faiss numpy", siblings=True),
     "isolation": room(2, "torch"),
+    "joining": room(2, MATHS, siblings=True),
     "measurement": room(2, MATHS, siblings=True),
     "progress": room(2, "tqdm"),
     "losses": room(2, MATHS, siblings=True),

@@ -36,6 +36,16 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("plan", sharing.PLANS)
+def test_a_process_may_have_nothing_to_do(two: list[dict[str, Any]], plan: str, apart: bool) -> None:
+    alone = sharing.values(sharing.measured(plan, apart, size=sharing.FEW))
+    for process in two:
+        found = process["few"][plan, apart]
+        assert torch.equal(found["index"], alone["index"])
+        torch.testing.assert_close(found["soft"], alone["soft"], rtol=1e-5, atol=2e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("plan", sharing.PLANS)
 def test_both_find_what_one_process_finds(two: list[dict[str, Any]], plan: str, apart: bool) -> None:
     alone = sharing.values(sharing.measured(plan, apart))
     assert alone["num_left_out"] == 1 + apart

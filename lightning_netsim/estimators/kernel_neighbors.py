@@ -103,8 +103,8 @@ class KernelNeighbors:
         Args:
             recall: what an audit measured; an exact table has 1.0 without one.
         """
-        similarity = torch.cat([answer.similarity for answer in self._answers])
-        index = torch.cat([answer.index for answer in self._answers])
+        similarity = torch.cat([torch.zeros(0, self.k), *(answer.similarity for answer in self._answers)])
+        index = torch.cat([torch.zeros(0, self.k, dtype=torch.int64), *(answer.index for answer in self._answers)])
         return KernelNeighborsResult(similarity, index, 1.0 if self.is_exact else recall)
 
     def _build(self) -> NeighborIndex | _FlatSearch | None:
