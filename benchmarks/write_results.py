@@ -51,7 +51,10 @@ WHAT = {
 WHAT_BY_SCRIPT = {("neighbors", "ratio_plain"): "soft counts and 10 audited neighbors of all, in units of the plain pass"}
 
 # Arguments of a script in a full run, where its own sizes would take too long.
-ARGUMENTS: Mapping[str, Sequence[str]] = {}
+ARGUMENTS: Mapping[str, Sequence[str]] = {
+    "neighbors": ("--rounds", "1", "--queries", "128", "--resnet-images", "1000"),
+    "scaling": ("--rounds", "1"),
+}
 
 Figures = Mapping[str, Any]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
@@ -181,20 +182,33 @@ class JacobianOperator:
         """Return the parameters whose path fails or disagrees with autograd, each with the reason."""
         torch.manual_seed(0)
         jacobian, failures = self._jacobian(inputs, labels, create_graph=False)
+        reference, weight = self._reference(inputs, labels)
+        found = jacobian.weighted_sum(weight.to(jacobian.outputs.dtype).unsqueeze(2))
+        # In half precision autograd's own sums are that coarse.
+        tolerance = max(CHECK_TOLERANCE, 8 * torch.finfo(weight.dtype).eps)
+        errors = _relative_errors(found, reference)
+        if any(not error <= tolerance for error in errors.values()):
+            # oneDNN adds up the gradient of a convolution's bias so coarsely that it is off by more on large images.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Of settings for other devices, which `flags` touches too.
+                with torch.backends.mkldnn.flags(enabled=False):
+                    again = _relative_errors(found, self._reference(inputs, labels)[0])
+            errors = {name: min(error, again[name]) if error == error else error for name, error in errors.items()}
+        wrong = {name: str(error) for name, error in failures.items()}
+        for name, error in errors.items():
+            if not error <= tolerance:
+                wrong.setdefault(name, f"relative error {error:.1e} against autograd")
+        return wrong
+
+    def _reference(self, inputs: Any, labels: Tensor | None) -> tuple[dict[str, Tensor | None], Tensor]:
+        """Return Σ_i G(x_i) R_i by autograd, and the weights R, shape (B, d)."""
         torch.manual_seed(0)
         projected = self._projected_forward((inputs, labels))
         # Weights that are the same for every sample would miss a wrong batch axis.
         weight = torch.randn(projected.shape, generator=torch.Generator().manual_seed(1)).to(projected)
         parameters = self.ownership.parameters
-        reference = torch.autograd.grad(projected, list(parameters.values()), weight, allow_unused=True)
-        found = jacobian.weighted_sum(weight.to(jacobian.outputs.dtype).unsqueeze(2))
-        wrong = {name: str(error) for name, error in failures.items()}
-        # In half precision autograd's own sums are that coarse.
-        tolerance = max(CHECK_TOLERANCE, 8 * torch.finfo(projected.dtype).eps)
-        for name, error in _relative_errors(found, dict(zip(parameters, reference, strict=True))).items():
-            if error > tolerance or error != error:
-                wrong.setdefault(name, f"relative error {error:.1e} against autograd")
-        return wrong
+        found = torch.autograd.grad(projected, list(parameters.values()), weight, allow_unused=True)
+        return dict(zip(parameters, found, strict=True)), weight
 
     def _demote(self, failures: Mapping[str, str]) -> None:
         for name, reason in failures.items():

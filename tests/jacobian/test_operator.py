@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -396,3 +397,14 @@ def test_random_directions_do_not_cost_the_vectorized_path(directions: str | int
     operator = JacobianOperator(model, directions=directions)
     operator.prepare(inputs)
     assert operator.ownership.methods() == {"model_vmap": 1, "layer": 2}
+
+
+@pytest.mark.parametrize("pixels", [28, 56])
+def test_a_coarse_sum_in_the_reference_is_no_reason_to_refuse(pixels: int) -> None:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    operator = JacobianOperator(nn.Sequential(*layers, nn.Linear(32, 10)), directions=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        operator.prepare(torch.randn(8, 3, pixels, pixels))
+    assert operator.ownership.methods() == {"layer": 6}
