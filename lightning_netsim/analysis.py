@@ -5,30 +5,24 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lightning_netsim._checks import expected
-from lightning_netsim.isolation import mute, unchanged
-from lightning_netsim.jacobian import trees
+from lightning_netsim.borrowing import borrowed, to_device_of
 from lightning_netsim.jacobian.directions import DirectionsLike
 from lightning_netsim.measurement import measure_similarity
 from lightning_netsim.plan import SweepSettings
-from lightning_netsim.progress import progress_bar
 from lightning_netsim.records import Record, list_records, read_record, write_record
 from lightning_netsim.report.figures import plot_count_histogram, plot_neighbor_rows
 from lightning_netsim.report.html import record_to_html
 from lightning_netsim.report.pictures import Pictures
 from lightning_netsim.report.summary import format_summary
 from lightning_netsim.results import SimilarityResult
-from lightning_netsim.sources import SampleSource, from_loader
+from lightning_netsim.sources import from_loader
 from lightning_netsim.tables import make_record
 
 #: The folder of records inside a run's log directory.
@@ -156,6 +150,7 @@ def analyze(
     Source: Charpiat et al., Input Similarity from the Neural Network Perspective, NeurIPS 2019.
 
     Example:
+        >>> import torch
         >>> data = torch.utils.data.TensorDataset(torch.randn(20, 3), torch.arange(20) % 2)
         >>> loader = torch.utils.data.DataLoader(data, batch_size=8)
         >>> analysis = analyze(nn.Linear(3, 2), loader, k=3, progress=False)
@@ -177,16 +172,10 @@ def analyze(
         activation_layer=activation_layer,
         seed=seed,
     )
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-
-    def source(samples: Iterable[Any]) -> SampleSource:
-        return from_loader(samples, lambda batch, batch_idx: trees.moved(batch, device), max_samples, seed)
-
-    with isolate_rng(), unchanged(model), progress_bar() if progress else nullcontext() as tell:
-        model.eval()
-        mute(model, LightningModule)
-        queries = source(loader)
-        others = None if reference is None else source(reference)
+    move = to_device_of(model)
+    with borrowed(model, progress) as tell:
+        queries = from_loader(loader, move, max_samples, seed)
+        others = None if reference is None else from_loader(reference, move, max_samples, seed)
         announce = (lambda text: print(f"netsim: {text}", file=sys.stderr)) if progress else None
         result = measure_similarity(model, queries, others, settings, render=render, progress=tell, announce=announce)
     context = {

@@ -18,13 +18,13 @@ from lightning_netsim.functional.kernel import FLOOR_FLOAT32
 from lightning_netsim.jacobian import Directions, JacobianOperator, PerSampleJacobian, SketchProjection
 from lightning_netsim.jacobian.capture import differentiable
 from lightning_netsim.jacobian.directions import DirectionsLike
+from lightning_netsim.jacobian.factors import product
 
 #: A sum of features, in the form that `AbstractFeatureBatch.dot` takes: one tensor for each parameter, or one in all.
 FeatureSum = dict[str, Tensor]
 
 # Below this λ_min/λ_max, float32 sums have too few digits for the root of C.
 _ILL_CONDITIONED = 1e-5
-_SUMMED_IN_FLOAT32 = 2**16
 
 
 class AbstractFeatureBatch(ABC):
@@ -85,23 +85,13 @@ class DenseFeatureBatch(AbstractFeatureBatch):
         return {"vector": self._vectors.sum(0)}
 
     def dot(self, total: FeatureSum) -> Tensor:
-        return self.spread(_product(self._vectors, total["vector"].unsqueeze(0)).squeeze(1))
+        return self.spread(product(self._vectors, total["vector"].unsqueeze(0)).squeeze(1))
 
     def inner(self, other: AbstractFeatureBatch) -> Tensor:
-        return _spread_pairs(self, other, _product(self._vectors, other.vectors()))
+        return _spread_pairs(self, other, product(self._vectors, other.vectors()))
 
     def vectors(self, projection: SketchProjection | None = None) -> Tensor:
         return self._vectors
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Return left @ rightᵀ for rows of any length: over millions of numbers, a sum in float32 loses four digits."""
-    if left.shape[1] <= _SUMMED_IN_FLOAT32:
-        return left @ right.mT
-    total = left.new_zeros(len(left), len(right), dtype=torch.float64)
-    for some, others in zip(torch.split(left, _SUMMED_IN_FLOAT32, 1), torch.split(right, _SUMMED_IN_FLOAT32, 1), strict=True):
-        total += some @ others.mT
-    return total.to(left.dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_netsim._checks import check_neighbors_fit, expected
 from lightning_netsim.batches import split_batch
 from lightning_netsim.estimators import AllPairs, KernelNeighbors, NeighborCount, RecallAudit, Reranking, shortlist_size
-from lightning_netsim.features import DenseFeatureBatch, FeatureSum, GradientFeatureBatch, Normalization
+from lightning_netsim.features import DenseFeatureBatch, FeatureSum, GradientFeatureBatch
 from lightning_netsim.jacobian import PerSampleJacobian, trees
 from lightning_netsim.jacobian.capture import full_float32
 from lightning_netsim.joining import Found, join
@@ -35,10 +35,10 @@ from lightning_netsim.ranking import (
     sketch_error,
 )
 from lightning_netsim.results import KernelNeighborsResult, SimilarityResult
-from lightning_netsim.sample_table import SampleTable
 from lightning_netsim.sources import Chunk, SampleSource, fixed_subset
 from lightning_netsim.store import FeatureStore
 from lightning_netsim.sweeper import Sweeper
+from lightning_netsim.swept_set import SweptSet, joined_ids
 
 # faiss multiplies large matrices several times as fast as small ones.
 _SEARCHED_AT_A_TIME = 2048
@@ -106,36 +106,6 @@ def _forked_rng(model: nn.Module) -> AbstractContextManager[None]:
     return torch.random.fork_rng(devices=devices)
 
 
-class _Set:
-    """One of the two sets, as far as this process has its share of it.
-
-    Attributes:
-        source: the samples.
-        table: what is known of them.
-        known: the normalizations of their chunks.
-        store: the exact features of some or all of them.
-        sketches: their sketches, with the ids of the valid ones.
-        activations: their activations.
-    """
-
-    def __init__(self, source: SampleSource, budget: float, render: Callable[[Any], Any] | None) -> None:
-        self.source = source
-        self.table = SampleTable(budget, render)
-        self.known: dict[tuple[int, int], Normalization] = {}
-        self.store = FeatureStore(0)
-        self.sketches: list[tuple[Tensor, Tensor]] = []
-        self.activations: list[tuple[DenseFeatureBatch, Tensor]] = []
-
-    @property
-    def ids(self) -> Tensor:
-        """Return the ids of the valid samples in their order."""
-        return _joined_ids(self.sketches)
-
-    def vectors(self, width: int, device: torch.device) -> Tensor:
-        """Return the sketches of the valid samples, shape (V, K)."""
-        return torch.cat([torch.zeros(0, width, device=device), *(vectors for vectors, _ in self.sketches)])
-
-
 @dataclass(frozen=True)
 class _Swept:
     """What one chunk gives in a first sweep.
@@ -172,8 +142,7 @@ class _Measurement:
         self.same = reference is None
         whole = reference or queries
         self.sizes = SetSizes(queries.num_samples, whole.num_samples, self.same, processes.size)
-        self.few = self._first_samples(queries)
-        self.prepared = prepare(self.sweeper, self.few, self.sizes, settings, self.processes)
+        self.prepared = prepare(self.sweeper, self._first_samples(queries), self.sizes, settings, self.processes)
         self.plan = self.prepared.plan
         self.sweeper.chunk_size, self.sweeper.forms = self.plan.chunk_size, self.plan.fast
         # Stored features are divided among the processes, in whole batches.
@@ -182,8 +151,8 @@ class _Measurement:
         self.count = NeighborCount()
         self.soft: list[tuple[Tensor, Tensor]] = []
         rank, size = self.processes.rank, self.processes.size
-        self.reference = _Set(whole.share(rank, size), self.prepared.budget, render)
-        self.queries = self.reference if self.same else _Set(queries.share(rank, size), self.prepared.budget, render)
+        self.reference = SweptSet(whole.share(rank, size), self.prepared.budget, render)
+        self.queries = self.reference if self.same else SweptSet(queries.share(rank, size), self.prepared.budget, render)
         self.audit_store = FeatureStore(len(self.audited))
 
     def run(self, announce: Callable[[str], None] | None) -> SimilarityResult:
@@ -193,7 +162,7 @@ class _Measurement:
         if self.sizes.reference is not None:
             check_neighbors_fit(self.settings.k, self.sizes.reference, self.same)
         self._sweep_first(self.reference, "features" if self.same else "reference")
-        check_neighbors_fit(self.settings.k, self._num_reference(), self.same)
+        check_neighbors_fit(self.settings.k, sum(self.processes.gather(self.reference.table.num_samples)), self.same)
         self.count.share(self.processes)
         if not self.same:
             self._sweep_first(self.queries, "queries")
@@ -205,7 +174,7 @@ class _Measurement:
         found = self._rank_all() if self.plan.kind == "store" else self._rank_candidates()
         return join(
             found,
-            (torch.cat([torch.zeros(0), *(values.cpu() for values, _ in self.soft)]), _joined_ids(self.soft)),
+            (torch.cat([torch.zeros(0), *(values.cpu() for values, _ in self.soft)]), joined_ids(self.soft)),
             activations,
             self.count,
             self.queries.table,
@@ -233,7 +202,7 @@ class _Measurement:
         self.processes.check_agreement("the labels of the first samples", said)
         return few
 
-    def _sweep_first(self, part: _Set, stage: str) -> None:
+    def _sweep_first(self, part: SweptSet, stage: str) -> None:
         """Go through a set for the first time: sum, sketch and keep what the plan needs."""
         counts = part is self.reference
         capacity = self._capacity if part.source.num_samples is None else min(self._capacity, part.source.num_samples)
@@ -261,20 +230,17 @@ class _Measurement:
                 part.store.add(swept.packed.select(slice(0, room)), ids[:room])
                 self._keep_audited(part, swept.packed, ids)
             if self.sweeper.watches_activations:
-                part.activations.append((self.sweeper.read_activations(chunk), chunk.index))
+                part.activations.append((self.sweeper.read_activations(), chunk.index))
 
     def _sketch(self, features: GradientFeatureBatch) -> Tensor:
         if self.plan.kind == "store":
             return features.norm.new_empty(int(features.valid.sum()), 0)
         return features.shortlist_vectors(self.prepared.projection, self.prepared.mixture)
 
-    def _keep_audited(self, part: _Set, packed: PerSampleJacobian, ids: Tensor) -> None:
+    def _keep_audited(self, part: SweptSet, packed: PerSampleJacobian, ids: Tensor) -> None:
         keep = torch.isin(ids, self.audited)
         if part is self.queries and self.plan.kind != "store" and bool(keep.any()):
             self.audit_store.add(packed.select(keep), ids[keep])
-
-    def _num_reference(self) -> int:
-        return sum(self.processes.gather(self.reference.table.num_samples))
 
     def _activation_neighbors(self) -> KernelNeighborsResult | None:
         if not self.sweeper.watches_activations:
@@ -290,12 +256,16 @@ class _Measurement:
     def _rank_all(self) -> Found:
         """Compare all pairs."""
         queries, settings = self.queries.store, self.settings
-        device = self.prepared.device
-        pairs = AllPairs(max(1, len(queries)), settings.k, settings.thresholds, settings.powers, device)
+        device, number = self.prepared.device, len(queries)
+        pairs = AllPairs(max(1, number), settings.k, settings.thresholds, settings.powers, device)
         compare_all(
-            queries, self.reference.store, pairs, self.processes, lambda done: self.progress("neighbors", done, len(queries))
+            queries,
+            self.reference.store,
+            pairs,
+            self.processes,
+            device,
+            lambda done: self.progress("neighbors", done, number),
         )
-        number = len(queries)
         found = pairs.neighbors()
         return Found(
             self.queries.ids,
@@ -352,9 +322,9 @@ class _Measurement:
             chosen = choose()
             # In one block, every sample is formed as seldom as can be.
             whole = [] if reference.features is None else [(reference.features, reference.ids)]
-            for block in whole if self.processes.alone else shared_blocks(reference, self.processes):
+            for block in whole if self.processes.alone else shared_blocks(reference, self.processes, self.prepared.device):
                 compare_candidates(reranking, chosen, queries, rows, block, same=self.same and self.processes.alone)
-        audit_with(audit, self.audit_store, shared_blocks(reference, self.processes))
+        audit_with(audit, self.audit_store, shared_blocks(reference, self.processes, self.prepared.device))
 
     def _compare_in_sweeps(self, reranking: Reranking, audit: RecallAudit) -> None:
         """Sweep again for each lot of queries whose features fit into memory."""
@@ -364,7 +334,7 @@ class _Measurement:
             wanted = self.queries.ids[start + lot : start + 2 * lot]
             chosen = reranking.first() | reranking.rest()
             rows = torch.arange(number)[start : start + lot]
-            for block in exchanged(self._later_sweep(start == 0, following, wanted), self.processes):
+            for block in exchanged(self._later_sweep(start == 0, following, wanted), self.processes, self.prepared.device):
                 compare_candidates(reranking, chosen, self.queries.store, rows, block)
                 if start == 0:
                     audit_with(audit, self.audit_store, [block])
@@ -383,7 +353,7 @@ class _Measurement:
                 _keep(following, packed, ids, wanted)
             yield packed, ids
 
-    def _packed_sweep(self, part: _Set, stage: str) -> Iterator[Block]:
+    def _packed_sweep(self, part: SweptSet, stage: str) -> Iterator[Block]:
         def compute(chunk: Chunk, features: GradientFeatureBatch) -> PerSampleJacobian:
             return features.unit.packed(self.plan.fast)
 
@@ -398,10 +368,6 @@ def _audited_positions(queries: SampleSource, seed: int) -> Tensor:
     if chosen is None:
         chosen = torch.arange(AUDITED_QUERIES if total is None else total)
     return chosen if queries.positions is None else queries.positions[chosen]
-
-
-def _joined_ids(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    return torch.cat([torch.zeros(0, dtype=torch.int64), *(ids for _, ids in pairs)])
 
 
 def _keep(store: FeatureStore, packed: PerSampleJacobian, ids: Tensor, wanted: Tensor) -> None:

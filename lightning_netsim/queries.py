@@ -5,64 +5,32 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_netsim._checks import check_neighbors_fit
+from lightning_netsim.borrowing import borrowed, to_device_of
 from lightning_netsim.estimators import NeighborTable
 from lightning_netsim.features import GradientFeatureBatch
 from lightning_netsim.functional._precision import to_double
-from lightning_netsim.isolation import mute, unchanged
-from lightning_netsim.jacobian import PerSampleJacobian, trees
+from lightning_netsim.jacobian.capture import full_float32
 from lightning_netsim.jacobian.directions import DirectionsLike
-from lightning_netsim.plan import SweepSettings, memory_budget
-from lightning_netsim.progress import Progress, progress_bar
+from lightning_netsim.plan import SweepSettings, chunk_of, memory_budget
 from lightning_netsim.records import Record, write_record
 from lightning_netsim.report.answers import format_neighbors
 from lightning_netsim.report.figures import plot_neighbor_rows, save_figure
 from lightning_netsim.report.pictures import Pictures
 from lightning_netsim.results import KernelNeighborsResult, NeighborCountResult, SampleSet, SimilarityResult
 from lightning_netsim.sample_table import SampleTable
-from lightning_netsim.samples import PICKED_TOGETHER, Move, Samples, check_positions, describe
+from lightning_netsim.samples import PICKED_TOGETHER, Samples, check_positions, describe
 from lightning_netsim.sources import Chunk
 from lightning_netsim.sweeper import Sweeper
 from lightning_netsim.tables import make_record
-
-_MOST_TOGETHER = {"cpu": 64, "cuda": 512}
-# What a sample takes while it is differentiated, in multiples of its factors, and the share of the budget for a chunk.
-_WORKING_COPIES = 4
-_CHUNK_SHARE = 1 / 4
-
-
-@contextmanager
-def borrowed(model: nn.Module, progress: bool) -> Iterator[Progress]:
-    """Put a model in eval mode for the time of the block, leave it and all random states as they were, and show progress."""
-    with isolate_rng(), unchanged(model), progress_bar() if progress else nullcontext() as tell:
-        model.eval()
-        mute(model, LightningModule)
-        yield tell or (lambda stage, done, total: None)
-
-
-def to_device_of(model: nn.Module) -> Move:
-    """Return the function that brings batches to where the parameters of a model are."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return lambda batch, number: trees.moved(batch, device)
-
-
-def chunk_size(settings: SweepSettings, jacobian: PerSampleJacobian) -> int:
-    """Return how many samples may be differentiated at a time, from the Jacobian of some."""
-    device = jacobian.outputs.device
-    per_sample = _WORKING_COPIES * jacobian.nbytes / max(1, jacobian.num_samples)
-    room = memory_budget(settings, device) * _CHUNK_SHARE
-    return max(1, min(_MOST_TOGETHER.get(device.type, 128), int(room / max(1.0, per_sample))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +173,7 @@ def answer_neighbors(
     start = time.perf_counter()
     if compared.source.num_samples is not None:
         check_neighbors_fit(settings.k, compared.source.num_samples, same)
-    with borrowed(model, progress) as tell:
+    with borrowed(model, progress) as tell, full_float32():
         search = _Search(Sweeper(model, settings, tell), compared, same, render)
         result = search.run(asked.pick(positions))
     pictures = Pictures(result, asked.dataset, compared.dataset)
@@ -225,7 +193,7 @@ class _Search:
         """Return what is found for the samples asked for."""
         self.sweeper.prepare(self.compared.first())
         features = [batch for chunk in asked for batch in self._features(chunk)]
-        self.sweeper.chunk_size = chunk_size(self.sweeper.settings, features[0].jacobian)
+        self.sweeper.chunk_size = chunk_of(features[0].jacobian, self.budget)
         own = self.queries.sample_set().index
         neighbors, counts, num_seen = self._sweep(features, own)
         check_neighbors_fit(self.sweeper.settings.k, num_seen, self.same)

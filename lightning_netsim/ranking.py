@@ -19,26 +19,19 @@ Block = tuple[PerSampleJacobian, Tensor]
 _QUERIES_AT_A_TIME = 256
 
 
-def shared_blocks(store: FeatureStore, processes: Processes) -> Iterator[Block]:
+def shared_blocks(store: FeatureStore, processes: Processes, device: torch.device) -> Iterator[Block]:
     """Yield the features of all processes' stores, some hundred samples at a time, in the same order in all of them."""
-    return exchanged(store.blocks(TILE), processes)
+    return exchanged(store.blocks(TILE), processes, device)
 
 
-def exchanged(blocks: Iterable[Block], processes: Processes) -> Iterator[Block]:
-    """Yield the blocks of all processes to each of them."""
+def exchanged(blocks: Iterable[Block], processes: Processes, device: torch.device) -> Iterator[Block]:
+    """Yield the blocks of all processes to each of them, on its own device."""
     if processes.alone:
         yield from blocks
         return
-    device: torch.device | None = None
-
-    def sent() -> Iterator[Block]:
-        nonlocal device
-        for features, ids in blocks:
-            device = features.outputs.device
-            yield features.moved(torch.device("cpu")), ids
-
-    for features, ids in processes.interleave(sent()):
-        yield (features if device is None else features.moved(device)), ids
+    sent = ((features.moved(torch.device("cpu")), ids) for features, ids in blocks)
+    for features, ids in processes.interleave(sent):
+        yield features.moved(device), ids
 
 
 def compare_all(
@@ -46,6 +39,7 @@ def compare_all(
     reference: FeatureStore,
     pairs: AllPairs,
     processes: Processes,
+    device: torch.device,
     progress: Callable[[int], None],
 ) -> None:
     """Offer the exact similarities of all pairs of own queries and the reference samples of all processes.
@@ -55,19 +49,19 @@ def compare_all(
         reference: its reference samples; the same object where a set is compared with itself.
         pairs: takes the tiles; its rows are those of `queries`.
         processes: those that share the sets.
+        device: where the features are.
         progress: told the number of queries whose rows are complete.
     """
     same = queries is reference
     if same and processes.alone:
         _compare_with_itself(queries, pairs, progress)
         return
-    for features, ids in shared_blocks(reference, processes):
+    for features, ids in shared_blocks(reference, processes, device):
         start = 0
         for own, own_ids in queries.blocks(TILE):
             rows = torch.arange(start, start + len(own_ids))
             pairs.offer(own.trace_inner(features), ids, rows, own_ids if same else None)
             start += len(own_ids)
-        progress(0)
     progress(len(queries))
 
 
@@ -155,11 +149,11 @@ def _pairs(rows: Tensor, listed: Tensor) -> tuple[Tensor, Tensor]:
 
 def _positions(ids: Tensor, wanted: Tensor) -> Tensor:
     """Return where in `ids` each wanted id stands, -1 where it does not."""
+    if not len(ids):
+        return torch.full_like(wanted, -1)
     ordered, order = ids.sort()
-    place = torch.searchsorted(ordered, wanted.clamp_min(0)).clamp_max(max(0, len(ids) - 1))
-    return (
-        torch.where((ordered[place] == wanted) & (wanted >= 0), order[place], -1) if len(ids) else torch.full_like(wanted, -1)
-    )
+    place = torch.searchsorted(ordered, wanted.clamp_min(0)).clamp_max(len(ids) - 1)
+    return torch.where((ordered[place] == wanted) & (wanted >= 0), order[place], -1)
 
 
 def audit_with(audit: RecallAudit, audited: FeatureStore, blocks: Iterable[Block]) -> None:

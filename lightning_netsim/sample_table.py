@@ -72,10 +72,6 @@ class SampleTable:
         self._labels = _extend(self._labels, as_column(read.labels, size, "labels"))
         self._shown = _extend(self._shown, self._pictures(read.inputs, size))
 
-    def chunks(self) -> list[Tensor]:
-        """Return the positions of the samples of every chunk that was added."""
-        return self._index
-
     def rows_of(self, index: Tensor) -> Tensor:
         """Return the rows of the samples at the positions `index`."""
         positions, order = torch.cat([torch.zeros(0, dtype=torch.int64), *self._index]).sort()

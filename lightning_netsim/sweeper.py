@@ -88,7 +88,7 @@ class Sweeper:
             raise expected("outputs", f"one row for each of the {len(chunk.index)} samples of the batch", got)
         return self._read
 
-    def read_activations(self, chunk: Chunk) -> DenseFeatureBatch:
+    def read_activations(self) -> DenseFeatureBatch:
         """Return the activations of the chunk whose features were taken last."""
         return self.activations.read(self._seen)
 

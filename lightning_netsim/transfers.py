@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from lightning_netsim._checks import check_choice, check_positive_int, check_writable, expected
 from lightning_netsim.batches import SimilarityBatch, read_batch
+from lightning_netsim.borrowing import borrowed, to_device_of
 from lightning_netsim.features import DenseFeatureBatch
-from lightning_netsim.jacobian.capture import differentiable, without_inference
+from lightning_netsim.jacobian.capture import differentiable, full_float32, without_inference
 from lightning_netsim.jacobian.fallbacks import plain_attention
-from lightning_netsim.plan import SweepSettings, memory_budget
+from lightning_netsim.plan import SweepSettings, chunk_of, memory_budget
 from lightning_netsim.progress import Progress
-from lightning_netsim.queries import borrowed, chunk_size, to_device_of
 from lightning_netsim.report.answers import format_transfer, plot_transfer
 from lightning_netsim.report.figures import save_figure
 from lightning_netsim.report.pictures import Thumbnails, thumbnails
@@ -187,7 +187,7 @@ def answer_transfer(
     start = time.perf_counter()
     check_choice("directions", directions, _DIRECTIONS)
     budget = memory_budget(settings)
-    with borrowed(model, progress) as tell:
+    with borrowed(model, progress) as tell, full_float32():
         table = SampleTable(budget, render)
         shown = describe(model, asked, [position], table)
         [chunk] = asked.pick([position])
@@ -265,7 +265,9 @@ class _Correction:
         self.step = {name: value.squeeze(0) for name, value in summed.items()}
         self._change = change
         moved = self._move(chunk)[1][0]
-        return float(moved @ change.to(moved) / length.to(moved) ** 2), chunk_size(self.settings, features.jacobian)
+        return float(moved @ change.to(moved) / length.to(moved) ** 2), chunk_of(
+            features.jacobian, memory_budget(self.settings, features.jacobian.outputs.device)
+        )
 
     def predict(self, compared: Samples, size: int) -> pd.DataFrame:
         """Return one row for each sample of a set."""

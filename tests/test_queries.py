@@ -251,3 +251,13 @@ def test_on_the_device() -> None:
     model, inputs = network(), data().tensors[0]
     similarity = exact(model, inputs[[3, 17]], inputs)
     check(ask(model.cuda(), DataLoader(data(), 8), [3, 17]), similarity, [3, 17], 4)
+
+
+def test_autocast_around_the_call_changes_nothing() -> None:
+    torch.manual_seed(0)
+    model, data = nn.Linear(6, 2), TensorDataset(torch.randn(20, 6))
+    plain = find_neighbors(model, DataLoader(data, 8), [3, 17], k=5, progress=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        surrounded = find_neighbors(model, DataLoader(data, 8), [3, 17], k=5, progress=False)
+    assert surrounded.samples["soft_count"].equals(plain.samples["soft_count"])
+    assert surrounded.neighbors["similarity"].equals(plain.neighbors["similarity"])

@@ -32,13 +32,9 @@ class Cramped(nn.Module):
 def test_when_memory_runs_out_chunks_are_halved(plan: str, caplog: pytest.LogCaptureFixture) -> None:
     inputs = torch.randn(40, 6)
     settings = SweepSettings(k=3, plan=plan, projection_dim=60, chunk_size=32)
-    model = Cramped(20)
+    model = Cramped(7)
     wanted = measure_similarity(model.net, source(inputs, 20), settings=settings)
-    # What is looked at first fits; a batch does not.
-    model.most = 20
-    batches = source(torch.cat([inputs[:8], inputs[8:]]), 20)
-    model.most = 7
-    result = _measured_after_preparation(model, batches, settings)
+    result = _measured_after_preparation(model, source(inputs, 20), settings)
     check_counts(result.counts.soft, wanted.counts.soft.double())
     assert torch.equal(result.neighbors.index, wanted.neighbors.index)
     assert result.plan["chunk_size"] == 5

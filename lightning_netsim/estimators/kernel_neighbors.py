@@ -9,7 +9,6 @@ from lightning_netsim._checks import check_neighbors_fit, check_positive_int
 from lightning_netsim.estimators.all_pairs import AllPairs
 from lightning_netsim.features import AbstractFeatureBatch
 from lightning_netsim.index import NeighborIndex
-from lightning_netsim.processes import Processes
 from lightning_netsim.results import KernelNeighborsResult
 
 
@@ -65,13 +64,6 @@ class KernelNeighbors:
         self._num_seen += len(ids)
         self._added.append((vectors, ids[reference.valid.cpu()]))
         return vectors
-
-    def share(self, processes: Processes) -> None:
-        """Make the reference sets of all processes one, after each has been updated with its part."""
-        self._num_seen = sum(processes.gather(self._num_seen))
-        if not processes.alone and self._added:
-            device = self._added[0][0].device
-            self._added = [(vectors.to(device), ids) for held in processes.gather(self._added) for vectors, ids in held]
 
     def query(self, queries: AbstractFeatureBatch, exclude: Tensor | None = None) -> KernelNeighborsResult:
         """Find the neighbors of a batch of the query set.
