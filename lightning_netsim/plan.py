@@ -36,12 +36,19 @@ _CHUNK_SHARE = 1 / 4
 # Factors, what the backward pass holds, and formed gradients of one layer: estimated, in multiples of the factors.
 _WORKING_COPIES = 4
 _FLOAT_BYTES = 4
-# Candidates that are compared exactly for each neighbor (2.4 on MNIST, 10,000 images), and how often each sample's gradients
-# are formed for that where they are not stored formed: estimates.
-_COMPARED_FACTOR = 3
-_FORMED_AGAIN = 6
+# To compare its candidates, a query is multiplied with about so many samples, and as many are read, and formed where they are
+# not stored so, for each query: measured on MNIST, 10,000 images.
+_COMPARED_WITH = 200
+_READ_FOR_EACH = 6
+# Forming a gradient takes as long as so many times its multiplications in a large product: measured with one shape.
+_FORMING_COST = 2.5
+# Another plan has to be so many times as fast as comparing all pairs to be chosen: what is exact is worth that, and the choice
+# then depends less on how busy the machine was when the costs were measured.
+_ALL_PAIRS_WORTH = 1.3
 # A rate is that of the fastest of so many goes: on a busy machine most are slowed down.
 _REPEATS = 12
+# Rows so long leave the cache, and a copy of some of them is new memory every time.
+_COPIED_NUMBERS = 2**19
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class Rates:
 
     Attributes:
         products: multiplications of a large matrix product.
-        bytes: bytes of scattered rows that are read and multiplied with a vector.
+        bytes: bytes of scattered rows that are copied.
     """
 
     products: float
@@ -121,8 +128,9 @@ class SetSizes:
 
     @property
     def pairs(self) -> float:
-        """Return the pairs that have to be compared; of one set, each once."""
-        return (self.queries or 0) * (self.reference or 0) / (2 if self.same else 1)
+        """Return the pairs that have to be compared; of one set, each once, but for those of a tile on the diagonal."""
+        queries, reference = self.queries or 0, self.reference or 0
+        return queries * min(reference, (reference + TILE) / 2) if self.same else queries * reference
 
 
 @dataclass(frozen=True)
@@ -258,7 +266,7 @@ def make_plan(
         smallest = min(plan.bytes for plan in plans)
         remedy = "Choose a larger `memory_budget`, a smaller `max_samples`, fewer `directions`, or fewer `parameters`."
         raise expected("memory_budget", f"at least {smallest:,} bytes for these features", f"{budget:,.0f}", remedy)
-    chosen = min(fitting, key=lambda plan: (plan.seconds is None, plan.seconds))
+    chosen = min(fitting, key=_worth)
     if chosen.kind == "reiterate":
         chosen = _fill(chosen, probe, sizes, rates, settings, budget)
     per_sample = _WORKING_COPIES * probe.working_bytes + probe.packed[chosen.fast].bytes
@@ -282,6 +290,11 @@ def _chunk(bytes_per_sample: float, budget: float, device: torch.device) -> int:
     return max(1, min(most, int(budget * _CHUNK_SHARE / max(1.0, bytes_per_sample))))
 
 
+def _worth(plan: SweepPlan) -> tuple[bool, float]:
+    """Return what plans are compared by: their time, which is unknown for sets of unknown size."""
+    return plan.seconds is None, (plan.seconds or 0) / (_ALL_PAIRS_WORTH if plan.kind == "store" else 1)
+
+
 def _is_wanted(plan: SweepPlan, settings: SweepSettings) -> bool:
     """Return whether the settings allow a plan; who chooses an index wants to have it searched."""
     return plan.kind == settings.plan if settings.plan != "auto" else plan.kind != "store" or settings.index_factory == "Flat"
@@ -292,7 +305,8 @@ def _possible_plans(settings: SweepSettings, probe: Probe, sizes: SetSizes, rate
     stored, plans = sizes.swept, []
     for fast, cost in probe.packed.items():
         if stored is not None:
-            seconds = stored * (probe.first + cost.seconds + stored / TILE * cost.forming / rates.products)
+            forming = (1 + stored / TILE) * _FORMING_COST * cost.forming
+            seconds = stored * (probe.first + cost.seconds + forming / rates.products)
             seconds += sizes.pairs * cost.products / rates.products
             plans.append(
                 _plan("store", probe, fast, stored, int(cost.bytes * stored), 1, seconds, int(cost.bytes / _FLOAT_BYTES))
@@ -343,20 +357,21 @@ def _search_seconds(settings: SweepSettings, probe: Probe, sizes: SetSizes, rate
     """Return the seconds for sketching, searching, comparing the candidates and the audit."""
     queries, reference = sizes.queries or 0, sizes.reference or 0
     search = queries * reference * probe.sketch_dim / rates.products
-    compared = queries * _COMPARED_FACTOR * settings.k * cost.products * _FLOAT_BYTES / rates.bytes
-    forming = _FORMED_AGAIN * queries * cost.forming / rates.products
+    compared = queries * (_COMPARED_WITH * cost.products / rates.products + _READ_FOR_EACH * cost.bytes / rates.bytes)
     audit = min(AUDITED_QUERIES, queries) * reference * cost.products / rates.products
-    return (sizes.swept or 0) * probe.sketch + search + compared + forming + audit
+    forming = (_READ_FOR_EACH * queries + reference) * _FORMING_COST * cost.forming / rates.products
+    return (sizes.swept or 0) * probe.sketch + search + compared + audit + forming
 
 
 @lru_cache(maxsize=4)
 def measure_rates(device: torch.device) -> Rates:
     """Measure what a device does in a second; it takes a few hundredths of one, once in a process."""
-    left, rows = torch.ones(512, 4096, device=device), torch.ones(64, 2**16, device=device)
-    index = torch.arange(0, 64, 2, device=device)
+    left = torch.ones(512, 4096, device=device)
+    rows = torch.ones(48, _COPIED_NUMBERS, device=device)
+    index = torch.arange(0, 48, 3, device=device)
     products = _fastest(lambda: left @ left.mT, device)
-    gathered = _fastest(lambda: rows[index] @ rows[0], device)
-    return Rates(512 * 512 * 4096 / products, 32 * 2**16 * _FLOAT_BYTES / gathered)
+    copied = _fastest(lambda: rows.index_select(0, index), device)
+    return Rates(512 * 512 * 4096 / products, len(index) * _COPIED_NUMBERS * _FLOAT_BYTES / copied)
 
 
 def _fastest(function: Any, device: torch.device) -> float:

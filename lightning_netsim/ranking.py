@@ -12,11 +12,14 @@ from lightning_netsim.jacobian import PerSampleJacobian
 from lightning_netsim.plan import TILE
 from lightning_netsim.processes import Processes
 from lightning_netsim.store import FeatureStore
+from lightning_netsim.tiles import tiles
 
 #: Features of some reference samples, and their ids.
 Block = tuple[PerSampleJacobian, Tensor]
 
-_QUERIES_AT_A_TIME = 256
+# Queries and candidates of which all pairs are compared at a time, and what their features may take.
+_TILED_SAMPLES = 256
+_TILE_BYTES = 2**28
 
 
 def shared_blocks(store: FeatureStore, processes: Processes, device: torch.device) -> Iterator[Block]:
@@ -109,14 +112,13 @@ def compare_candidates(
         return
     found, columns, listed = found[some], columns[some], listed[some]
     asked = _once(place[found], listed) if same else listed
-    similarity = torch.cat(
-        [
-            every.select(place[part_rows]).trace_listed(features, part).cpu()
-            for part_rows, part in zip(
-                torch.split(found, _QUERIES_AT_A_TIME), torch.split(asked, _QUERIES_AT_A_TIME), strict=True
-            )
-        ]
-    )
+    similarity = torch.full(listed.shape, torch.nan)
+    most = max(1, min(_TILED_SAMPLES, _TILE_BYTES * every.num_samples // max(1, every.nbytes)))
+    for tile_rows, samples in tiles(asked, most):
+        tile = every.select(place[found[tile_rows]]).trace_inner(features.select(samples)).cpu()
+        part = asked[tile_rows]
+        where = torch.searchsorted(samples, part.clamp_min(0)).clamp_max(len(samples) - 1)
+        similarity[tile_rows] = tile.gather(1, where).masked_fill(part < 0, torch.nan)
     if same:
         _fill_mirrored(similarity, place[found], listed, asked)
     reranking.take(found, columns, similarity)

@@ -63,6 +63,7 @@ ROOMS = {
     "sweeper": room(2, MATHS, siblings=True),
     "swept_set": room(2, MATHS, siblings=True),
     "tables": room(2, f"{MATHS} numpy pandas", siblings=True),
+    "tiles": room(2, "torch"),
     "analysis": room(3, f"{TRAINING} numpy pandas", siblings=True),
     "borrowing": room(3, TRAINING),
     "callbacks": room(3, TRAINING),

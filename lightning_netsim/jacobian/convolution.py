@@ -197,19 +197,21 @@ class ConvolutionFactor(AbstractFactor):
         return torch.einsum("bdn,bcn->bdc", self.deltas.flatten(2), self._moved(direction))
 
     def trace_inner(self, other: AbstractFactor) -> Tensor:
-        if isinstance(other, ConvolutionFactor) and self._ghosts_are_cheaper(other, self.size[1]):
-            return self._outer().trace_inner(other._outer())
+        if isinstance(other, ConvolutionFactor) and self._are_pairs_better_by_patches(other):
+            left = self._outer()
+            return left.trace_inner(left if other is self else other._outer())
         return super().trace_inner(other)
+
+    def _are_pairs_better_by_patches(self, other: ConvolutionFactor) -> bool:
+        """Return whether traces of all pairs are better from patches: where no gradients are formed, or larger ones."""
+        formed_are_larger = self.deltas.shape[3:].numel() <= self.size[1] * self.shape[0]
+        by_rows = self.geometry.groups == 1 and self._kept is other._kept is None and formed_are_larger
+        return by_rows or self._ghosts_are_cheaper(other, self.size[1])
 
     def trace_dot(self, direction: Tensor) -> Tensor:
         if self._kept is not None:
             return self._kept.trace_dot(direction)
         return row_products(self.deltas.flatten(1), self._moved(direction).flatten(1))
-
-    def trace_listed(self, other: AbstractFactor, listed: Tensor) -> Tensor:
-        if isinstance(other, ConvolutionFactor) and self._ghost_cost() < self.size[1] * self.shape.numel():
-            return self._listed_by_queries(other, listed)
-        return super().trace_listed(other, listed)
 
     def sketch(self, projection: SketchProjection, name: str) -> Tensor:
         return super().sketch(projection, name) if self._kept is None else self._kept.sketch(projection, name)

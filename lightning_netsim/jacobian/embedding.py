@@ -70,11 +70,6 @@ class EmbeddingFactor(AbstractFactor):
     def trace_dot(self, direction: Tensor) -> Tensor:
         return torch.einsum("bdtp,dbtp->b", self.deltas, direction[:, self.index.clamp_min(0)])
 
-    def trace_listed(self, other: AbstractFactor, listed: Tensor) -> Tensor:
-        if not isinstance(other, EmbeddingFactor):
-            return super().trace_listed(other, listed)
-        return self._listed_by_queries(other, listed)
-
     def sketch(self, projection: SketchProjection, name: str) -> Tensor:
         return projection.scatter(name, self.index.clamp_min(0), self.deltas)
 

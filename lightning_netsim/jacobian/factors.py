@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,8 +18,6 @@ WORKING_BYTES = 2**28
 _SKETCHED_BYTES = {"cpu": 2**22}
 # One sum in float32 is no longer than this.
 _SUMMED_AT_ONCE = 2**16
-# Products with so few numbers in all are gathered at once: a loop over queries would cost more than the copy.
-_GATHERED_NUMBERS = 2**12
 
 
 class AbstractFactor(ABC):
@@ -67,8 +65,10 @@ class AbstractFactor(ABC):
         return tuple(0 for _ in self.parts)
 
     def select(self, index: Tensor | slice) -> AbstractFactor:
-        """Return the samples `index`: shape (B',), or a slice, which copies nothing."""
-        return self.with_parts([part[index] for part in self.parts])
+        """Return the samples `index`: shape (B',), int64, or a slice, which copies nothing."""
+        if isinstance(index, slice):
+            return self.with_parts([part[index] for part in self.parts])
+        return self.with_parts([part.index_select(0, index) for part in self.parts])
 
     def to(self, dtype: torch.dtype) -> AbstractFactor:
         """Return the factor in `dtype`."""
@@ -165,36 +165,10 @@ class AbstractFactor(ABC):
         """Return tr(G_iᵀ direction) for `direction` of shape (d, *shape), shape (B,)."""
         return product(self.dense().flatten(1), direction.reshape(1, -1)).squeeze(1)
 
-    def trace_listed(self, other: AbstractFactor, listed: Tensor) -> Tensor:
-        """Return tr(G_iᵀ G'_j) for the samples j = listed[i, r] of `other` only.
-
-        Args:
-            other: the samples that are listed.
-            listed: shape (B, R), int64; a row of fewer than R samples ends with -1.
-
-        Returns:
-            shape (B, R), zero where there is -1.
-        """
-        values = torch.zeros(listed.shape, dtype=self.parts[-1].dtype, device=listed.device)
-        for rows, columns in _pieces(listed, max(1, WORKING_BYTES // (self._formed_bytes() or 1))):
-            some = listed[rows, columns]
-            needed, where = torch.unique(some.clamp_min(0), return_inverse=True)
-            left, right = self.select(rows).dense().flatten(1), other.select(needed).dense().flatten(1)
-            values[rows, columns] = listed_products(left, right, where.masked_fill(some < 0, -1))
-        return values
-
     def sketch(self, projection: SketchProjection, name: str) -> Tensor:
         """Return the sketched gradients, shape (B, d, K_t), of this parameter, which `projection` knows as `name`."""
         at_a_time = max(1, _SKETCHED_BYTES.get(self.parts[-1].device.type, WORKING_BYTES) // (self._formed_bytes() or 1))
         return torch.cat([projection.apply(name, some.dense()) for some in self._split(at_a_time)])
-
-    def _listed_by_queries(self, other: AbstractFactor, listed: Tensor) -> Tensor:
-        """Return the same as `trace_listed`, one query after the other, without forming gradients."""
-        values = torch.zeros(listed.shape, dtype=self.parts[-1].dtype, device=listed.device)
-        for row, count in enumerate((listed >= 0).sum(1).tolist()):
-            chosen = other.select(listed[row, :count])
-            values[row, :count] = self.select(slice(row, row + 1)).trace_inner(chosen)[0]
-        return values
 
     def _split(self, at_a_time: int) -> list[AbstractFactor]:
         """Return at most so many samples at a time: the factor itself if it has no more."""
@@ -205,15 +179,6 @@ class AbstractFactor(ABC):
     def _formed_bytes(self) -> int:
         """Return the bytes of one sample's gradient."""
         return self.size[1] * self.shape.numel() * self.parts[-1].element_size()
-
-
-def _pieces(listed: Tensor, num_samples: int) -> Iterator[tuple[slice, slice]]:
-    """Cut a list of pairs into pieces that need at most about `num_samples` samples each."""
-    width = max(1, min(listed.shape[1], num_samples))
-    height = max(1, num_samples // (width + 1))
-    for start in range(0, listed.shape[0], height):
-        for first in range(0, listed.shape[1], width):
-            yield slice(start, start + height), slice(first, first + width)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -228,33 +193,6 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 def row_products(left: Tensor, right: Tensor) -> Tensor:
     """Return ⟨left_i, right_i⟩ of matrices (B, n), shape (B,)."""
     return product(left.unsqueeze(1), right.unsqueeze(1)).flatten()
-
-
-def listed_products(left: Tensor, right: Tensor, listed: Tensor) -> Tensor:
-    """Return ⟨left_i, right_j⟩ for j = listed[i, r], shape (B, R).
-
-    On a CPU a loop over the queries, each with a product of its own, reads memory about seven times as fast as one gather of
-    all rows.
-
-    Args:
-        left: shape (B, n).
-        right: shape (B', n).
-        listed: shape (B, R), int64; a row of fewer than R ends with -1, where the result is zero.
-    """
-    numbers = listed.shape[1] * left.shape[1]
-    differentiated = left.requires_grad or right.requires_grad
-    if left.device.type == "cpu" and numbers > _GATHERED_NUMBERS and not differentiated:
-        values, gathered = left.new_zeros(listed.shape), right.new_empty(listed.shape[1], right.shape[1])
-        for row, count in enumerate((listed >= 0).sum(1).tolist()):
-            some = torch.index_select(right, 0, listed[row, :count], out=gathered[:count])
-            values[row, :count] = product(some, left[row : row + 1]).squeeze(1)
-        return values
-    height = max(1, WORKING_BYTES // max(1, numbers * left.element_size()))
-    found = [
-        product(right[part.clamp_min(0)], some.unsqueeze(1)).squeeze(2)
-        for part, some in zip(torch.split(listed, height), torch.split(left, height), strict=True)
-    ]
-    return torch.cat(found).masked_fill(listed < 0, 0.0)
 
 
 class DenseFactor(AbstractFactor):
@@ -291,9 +229,6 @@ class DenseFactor(AbstractFactor):
 
     def pair_cost(self) -> tuple[int, int]:
         return self.size[1] * self.shape.numel(), 0
-
-    def trace_listed(self, other: AbstractFactor, listed: Tensor) -> Tensor:
-        return listed_products(self._gradients.flatten(1), other.dense().flatten(1), listed)
 
 
 def sum_of_calls(factors: Iterable[AbstractFactor]) -> AbstractFactor:

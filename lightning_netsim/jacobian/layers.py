@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -63,8 +64,18 @@ def embedding(module: nn.Embedding, inputs: Tensor, deltas: Tensor) -> Factors:
 def batch_norm(module: _BatchNorm | _InstanceNorm, inputs: Tensor, deltas: Tensor) -> Factors:
     """y = γ (u − running mean) / √(running variance + eps) + β: from the layer's input, so that γ = 0 is no special case."""
     mean, variance = module.get_buffer("running_mean").to(inputs), module.get_buffer("running_var").to(inputs)
-    normalized = F.batch_norm(inputs, mean, variance, eps=module.eps)
-    return _affine(module, normalized, deltas, channel_dim=1)
+    batch, channels = inputs.shape[:2]
+    # Each channel of each sample counts as a channel of one sample: its gradients come from one pass over memory.
+    inputs, mean, variance = inputs.reshape(1, batch * channels, -1), mean.repeat(batch), variance.repeat(batch)
+    scale, shift = [], []
+    for column in deltas.unbind(1):
+        column = column.reshape(inputs.shape)
+        _, by_scale, by_shift = torch.ops.aten.native_batch_norm_backward(
+            column, inputs, None, mean, variance, None, None, False, module.eps, [False, True, True]
+        )
+        scale.append(by_scale.view(batch, channels))
+        shift.append(by_shift.view(batch, channels))
+    return {"weight": DenseFactor(torch.stack(scale, 1)), "bias": DenseFactor(torch.stack(shift, 1))}
 
 
 def instance_norm(module: _InstanceNorm, inputs: Tensor, deltas: Tensor) -> Factors:

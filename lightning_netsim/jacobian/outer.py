@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_netsim.jacobian.factors import AbstractFactor, listed_products
+from lightning_netsim.jacobian.factors import WORKING_BYTES, AbstractFactor, product
 from lightning_netsim.jacobian.sketch import SketchProjection
 
 # Measured on seven shapes (1 to 256 positions, widths 40 to 2048, one core), in multiplications inside a large product: a
@@ -21,6 +21,8 @@ from lightning_netsim.jacobian.sketch import SketchProjection
 # faster way is then chosen in 33 of 35 cases; in the others it would have taken 0.9 of the time.
 _TRANSFORM_COST, _TRANSFORM_START = 10, 15_000
 _FOLDING_COST = 20
+# Rows that are formed for all pairs at a time: on a CPU, what malloc keeps for the next ones instead of returning it.
+_FORMED_BYTES = {"cpu": 2**25}
 
 
 class OuterFactor(AbstractFactor):
@@ -90,26 +92,36 @@ class OuterFactor(AbstractFactor):
         return torch.einsum("iosjpt,isjt->ijop", deltas, inputs)
 
     def trace_inner(self, other: AbstractFactor) -> Tensor:
-        if not isinstance(other, OuterFactor) or self._pairs_are_cheaper_formed(other, traced=True):
+        if not isinstance(other, OuterFactor):
             return super().trace_inner(other)
+        if self._pairs_are_cheaper_formed(other, traced=True):
+            return self._trace_of_formed(other)
         if self.inputs.shape[1] == other.inputs.shape[1] == 1:
             deltas = self.deltas.flatten(1) @ other.deltas.flatten(1).mT
             return deltas * (self.inputs[:, 0] @ other.inputs[:, 0].mT)
-        deltas = torch.einsum("iosp,jotp->isjt", self.deltas, other.deltas)
-        inputs = torch.einsum("isq,jtq->isjt", self.inputs, other.inputs)
-        return (deltas * inputs).sum((1, 3))
+        products = self.inputs.shape[1] * other.inputs.shape[0] * other.inputs.shape[1]
+        at_a_time = max(1, WORKING_BYTES // max(1, products * self.inputs.element_size()))
+        parts = zip(*(torch.split(part, at_a_time) for part in self.parts), strict=True)
+        return torch.cat([_trace_of_positions(inputs, deltas, other) for inputs, deltas in parts])
+
+    def _trace_of_formed(self, other: OuterFactor) -> Tensor:
+        """Return tr(GᵀG') of each pair from gradients that are formed for some rows of the weight at a time.
+
+        So every sample is formed once, however many there are, in memory that is used again and again.
+        """
+        numbers = (len(self.inputs) + len(other.inputs)) * self.size[1] * self.inputs.shape[2]
+        room = _FORMED_BYTES.get(self.inputs.device.type, WORKING_BYTES)
+        at_a_time = max(1, room // max(1, numbers * self.inputs.element_size()))
+        total = self.inputs.new_zeros(len(self.inputs), len(other.inputs))
+        for mine, others in zip(*(torch.split(factor.deltas, at_a_time, 3) for factor in (self, other)), strict=True):
+            left = OuterFactor(self.inputs, mine).dense().flatten(1)
+            right = left if other is self else OuterFactor(other.inputs, others).dense().flatten(1)
+            total += product(left, right)
+        return total
 
     def trace_dot(self, direction: Tensor) -> Tensor:
         moved = torch.unflatten(self.inputs @ direction.flatten(2).flatten(0, 1).mT, 2, (len(direction), -1))
         return (self.deltas.transpose(1, 2) * moved).flatten(1).sum(1)
-
-    def trace_listed(self, other: AbstractFactor, listed: Tensor) -> Tensor:
-        if not isinstance(other, OuterFactor) or self._ghost_cost() > self.size[1] * self.shape.numel():
-            return super().trace_listed(other, listed)
-        if self.inputs.shape[1] == other.inputs.shape[1] == 1:
-            deltas = listed_products(self.deltas.flatten(1), other.deltas.flatten(1), listed)
-            return deltas * listed_products(self.inputs[:, 0], other.inputs[:, 0], listed)
-        return self._listed_by_queries(other, listed)
 
     def sketch(self, projection: SketchProjection, name: str) -> Tensor:
         blocks = projection.blocks(name)
@@ -150,3 +162,10 @@ class OuterFactor(AbstractFactor):
         columns = direction.shape[0]
         moved = torch.unflatten(self.inputs @ direction.flatten(2).flatten(0, 1).mT, 2, (columns, -1))
         return torch.einsum("bdtp,btcp->bdc", self.deltas, moved)
+
+
+def _trace_of_positions(inputs: Tensor, deltas: Tensor, other: OuterFactor) -> Tensor:
+    """Return tr(GᵀG') of each pair from the inner products of all positions."""
+    by_delta = torch.einsum("iosp,jotp->isjt", deltas, other.deltas)
+    by_input = torch.einsum("isq,jtq->isjt", inputs, other.inputs)
+    return (by_delta * by_input).sum((1, 3))

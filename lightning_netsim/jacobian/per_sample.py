@@ -49,7 +49,8 @@ class PerSampleJacobian:
         """Return the samples `index`: shape (B',), int64 or bool, or a slice, which copies nothing."""
         if isinstance(index, Tensor) and index.dtype == torch.bool:
             index = index.nonzero().squeeze(1)
-        return self._each(lambda factor: factor.select(index), self.outputs[index])
+        place = index.to(self.outputs.device) if isinstance(index, Tensor) else index
+        return self._each(lambda factor: factor.select(place), self.outputs[place])
 
     def to(self, dtype: torch.dtype) -> PerSampleJacobian:
         """Return the same gradients in `dtype`: sums over them are then made in it."""
@@ -159,29 +160,6 @@ class PerSampleJacobian:
         if not common:
             return self.outputs.new_zeros(self.num_samples, other.num_samples)
         return self._total(self._factors[name].trace_inner(other._factors[name]) for name in common)
-
-    def trace_listed(self, other: PerSampleJacobian, listed: Tensor) -> Tensor:
-        """Return tr(G(x_i)ᵀ G(x'_j)) for the samples j = listed[i, r] of `other` only.
-
-        Args:
-            other: the samples that are listed.
-            listed: shape (B, R), int64; -1 where there is none.
-
-        Returns:
-            shape (B, R), NaN where there is none.
-
-        Raises:
-            ValueError: if `listed` has another shape.
-        """
-        if listed.ndim != 2 or len(listed) != self.num_samples:
-            raise expected("listed", f"of shape ({self.num_samples}, R)", f"shape {tuple(listed.shape)}")
-        order = (listed < 0).int().argsort(dim=1, stable=True)
-        ordered = listed.gather(1, order).to(self.outputs.device)
-        found = self.outputs.new_zeros(listed.shape)
-        for name in self._factors.keys() & other._factors.keys():
-            found += self._factors[name].trace_listed(other._factors[name], ordered)
-        found = found.masked_fill(ordered < 0, torch.nan)
-        return torch.empty_like(found).scatter_(1, order.to(found.device), found)
 
     def pair_cost(self) -> tuple[int, int]:
         """Return the multiplications for tr(GᵀG') of a pair of many samples, and those to form one sample's gradient first."""

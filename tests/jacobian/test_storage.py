@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_netsim.jacobian import PerSampleJacobian, factors, per_sample_jacobian
+from lightning_netsim.jacobian import PerSampleJacobian, factors, outer, per_sample_jacobian
 from lightning_netsim.jacobian.convolution import ConvolutionFactor, Geometry
 from lightning_netsim.jacobian.embedding import EmbeddingFactor
 from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor
@@ -31,12 +31,6 @@ def exact(name: str) -> PerSampleJacobian:
 
 def close(actual: Tensor, wanted: Tensor, tolerance: float = 1e-10) -> None:
     torch.testing.assert_close(actual, wanted, rtol=0, atol=tolerance * float(wanted.nan_to_num().abs().max()), equal_nan=True)
-
-
-def listed_pairs(wanted: Tensor, other: Tensor, listed: Tensor) -> Tensor:
-    """Return tr(GᵀG') of the listed pairs, NaN at -1, one after the other."""
-    rows = [[float((g * other[j]).sum()) if j >= 0 else torch.nan for j in js] for g, js in zip(wanted, listed, strict=True)]
-    return torch.tensor(rows, dtype=torch.float64)
 
 
 KINDS = sorted(set(cases.CASES) - cases.LARGE - {"keywords"})
@@ -71,28 +65,30 @@ def test_packed_and_stored_gradients_are_the_same(name: str, fast: bool) -> None
 
 
 @FAST
-@pytest.mark.parametrize("working_bytes", [2**28, 1], ids=["at once", "in pieces"])
-@pytest.mark.parametrize("gathered", [2**12, 0], ids=["gathered", "looped"])
+@pytest.mark.parametrize("room", [2**28, 1], ids=["at once", "in pieces"])
 @pytest.mark.parametrize(
     "name", ["mlp_2", "positions", "conv2d", "conv2d_small_output", "embedding", "conv3d", "unused_and_frozen"]
 )
-def test_listed_pairs(name: str, gathered: int, working_bytes: int, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factors, "_GATHERED_NUMBERS", gathered)
-    monkeypatch.setattr(factors, "WORKING_BYTES", working_bytes)
+def test_traces_of_some_with_all(name: str, room: int, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (factors, outer):
+        monkeypatch.setattr(module, "WORKING_BYTES", room)
+    monkeypatch.setattr(outer, "_FORMED_BYTES", {"cpu": room})
     wanted, result = oracle(name), exact(name)
-    listed = torch.randint(-1, len(wanted), (3, 5))
-    listed[1] = -1
     chosen = torch.tensor([3, 0, 2])
-    pairs = listed_pairs(wanted[chosen], wanted, listed)
     for left, right in [(result, result), (result.packed(fast), result.packed(fast)), (result, result.packed(fast))]:
-        close(left.select(chosen).trace_listed(right, listed), pairs)
         close(left.select(chosen).trace_inner(right), torch.einsum("iap,jap->ij", wanted[chosen], wanted))
+        close(left.trace_inner(right), torch.einsum("iap,jap->ij", wanted, wanted))
 
 
-def test_listed_must_fit_the_samples() -> None:
-    result = exact("mlp_2")
-    with pytest.raises(ValueError, match=r"Expected `listed` to be of shape \(7, R\), but got shape \(2, 3\)"):
-        result.trace_listed(result, torch.zeros(2, 3, dtype=torch.int64))
+@pytest.mark.parametrize("room", [2**28, 1], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("formed", [True, False], ids=["formed", "by positions"])
+def test_traces_of_a_layer_at_several_positions(formed: bool, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outer, "WORKING_BYTES", room)
+    monkeypatch.setattr(outer, "_FORMED_BYTES", {"cpu": room})
+    monkeypatch.setattr(OuterFactor, "_pairs_are_cheaper_formed", lambda *_, **__: formed)
+    left, right = (OuterFactor(torch.randn(n, 3, 4).double(), torch.randn(n, 2, 3, 5).double()) for n in (6, 4))
+    for other in (right, left):
+        close(left.trace_inner(other), left.dense().flatten(1) @ other.dense().flatten(1).mT)
 
 
 def linear(positions: int, columns: int, rows: int, directions: int = 2) -> AbstractFactor:
@@ -184,7 +180,6 @@ def test_batches_of_several_lengths_share_a_storage(layer: str, fast: bool) -> N
     wanted = torch.cat([oracles.loop_jacobian(model, batch) for batch in batches])
     close(storage.materialize(), wanted)
     close(storage.trace_inner(storage), torch.einsum("iap,jap->ij", wanted, wanted))
-    close(storage.trace_listed(storage, torch.arange(2 * len(batches))[:, None])[:, 0], wanted.square().sum((1, 2)))
 
 
 class Sometimes(nn.Module):
@@ -240,9 +235,6 @@ def test_long_rows_are_summed_in_pieces() -> None:
     wanted = rows.double() @ rows.double().mT
     found = factors.product(rows, rows)
     torch.testing.assert_close(found.double(), wanted, rtol=2e-6, atol=0)
-    listed = factors.listed_products(rows, rows, torch.tensor([[0, 1], [1, -1]]))
-    wanted_listed = torch.tensor([[wanted[0, 0], wanted[0, 1]], [wanted[1, 1], 0.0]])
-    torch.testing.assert_close(listed, wanted_listed.float(), rtol=2e-6, atol=0)
 
 
 def test_moved_to_a_device() -> None:
