@@ -35,13 +35,15 @@ from lightning_netsim.analysis import SimilarityAnalysis
 from lightning_netsim.estimators import KernelNeighbors
 from lightning_netsim.features import DenseFeatureBatch, GradientFeatures
 from lightning_netsim.jacobian import SketchProjection
+from lightning_netsim.plan import SweepSettings
 from lightning_netsim.results import KernelNeighborsResult
 
 SIZES = {
     "images": Size(10_000, 256, "MNIST images whose neighbors are found"),
     "table_images": Size(2000, 32, "MNIST images of the tables that are compared"),
-    "resnet_images": Size(2000, 32, "CIFAR-10 images of the tables that are compared"),
-    "queries": Size(256, 8, "images, drawn at random, whose exact neighbors are found"),
+    "resnet_images": Size(1000, 32, "CIFAR-10 images of the tables that are compared"),
+    "output_images": Size(1000, 32, "MNIST images compared under all ten outputs; of CIFAR-10 half as many"),
+    "queries": Size(64, 8, "images, drawn at random, whose exact neighbors are found"),
     "rounds": Size(3, 1, "timings of each method"),
     "steps": Size(300, 20, "training steps of the MNIST network"),
 }
@@ -51,8 +53,8 @@ BOUNDS = {
     "directions_ratio": Bound(1 / 3, 1 / 4),
 }
 K = 10
-# The width of a sketch of one output.
-WIDTH = 768
+# The width of a sketch of one output: that of a user who does not choose one.
+WIDTH = SweepSettings().projection_dim
 # A neighbor whose similarity is within this of the tenth is as good as the tenth.
 TIE = 1e-6
 # Rows of exact features held at a time, of up to 13 MB each, and columns summed in float32.
@@ -127,13 +129,13 @@ def recall(index: Tensor, similarity: Tensor) -> float:
 def tables(problem: Problem, directions: int | str, num_queries: int) -> dict[str, dict[str, Any]]:
     """Compare the tables of `analyze` with the exact one; return what was found for each plan.
 
-    The plan is the one that it chooses, and the sketch where it has chosen to compare all pairs.
+    The plan is the one that it chooses, and for one direction also the sketch where it has chosen to compare all pairs.
     """
     generator = torch.Generator().manual_seed(0)
     queries = torch.randperm(len(problem), generator=generator)[:num_queries].sort().values
     exact = exact_similarity(problem, directions, queries)
     analyses = [neighbors(problem, directions)]
-    if analyses[0].meta["plan"]["kind"] != "sketch":
+    if directions == 1 and analyses[0].meta["plan"]["kind"] != "sketch":
         analyses.append(neighbors(problem, directions, "sketch"))
     return {analysis.meta["plan"]["kind"]: compare(analysis, exact, queries) for analysis in analyses}
 
@@ -153,14 +155,19 @@ def compare(analysis: SimilarityAnalysis, exact: Tensor, queries: Tensor) -> dic
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Compare tables, then time; return the figures."""
     digits = mnist(options.data_dir, options.images, options.steps)
-    few, photos = digits.first(options.table_images), cifar(options.data_dir, options.resnet_images)
-    print(f"{len(digits):,} and {len(few):,} {digits.what}; {len(photos):,} {photos.what}; {options.threads} threads.")
-    recalls = {
-        f"{name}_{directions}_{plan}": case
-        for name, problem in {"mnist": few, "resnet20": photos}.items()
-        for directions in (1, "all")
-        for plan, case in tables(problem, directions, options.queries).items()
+    photos = cifar(options.data_dir, max(options.resnet_images, options.output_images // 2))
+    few = digits.first(options.output_images)
+    print(f"{len(digits):,} {digits.what}; {photos.what}; {options.threads} threads.")
+    compared = {
+        "mnist_1": (digits.first(options.table_images), 1),
+        "resnet20_1": (photos.first(options.resnet_images), 1),
+        "mnist_all": (few, "all"),
+        "resnet20_all": (photos.first(options.output_images // 2), "all"),
     }
+    recalls = {}
+    for name, (problem, directions) in compared.items():
+        for plan, case in tables(problem, directions, options.queries).items():
+            recalls[f"{name}_{plan}"] = case | {"images": len(problem)}
     many, _ = common.time_interleaved(
         {"plain": partial(counting.plain, digits), "neighbors": partial(neighbors, digits)}, options.rounds, warm_up=False
     )
@@ -176,7 +183,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "recalls": recalls,
         "plan": found["chosen_plan"].meta["plan"]["kind"],
         "median_seconds": {"mnist": common.medians(many), "all_outputs": common.medians(outputs)},
-        "num_images": {"mnist": len(digits), "tables": len(few), "resnet20": len(photos), "queries": options.queries},
+        "num_images": {"mnist": len(digits), "all_outputs": len(few), "queries": options.queries},
         "images": {"mnist": digits.what, "resnet20": photos.what},
         "rounds": options.rounds,
     }
@@ -184,12 +191,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def print_figures(figures: dict[str, Any]) -> None:
     rows = [(name, *case.values()) for name, case in figures["recalls"].items()]
-    common.print_table(("table", "recall@10", "said itself", "largest error of a similarity", "seconds"), rows)
-    for group, number in (("mnist", "mnist"), ("all_outputs", "tables")):
+    common.print_table(("table", "recall@10", "said itself", "largest error of a similarity", "seconds", "images"), rows)
+    for group in ("mnist", "all_outputs"):
         seconds = figures["median_seconds"][group]
         first = next(iter(seconds.values()))
         rows = [(name, value, value / first) for name, value in seconds.items()]
-        common.print_table((f"MNIST, {figures['num_images'][number]:,} images", "seconds", "in units of the first"), rows)
+        common.print_table((f"MNIST, {figures['num_images'][group]:,} images", "seconds", "in units of the first"), rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from lightning_netsim.report import style
 SIZES = {
     "images": Size(10_000, 128, "N at its greatest for time; for the memory of counts it is twice that"),
     "few_images": Size(256, 32, "images where something else than N grows"),
-    "rounds": Size(3, 1, "timings of each"),
+    "rounds": Size(2, 1, "timings of each"),
     "steps": Size(300, 20, "training steps of the MNIST network"),
 }
 BOUNDS = {"growth_counts": Bound(4.2), "growth_neighbors": Bound(5.0), "growth_memory": Bound(1.1)}

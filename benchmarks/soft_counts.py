@@ -35,7 +35,7 @@ from benchmarks.problems import Problem, cifar, mnist
 
 SIZES = {
     "images": Size(10_000, 256, "MNIST images counted in two sweeps"),
-    "stored_images": Size(2048, 128, "MNIST images of the comparison with stored gradients, which must fit into memory"),
+    "stored_images": Size(1024, 128, "MNIST images of the comparison with stored gradients, which must fit into memory"),
     "resnet_images": Size(1000, 64, "CIFAR-10 images"),
     "rounds": Size(5, 3, "timings of each method"),
     "steps": Size(300, 20, "training steps of the MNIST network"),
@@ -47,7 +47,7 @@ BOUNDS = {
     "speedup_vmap_two_pass": Bound(3.0, at_least=True),
     "peak_growth": Bound(1.2),
 }
-PLAIN_CHUNKS = (32, 64, 128, 256, 512)
+PLAIN_CHUNKS = (64, 128, 256)
 
 Ways = Mapping[str, Callable[[Problem], Tensor]]
 

@@ -50,12 +50,6 @@ WHAT = {
 }
 WHAT_BY_SCRIPT = {("neighbors", "ratio_plain"): "soft counts and 10 audited neighbors of all, in units of the plain pass"}
 
-# Arguments of a script in a full run, where its own sizes would take too long.
-ARGUMENTS: Mapping[str, Sequence[str]] = {
-    "neighbors": ("--rounds", "1", "--queries", "128", "--resnet-images", "1000"),
-    "scaling": ("--rounds", "1"),
-}
-
 Figures = Mapping[str, Any]
 
 
@@ -74,7 +68,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run(name: str, options: argparse.Namespace) -> Figures | None:
     """Run one script, show what it prints, keep its last line; None if it fails."""
     command = [sys.executable, str(HERE / f"{name}.py"), "--threads", str(options.threads), "--data-dir", options.data_dir]
-    command += ["--quick"] if options.quick else ARGUMENTS.get(name, [])
+    command += ["--quick"] if options.quick else []
     if name == "scaling" and not options.quick:
         command += ["--out", str(HERE.parent / "docs" / "images")]
     print(f"\n== {' '.join(command[1:])}", flush=True)
@@ -228,21 +222,22 @@ def sketch_section(figures: Figures) -> Iterator[str]:
 def neighbors_section(figures: Figures) -> Iterator[str]:
     numbers = figures["num_images"]
     yield (
-        f"Tables of 10 neighbors of {numbers['tables']:,} MNIST and {numbers['resnet20']:,} CIFAR-10 images by `analyze`, "
-        f"against the exact similarities of {numbers['queries']} of them, drawn at random, to all; similarities within 1e-6 of "
-        "the tenth count as ties. The plan is the one that is chosen, and the sketch where that is another."
+        f"Tables of 10 neighbors by `analyze`, against the exact similarities of {numbers['queries']} images, drawn at random, "
+        "to all; similarities within 1e-6 of the tenth count as ties. The plan is the one that is chosen; for one direction also "
+        "the sketch where that is another."
     )
     rows = [
-        (name.replace("_", ", "), *(number(case[key]) for key in ("recall", "said", "largest_error", "seconds")))
+        (name.replace("_", ", "), *(number(case[key]) for key in ("images", "recall", "said", "largest_error", "seconds")))
         for name, case in figures["recalls"].items()
     ]
     yield table(
-        ("network, directions, plan", "recall@10", "said by the audit", "largest error of a similarity", "seconds"), rows
+        ("network, directions, plan", "images", "recall@10", "said by the audit", "largest error of a similarity", "seconds"),
+        rows,
     )
     many, outputs = figures["median_seconds"]["mnist"], figures["median_seconds"]["all_outputs"]
     yield (
         f"Counts and neighbors of {numbers['mnist']:,} images take {number(many['neighbors'])} s, one plain pass "
-        f"{number(many['plain'])} s. Neighbors of {numbers['tables']:,} images under all ten outputs take "
+        f"{number(many['plain'])} s. Neighbors of {numbers['all_outputs']:,} images under all ten outputs take "
         f"{number(outputs['chosen_plan'])} s by the plan that is chosen ({figures['plan']}), with counts and audit, "
         f"{number(outputs['sketch_all_outputs'])} s by sketches of all ten, neighbors alone and not compared."
     )

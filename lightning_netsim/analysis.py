@@ -100,7 +100,7 @@ def analyze(
     thresholds: Iterable[float] = (),
     powers: Iterable[float] = (),
     max_samples: int | None = None,
-    projection_dim: int = 768,
+    projection_dim: int = 2048,
     index_factory: str = "Flat",
     plan: str = "auto",
     precision: str = "float32",

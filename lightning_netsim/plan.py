@@ -64,7 +64,7 @@ class SweepSettings:
     parameters: str | Iterable[str] = "trainable"
     thresholds: tuple[float, ...] = ()
     powers: tuple[float, ...] = ()
-    projection_dim: int = 768
+    projection_dim: int = 2048
     index_factory: str = "Flat"
     memory_budget: float | None = None
     chunk_size: int | None = None

@@ -17,9 +17,8 @@ from lightning_netsim.tiles import tiles
 #: Features of some reference samples, and their ids.
 Block = tuple[PerSampleJacobian, Tensor]
 
-# Queries and candidates of which all pairs are compared at a time, and what their features may take.
+# Queries and candidates of which all pairs are compared at a time; more where one query has that many.
 _TILED_SAMPLES = 256
-_TILE_BYTES = 2**28
 
 
 def shared_blocks(store: FeatureStore, processes: Processes, device: torch.device) -> Iterator[Block]:
@@ -113,9 +112,9 @@ def compare_candidates(
     found, columns, listed = found[some], columns[some], listed[some]
     asked = _once(place[found], listed) if same else listed
     similarity = torch.full(listed.shape, torch.nan)
-    most = max(1, min(_TILED_SAMPLES, _TILE_BYTES * every.num_samples // max(1, every.nbytes)))
+    most = max(_TILED_SAMPLES, 2 * asked.shape[1])
     for tile_rows, samples in tiles(asked, most):
-        tile = every.select(place[found[tile_rows]]).trace_inner(features.select(samples)).cpu()
+        tile = every.trace_tile(place[found[tile_rows]], features, samples).cpu()
         part = asked[tile_rows]
         where = torch.searchsorted(samples, part.clamp_min(0)).clamp_max(len(samples) - 1)
         similarity[tile_rows] = tile.gather(1, where).masked_fill(part < 0, torch.nan)

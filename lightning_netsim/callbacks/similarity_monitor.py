@@ -101,7 +101,7 @@ class SimilarityMonitor(Callback):
         max_samples: int | None = None,
         max_overhead: float | None = None,
         memory_budget: float | None = None,
-        projection_dim: int = 768,
+        projection_dim: int = 2048,
         index_factory: str = "Flat",
         plan: str = "auto",
         precision: str = "float32",

@@ -11,7 +11,7 @@ from lightning_netsim.results import KernelNeighborsResult
 # Candidates are compared while their sketch comes within this many standard errors of the k-th.
 _ERRORS = 3.0
 # Candidates that are fetched for each query.
-_FETCHED_FACTOR, _FETCHED_LEAST = 6, 64
+_FETCHED_FACTOR, _FETCHED_LEAST = 16, 160
 
 
 def shortlist_size(k: int, num_reference: int) -> int:

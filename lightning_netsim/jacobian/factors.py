@@ -16,6 +16,9 @@ from lightning_netsim.jacobian.sketch import SketchProjection
 WORKING_BYTES = 2**28
 # What gradients that are formed for a sketch may take at a time: on a CPU, what its cache holds.
 _SKETCHED_BYTES = {"cpu": 2**22}
+# What is copied or formed of gradients for a tile of pairs at a time: on a CPU, what malloc keeps for the next piece instead of
+# returning it to the system, which would take longer than the products.
+_PIECES_BYTES = {"cpu": 2**25}
 # One sum in float32 is no longer than this.
 _SUMMED_AT_ONCE = 2**16
 
@@ -161,6 +164,10 @@ class AbstractFactor(ABC):
             rows.append(torch.cat([product(gradients, some.dense().flatten(1)) for some in other._split(at_a_time)], 1))
         return torch.cat(rows)
 
+    def trace_tile(self, rows: Tensor, other: AbstractFactor, samples: Tensor) -> Tensor:
+        """Return tr(GᵀG') of the samples `rows`, int64, and the samples `samples` of `other`."""
+        return self.select(rows).trace_inner(other.select(samples))
+
     def trace_dot(self, direction: Tensor) -> Tensor:
         """Return tr(G_iᵀ direction) for `direction` of shape (d, *shape), shape (B,)."""
         return product(self.dense().flatten(1), direction.reshape(1, -1)).squeeze(1)
@@ -179,6 +186,11 @@ class AbstractFactor(ABC):
     def _formed_bytes(self) -> int:
         """Return the bytes of one sample's gradient."""
         return self.size[1] * self.shape.numel() * self.parts[-1].element_size()
+
+
+def pieces_bytes(device: torch.device) -> int:
+    """Return what is copied or formed of gradients for a tile of pairs at a time."""
+    return _PIECES_BYTES.get(device.type, WORKING_BYTES)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -229,6 +241,14 @@ class DenseFactor(AbstractFactor):
 
     def pair_cost(self) -> tuple[int, int]:
         return self.size[1] * self.shape.numel(), 0
+
+    def trace_tile(self, rows: Tensor, other: AbstractFactor, samples: Tensor) -> Tensor:
+        left, right = self._gradients.flatten(1), other.dense().flatten(1)
+        total = left.new_zeros(len(rows), len(samples))
+        width = max(1, pieces_bytes(left.device) // ((len(rows) + len(samples)) * left.element_size()))
+        for some, opposite in zip(torch.split(left, width, 1), torch.split(right, width, 1), strict=True):
+            total += product(some.index_select(0, rows), opposite.index_select(0, samples))
+        return total
 
 
 def sum_of_calls(factors: Iterable[AbstractFactor]) -> AbstractFactor:

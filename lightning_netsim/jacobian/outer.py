@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_netsim.jacobian.factors import WORKING_BYTES, AbstractFactor, product
+from lightning_netsim.jacobian.factors import WORKING_BYTES, AbstractFactor, pieces_bytes, product
 from lightning_netsim.jacobian.sketch import SketchProjection
 
 # Measured on seven shapes (1 to 256 positions, widths 40 to 2048, one core), in multiplications inside a large product: a
@@ -21,8 +21,6 @@ from lightning_netsim.jacobian.sketch import SketchProjection
 # faster way is then chosen in 33 of 35 cases; in the others it would have taken 0.9 of the time.
 _TRANSFORM_COST, _TRANSFORM_START = 10, 15_000
 _FOLDING_COST = 20
-# Rows that are formed for all pairs at a time: on a CPU, what malloc keeps for the next ones instead of returning it.
-_FORMED_BYTES = {"cpu": 2**25}
 
 
 class OuterFactor(AbstractFactor):
@@ -110,8 +108,7 @@ class OuterFactor(AbstractFactor):
         So every sample is formed once, however many there are, in memory that is used again and again.
         """
         numbers = (len(self.inputs) + len(other.inputs)) * self.size[1] * self.inputs.shape[2]
-        room = _FORMED_BYTES.get(self.inputs.device.type, WORKING_BYTES)
-        at_a_time = max(1, room // max(1, numbers * self.inputs.element_size()))
+        at_a_time = max(1, pieces_bytes(self.inputs.device) // max(1, numbers * self.inputs.element_size()))
         total = self.inputs.new_zeros(len(self.inputs), len(other.inputs))
         for mine, others in zip(*(torch.split(factor.deltas, at_a_time, 3) for factor in (self, other)), strict=True):
             left = OuterFactor(self.inputs, mine).dense().flatten(1)

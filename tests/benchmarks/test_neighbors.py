@@ -35,7 +35,20 @@ def test_recall_counts_ties_and_misses() -> None:
 
 def test_quick_run_prints_its_figures(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbors, "K", 3)
-    small = ["--images", "8", "--table-images", "7", "--resnet-images", "6", "--queries", "4", "--threads", "1"]
+    small = [
+        "--images",
+        "8",
+        "--table-images",
+        "7",
+        "--resnet-images",
+        "6",
+        "--output-images",
+        "14",
+        "--queries",
+        "4",
+        "--threads",
+        "1",
+    ]
     figures = neighbors.main(["--quick", *small, "--data-dir", NOWHERE])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     assert neighbors.BOUNDS.keys() <= figures.keys()

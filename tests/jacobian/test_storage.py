@@ -72,19 +72,21 @@ def test_packed_and_stored_gradients_are_the_same(name: str, fast: bool) -> None
 def test_traces_of_some_with_all(name: str, room: int, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (factors, outer):
         monkeypatch.setattr(module, "WORKING_BYTES", room)
-    monkeypatch.setattr(outer, "_FORMED_BYTES", {"cpu": room})
+    monkeypatch.setattr(factors, "_PIECES_BYTES", {"cpu": room})
     wanted, result = oracle(name), exact(name)
     chosen = torch.tensor([3, 0, 2])
     for left, right in [(result, result), (result.packed(fast), result.packed(fast)), (result, result.packed(fast))]:
         close(left.select(chosen).trace_inner(right), torch.einsum("iap,jap->ij", wanted[chosen], wanted))
         close(left.trace_inner(right), torch.einsum("iap,jap->ij", wanted, wanted))
+        some = torch.tensor([1, 3])
+        close(left.trace_tile(chosen, right, some), torch.einsum("iap,jap->ij", wanted[chosen], wanted[some]))
 
 
 @pytest.mark.parametrize("room", [2**28, 1], ids=["at once", "in pieces"])
 @pytest.mark.parametrize("formed", [True, False], ids=["formed", "by positions"])
 def test_traces_of_a_layer_at_several_positions(formed: bool, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outer, "WORKING_BYTES", room)
-    monkeypatch.setattr(outer, "_FORMED_BYTES", {"cpu": room})
+    monkeypatch.setattr(factors, "_PIECES_BYTES", {"cpu": room})
     monkeypatch.setattr(OuterFactor, "_pairs_are_cheaper_formed", lambda *_, **__: formed)
     left, right = (OuterFactor(torch.randn(n, 3, 4).double(), torch.randn(n, 2, 3, 5).double()) for n in (6, 4))
     for other in (right, left):
