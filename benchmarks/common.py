@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -166,6 +167,12 @@ def peak_megabytes(script: str, arguments: Sequence[str]) -> float:
     command = [sys.executable, str(Path(script).resolve()), *arguments]
     answer = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | RETURN_AT_ONCE).stdout
     return float(json.loads(answer.splitlines()[-1])["megabytes"])
+
+
+def peaks_megabytes(script: str, runs: Sequence[Sequence[str]]) -> list[float]:
+    """Return what `peak_megabytes` returns for each list of arguments; two at a time, for what else runs does not matter."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda arguments: peak_megabytes(script, arguments), runs))
 
 
 def growth_megabytes(function: Callable[[], object]) -> dict[str, float]:

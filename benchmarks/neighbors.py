@@ -42,7 +42,7 @@ SIZES = {
     "images": Size(10_000, 256, "MNIST images whose neighbors are found"),
     "table_images": Size(2000, 32, "MNIST images of the tables that are compared"),
     "resnet_images": Size(1000, 32, "CIFAR-10 images of the tables that are compared"),
-    "output_images": Size(1000, 32, "MNIST images compared under all ten outputs; of CIFAR-10 half as many"),
+    "output_images": Size(768, 32, "MNIST images compared under all ten outputs; of CIFAR-10 a third as many"),
     "queries": Size(64, 8, "images, drawn at random, whose exact neighbors are found"),
     "rounds": Size(3, 1, "timings of each method"),
     "steps": Size(300, 20, "training steps of the MNIST network"),
@@ -155,14 +155,14 @@ def compare(analysis: SimilarityAnalysis, exact: Tensor, queries: Tensor) -> dic
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Compare tables, then time; return the figures."""
     digits = mnist(options.data_dir, options.images, options.steps)
-    photos = cifar(options.data_dir, max(options.resnet_images, options.output_images // 2))
+    photos = cifar(options.data_dir, max(options.resnet_images, options.output_images // 3))
     few = digits.first(options.output_images)
     print(f"{len(digits):,} {digits.what}; {photos.what}; {options.threads} threads.")
     compared = {
         "mnist_1": (digits.first(options.table_images), 1),
         "resnet20_1": (photos.first(options.resnet_images), 1),
         "mnist_all": (few, "all"),
-        "resnet20_all": (photos.first(options.output_images // 2), "all"),
+        "resnet20_all": (photos.first(options.output_images // 3), "all"),
     }
     recalls = {}
     for name, (problem, directions) in compared.items():

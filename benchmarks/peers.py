@@ -46,7 +46,7 @@ from benchmarks.problems import Problem, cifar, mnist
 from lightning_netsim.features import GradientFeatures
 
 SIZES = {
-    "images": Size(256, 48, "MNIST images counted"),
+    "images": Size(128, 48, "MNIST images counted"),
     "resnet_images": Size(64, 8, "CIFAR-10 images counted"),
     "matrix_images": Size(500, 24, "MNIST images of the matrix of similarities"),
     "rounds": Size(5, 2, "timings of each method"),

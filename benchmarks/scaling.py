@@ -110,12 +110,12 @@ def time_axis(axis: str, options: argparse.Namespace) -> tuple[common.Seconds, l
     ]
 
 
-def peak(job: str, axis: str, value: int, options: argparse.Namespace) -> float:
-    """Return the peak growth of memory in MB in a fresh process."""
-    arguments = ["--measure-memory", job, axis, str(value), "--threads", str(options.threads)]
+def peaks(jobs: Sequence[tuple[str, str, int]], options: argparse.Namespace) -> list[float]:
+    """Return the peak growth of memory in MB of each job at a value of an axis, in a fresh process each."""
     # Memory that training has left to the allocator would be used again: the weights stay initial.
-    arguments += ["--data-dir", options.data_dir, "--few-images", str(options.few_images), "--steps", "0"]
-    return common.peak_megabytes(__file__, arguments)
+    same = ["--data-dir", options.data_dir, "--few-images", str(options.few_images), "--steps", "0"]
+    runs = [["--measure-memory", job, axis, str(value), "--threads", str(options.threads), *same] for job, axis, value in jobs]
+    return common.peaks_megabytes(__file__, runs)
 
 
 def measure_memory(options: argparse.Namespace) -> dict[str, float]:
@@ -127,12 +127,12 @@ def measure_memory(options: argparse.Namespace) -> dict[str, float]:
 def weigh(series: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> float:
     """Add the peaks of memory to the records, one with twice the greatest N; return the growth of counts from N to 2N."""
     series["N"].append({"value": 2 * options.images, "N": 2 * options.images})
-    for axis, records in series.items():
-        for record in records:
-            record["counts_megabytes"] = peak("counts", axis, record["value"], options)
-    *_, once, twice = series["N"]
-    for record in (series["N"][0], once):
-        record["neighbors_megabytes"] = peak("neighbors", "N", record["value"], options)
+    least, *_, once, twice = series["N"]
+    weighed = [("counts", axis, record) for axis, records in series.items() for record in records]
+    weighed += [("neighbors", "N", least), ("neighbors", "N", once)]
+    found = peaks([(job, axis, record["value"]) for job, axis, record in weighed], options)
+    for (job, _, record), megabytes in zip(weighed, found, strict=True):
+        record[f"{job}_megabytes"] = megabytes
     return round(twice["counts_megabytes"] / once["counts_megabytes"], 3)
 
 

@@ -83,7 +83,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "ours_with_jacobian": lambda: features(inputs).vectors(projection),
     }
     # A batch may keep what a first sketch of it has formed: each is sketched once.
-    seconds, _ = common.time_interleaved(functions, options.rounds, prepare={"ours": lambda: features(inputs)})
+    prepare = {"ours": lambda: features(inputs)}
+    seconds, _ = common.time_interleaved(functions, options.rounds, warm_up=False, prepare=prepare)  # The check has done that.
     return {
         "speedup_trak": common.ratio(seconds, "trak", "ours"),
         "speedup_trak_with_jacobian": common.ratio(seconds, "trak", "ours_with_jacobian"),

@@ -84,10 +84,11 @@ def time_ways(problem: Problem, compared: Ways, rounds: int, plain_chunks: Seque
     return common.time_interleaved(functions, rounds, warm_up=False)[0]
 
 
-def peak(method: str, images: int, options: argparse.Namespace) -> float:
-    """Return the peak growth of memory in MB while a method counts, in a fresh process."""
-    arguments = ["--measure-memory", method, "--images", str(images), "--threads", str(options.threads)]
-    return common.peak_megabytes(__file__, [*arguments, "--data-dir", options.data_dir])
+def peaks(methods: Sequence[tuple[str, int]], options: argparse.Namespace) -> list[float]:
+    """Return the peak growth of memory in MB while a method counts so many images, each in a fresh process."""
+    common_arguments = ["--threads", str(options.threads), "--data-dir", options.data_dir]
+    runs = [["--measure-memory", method, "--images", str(images), *common_arguments] for method, images in methods]
+    return common.peaks_megabytes(__file__, runs)
 
 
 def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
@@ -112,10 +113,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "mnist_stored": time_ways(few, every, options.rounds, PLAIN_CHUNKS),
         "resnet20": time_ways(photos, two_sweeps, options.rounds),
     }
-    weighed = () if options.quick else ("plain", *every)  # A process takes seconds to start.
-    peaks = {name: [peak(name, len(few), options)] for name in weighed if name != "ours"}
-    peaks["ours"] = [peak("ours", number * len(few), options) for number in (1, 2)]
-    return figures_of(seconds, peaks) | {
+    others = (
+        () if options.quick else ("plain", *(name for name in every if name != "ours"))
+    )  # A process takes seconds to start.
+    weighed = [("ours", len(few)), ("ours", 2 * len(few)), *((name, len(few)) for name in others)]
+    megabytes = peaks(weighed, options)
+    by_method = {"ours": megabytes[:2]} | {name: [value] for (name, _), value in zip(weighed[2:], megabytes[2:], strict=True)}
+    return figures_of(seconds, by_method) | {
         "disagreement": errors,
         "images": {"mnist": digits.what, "resnet20": photos.what},
         "num_images": {"mnist": len(digits), "mnist_stored": len(few), "resnet20": len(photos)},

@@ -223,8 +223,8 @@ def neighbors_section(figures: Figures) -> Iterator[str]:
     numbers = figures["num_images"]
     yield (
         f"Tables of 10 neighbors by `analyze`, against the exact similarities of {numbers['queries']} images, drawn at random, "
-        "to all; similarities within 1e-6 of the tenth count as ties. The plan is the one that is chosen; for one direction also "
-        "the sketch where that is another."
+        "to all; similarities within 1e-6 of the tenth count as ties. The plan is the one that is chosen; for one direction "
+        "also the sketch where that is another."
     )
     rows = [
         (name.replace("_", ", "), *(number(case[key]) for key in ("images", "recall", "said", "largest_error", "seconds")))

@@ -243,6 +243,8 @@ class DenseFactor(AbstractFactor):
         return self.size[1] * self.shape.numel(), 0
 
     def trace_tile(self, rows: Tensor, other: AbstractFactor, samples: Tensor) -> Tensor:
+        if not isinstance(other, DenseFactor):
+            return super().trace_tile(rows, other, samples)
         left, right = self._gradients.flatten(1), other.dense().flatten(1)
         total = left.new_zeros(len(rows), len(samples))
         width = max(1, pieces_bytes(left.device) // ((len(rows) + len(samples)) * left.element_size()))

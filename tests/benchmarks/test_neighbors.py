@@ -43,7 +43,7 @@ def test_quick_run_prints_its_figures(capsys: pytest.CaptureFixture[str], monkey
         "--resnet-images",
         "6",
         "--output-images",
-        "14",
+        "18",
         "--queries",
         "4",
         "--threads",

@@ -42,11 +42,11 @@ def test_one_quantity_grows_at_a_time() -> None:
 def test_memory_of_all_values_is_put_beside_their_times(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def peak(job: str, axis: str, value: int, options: object) -> float:
-        asked.append((job, axis, value))
-        return 100.0 + value
+    def peaks(jobs: list[tuple[str, str, int]], options: object) -> list[float]:
+        asked.extend(jobs)
+        return [100.0 + value for _, _, value in jobs]
 
-    monkeypatch.setattr(scaling, "peak", peak)
+    monkeypatch.setattr(scaling, "peaks", peaks)
     series = {"N": [{"value": value, "N": value} for value in (4, 8, 16)], "d": [{"value": 16, "d": 16}]}
     assert scaling.weigh(series, options()) == round(132 / 116, 3)
     assert [record["counts_megabytes"] for record in series["N"]] == [104, 108, 116, 132]
