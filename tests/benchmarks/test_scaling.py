@@ -50,7 +50,7 @@ def test_memory_of_all_values_is_put_beside_their_times(monkeypatch: pytest.Monk
     series = {"N": [{"value": value, "N": value} for value in (4, 8, 16)], "d": [{"value": 16, "d": 16}]}
     assert scaling.weigh(series, options()) == round(132 / 116, 3)
     assert [record["counts_megabytes"] for record in series["N"]] == [104, 108, 116, 132]
-    assert [record.get("neighbors_megabytes") for record in series["N"]] == [104, None, 116, None]
+    assert [record.get("neighbors_megabytes") for record in series["N"]] == [104, 108, None, None]
     assert series["d"][0]["counts_megabytes"] == 116
     assert len(asked) == len(set(asked)) == 7
 
