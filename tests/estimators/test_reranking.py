@@ -75,6 +75,7 @@ def test_missing_candidates_are_no_neighbors() -> None:
 
 
 def test_shortlists_are_a_few_times_as_long_as_the_table() -> None:
-    assert shortlist_size(10, 10_000) == 64
-    assert shortlist_size(50, 10_000) == 300
+    assert shortlist_size(2, 10_000) == 160
+    assert shortlist_size(10, 10_000) == 160
+    assert shortlist_size(50, 10_000) == 800
     assert shortlist_size(10, 30) == 30
