@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import psutil
@@ -22,6 +20,7 @@ from lightning_netsim._checks import (
 from lightning_netsim.index import NeighborIndex
 from lightning_netsim.jacobian import Directions, PerSampleJacobian
 from lightning_netsim.jacobian.directions import DirectionsLike
+from lightning_netsim.rates import Rates
 
 PLANS = ("auto", "store", "sketch", "reiterate")
 PRECISIONS = ("float32", "inherit")
@@ -45,10 +44,6 @@ _FORMING_COST = 2.5
 # Another plan has to be so many times as fast as comparing all pairs to be chosen: what is exact is worth that, and the choice
 # then depends less on how busy the machine was when the costs were measured.
 _ALL_PAIRS_WORTH = 1.3
-# A rate is that of the fastest of so many goes: on a busy machine most are slowed down.
-_REPEATS = 12
-# Rows so long leave the cache, and a copy of some of them is new memory every time.
-_COPIED_NUMBERS = 2**19
 
 
 @dataclass(frozen=True)
@@ -88,19 +83,6 @@ class SweepSettings:
         check_numbers("powers", self.powers, 1e-6)
         if self.index_factory != "Flat":
             NeighborIndex(max(16, self.projection_dim), self.index_factory)
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What a device does in a second.
-
-    Attributes:
-        products: multiplications of a large matrix product.
-        bytes: bytes of scattered rows that are copied.
-    """
-
-    products: float
-    bytes: float
 
 
 @dataclass(frozen=True)
@@ -257,7 +239,7 @@ def make_plan(
     Raises:
         ValueError: if no plan, or not the one asked for, fits into the budget; with the smallest budget that would do.
     """
-    plans = [plan for plan in _possible_plans(settings, probe, sizes, rates) if _is_wanted(plan, settings)]
+    plans = [plan for plan in _possible_plans(probe, sizes, rates) if _is_wanted(plan, settings)]
     fitting = [plan for plan in plans if plan.bytes <= budget]
     if not plans:
         remedy = 'Use plan="reiterate" or "auto".'
@@ -268,7 +250,7 @@ def make_plan(
         raise expected("memory_budget", f"at least {smallest:,} bytes for these features", f"{budget:,.0f}", remedy)
     chosen = min(fitting, key=_worth)
     if chosen.kind == "reiterate":
-        chosen = _fill(chosen, probe, sizes, rates, settings, budget)
+        chosen = _fill(chosen, probe, sizes, rates, budget)
     per_sample = _WORKING_COPIES * probe.working_bytes + probe.packed[chosen.fast].bytes
     chunk = settings.chunk_size or _chunk(per_sample, budget / sizes.processes, device)
     seconds = None if chosen.seconds is None else chosen.seconds / sizes.processes
@@ -300,7 +282,7 @@ def _is_wanted(plan: SweepPlan, settings: SweepSettings) -> bool:
     return plan.kind == settings.plan if settings.plan != "auto" else plan.kind != "store" or settings.index_factory == "Flat"
 
 
-def _possible_plans(settings: SweepSettings, probe: Probe, sizes: SetSizes, rates: Rates) -> list[SweepPlan]:
+def _possible_plans(probe: Probe, sizes: SetSizes, rates: Rates) -> list[SweepPlan]:
     """Return every plan in every form, with its bytes and seconds; chunk sizes are yet to be set."""
     stored, plans = sizes.swept, []
     for fast, cost in probe.packed.items():
@@ -311,10 +293,10 @@ def _possible_plans(settings: SweepSettings, probe: Probe, sizes: SetSizes, rate
             plans.append(
                 _plan("store", probe, fast, stored, int(cost.bytes * stored), 1, seconds, int(cost.bytes / _FLOAT_BYTES))
             )
-            seconds = stored * (probe.first + cost.seconds) + _search_seconds(settings, probe, sizes, rates, cost)
+            seconds = stored * (probe.first + cost.seconds) + _search_seconds(probe, sizes, rates, cost)
             size = int((cost.bytes + _index_bytes(probe, sizes)) * stored)
             plans.append(_plan("sketch", probe, fast, stored, size, 1, seconds, probe.sketch_dim))
-        plans.append(_reiterating(settings, probe, sizes, rates, fast, _smallest_lot(sizes)))
+        plans.append(_reiterating(probe, sizes, rates, fast, _smallest_lot(sizes)))
     return plans
 
 
@@ -324,24 +306,24 @@ def _plan(
     return SweepPlan(kind, 0, fast, stored, features, size, sweeps, probe.num_directions, probe.num_parameters, seconds)
 
 
-def _reiterating(settings: SweepSettings, probe: Probe, sizes: SetSizes, rates: Rates, fast: bool, lot: int) -> SweepPlan:
+def _reiterating(probe: Probe, sizes: SetSizes, rates: Rates, fast: bool, lot: int) -> SweepPlan:
     """Return the plan that keeps the exact features of `lot` queries at a time, and of as many that come next."""
     cost, swept = probe.packed[fast], sizes.swept
     size = int(_index_bytes(probe, sizes) * (swept or 1) + 2 * lot * cost.bytes)
     if swept is None or sizes.queries is None:
         return _plan("reiterate", probe, fast, lot, size, 2, None, probe.sketch_dim)
     sweeps = 1 + math.ceil(sizes.queries / lot)
-    seconds = swept * probe.first + (sweeps - 1) * swept * probe.again + _search_seconds(settings, probe, sizes, rates, cost)
+    seconds = swept * probe.first + (sweeps - 1) * swept * probe.again + _search_seconds(probe, sizes, rates, cost)
     return _plan("reiterate", probe, fast, lot, size, sweeps, seconds, probe.sketch_dim)
 
 
-def _fill(plan: SweepPlan, probe: Probe, sizes: SetSizes, rates: Rates, settings: SweepSettings, budget: float) -> SweepPlan:
+def _fill(plan: SweepPlan, probe: Probe, sizes: SetSizes, rates: Rates, budget: float) -> SweepPlan:
     """Return the same plan with as many queries at a time as fit, in lots of equal size."""
     room = (budget - _index_bytes(probe, sizes) * (sizes.swept or 1)) / (2 * probe.packed[plan.fast].bytes)
     queries = sizes.queries
     most = int(room) if queries is None else min(int(room), queries)
     lot = max(1, most if queries is None else math.ceil(queries / math.ceil(queries / max(1, most))))
-    return _reiterating(settings, probe, sizes, rates, plan.fast, lot)
+    return _reiterating(probe, sizes, rates, plan.fast, lot)
 
 
 def _smallest_lot(sizes: SetSizes) -> int:
@@ -353,7 +335,7 @@ def _index_bytes(probe: Probe, sizes: SetSizes) -> float:
     return 2 * _FLOAT_BYTES * probe.sketch_dim * sizes.processes
 
 
-def _search_seconds(settings: SweepSettings, probe: Probe, sizes: SetSizes, rates: Rates, cost: PackedCost) -> float:
+def _search_seconds(probe: Probe, sizes: SetSizes, rates: Rates, cost: PackedCost) -> float:
     """Return the seconds for sketching, searching, comparing the candidates and the audit."""
     queries, reference = sizes.queries or 0, sizes.reference or 0
     search = queries * reference * probe.sketch_dim / rates.products
@@ -361,28 +343,6 @@ def _search_seconds(settings: SweepSettings, probe: Probe, sizes: SetSizes, rate
     audit = min(AUDITED_QUERIES, queries) * reference * cost.products / rates.products
     forming = (_READ_FOR_EACH * queries + reference) * _FORMING_COST * cost.forming / rates.products
     return (sizes.swept or 0) * probe.sketch + search + compared + audit + forming
-
-
-@lru_cache(maxsize=4)
-def measure_rates(device: torch.device) -> Rates:
-    """Measure what a device does in a second; it takes a few hundredths of one, once in a process."""
-    left = torch.ones(512, 4096, device=device)
-    rows = torch.ones(48, _COPIED_NUMBERS, device=device)
-    index = torch.arange(0, 48, 3, device=device)
-    products = _fastest(lambda: left @ left.mT, device)
-    copied = _fastest(lambda: rows.index_select(0, index), device)
-    return Rates(512 * 512 * 4096 / products, len(index) * _COPIED_NUMBERS * _FLOAT_BYTES / copied)
-
-
-def _fastest(function: Any, device: torch.device) -> float:
-    seconds = []
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return max(min(seconds), 1e-6)
 
 
 def _duration(seconds: float) -> str:

@@ -19,10 +19,10 @@ from lightning_netsim.plan import (
     SweepPlan,
     SweepSettings,
     make_plan,
-    measure_rates,
     memory_budget,
 )
 from lightning_netsim.processes import Processes
+from lightning_netsim.rates import measure_rates
 from lightning_netsim.sources import Chunk
 from lightning_netsim.sweeper import Sweeper
 

@@ -12,7 +12,8 @@ from lightning_netsim import SimilarityMonitor, analyze
 from lightning_netsim.features import GradientFeatures
 from lightning_netsim.jacobian import trees
 from lightning_netsim.measurement import measure_similarity
-from lightning_netsim.plan import SweepSettings, measure_rates, memory_budget
+from lightning_netsim.plan import SweepSettings, memory_budget
+from lightning_netsim.rates import measure_rates
 from lightning_netsim.sources import from_loader
 from tests import cases
 from tests.callbacks.small import Small, points

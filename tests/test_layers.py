@@ -54,6 +54,7 @@ ROOMS = {
     "preparation": room(2, MATHS, siblings=True),
     "processes": room(2, "torch"),
     "ranking": room(2, MATHS, siblings=True),
+    "rates": room(2, "torch"),
     "records": room(2, f"{MATHS} numpy pandas pyarrow", siblings=True),
     "report": room(2, f"{MATHS} torchvision numpy pandas pyarrow matplotlib PIL", siblings=True),
     "samples": room(2, MATHS, siblings=True),

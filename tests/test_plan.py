@@ -12,15 +12,14 @@ import torch
 from lightning_netsim.plan import (
     PackedCost,
     Probe,
-    Rates,
     SetSizes,
     SweepPlan,
     SweepSettings,
     make_plan,
-    measure_rates,
     memory_budget,
     plan_record,
 )
+from lightning_netsim.rates import Rates, measure_rates
 
 CPU = torch.device("cpu")
 FAST, SMALL = PackedCost(200_000, 50_000, 0, 1e-5), PackedCost(40_000, 50_000, 3e6, 1e-6)

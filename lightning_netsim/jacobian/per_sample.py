@@ -164,10 +164,10 @@ class PerSampleJacobian:
     def trace_tile(self, rows: Tensor, other: PerSampleJacobian, samples: Tensor) -> Tensor:
         """Return tr(G(x_i)ᵀ G(x'_j)) for i in `rows` and j in `samples` of `other`, each int64, shape (r, s)."""
         rows, samples = rows.to(self.outputs.device), samples.to(other.outputs.device)
-        total = self.outputs.new_zeros(len(rows), len(samples))
-        for name in self._factors.keys() & other._factors.keys():
-            total += self._factors[name].trace_tile(rows, other._factors[name], samples)
-        return total
+        common = [name for name in self._factors if name in other._factors]
+        if not common:
+            return self.outputs.new_zeros(len(rows), len(samples))
+        return self._total(self._factors[name].trace_tile(rows, other._factors[name], samples) for name in common)
 
     def pair_cost(self) -> tuple[int, int]:
         """Return the multiplications for tr(GᵀG') of a pair of many samples, and those to form one sample's gradient first."""
