@@ -1,4 +1,4 @@
-"""See which inputs a network treats as the same thing: similarity by normalized gradients, for PyTorch Lightning.
+"""See, and shape, which inputs a network treats as the same thing: similarity by normalized gradients, for Lightning.
 
 The measure is that of Charpiat et al., "Input Similarity from the Neural Network Perspective", NeurIPS 2019.
 """
@@ -16,8 +16,10 @@ from lightning_netsim.features import ActivationFeatures, GradientFeatures
 from lightning_netsim.functional import kernel_neighbors, neighbor_count, pairwise_similarity, transfer
 from lightning_netsim.index import NeighborIndex
 from lightning_netsim.jacobian import JacobianOperator, PerSampleJacobian, per_sample_jacobian
+from lightning_netsim.mixins import SimilarityMixin
 from lightning_netsim.queries import NeighborAnswer, find_neighbors
 from lightning_netsim.results import KernelNeighborsResult, NeighborCountResult
+from lightning_netsim.samplers import RareFirstSampler
 from lightning_netsim.transfers import TransferAnswer, find_transfer
 
 __all__ = [
@@ -32,8 +34,10 @@ __all__ = [
     "NeighborIndex",
     "NetsimError",
     "PerSampleJacobian",
+    "RareFirstSampler",
     "SimilarityAnalysis",
     "SimilarityBatch",
+    "SimilarityMixin",
     "SimilarityMonitor",
     "TransferAnswer",
     "__version__",

@@ -11,12 +11,11 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from lightning_netsim._checks import expected
 from lightning_netsim.borrowing import borrowed, to_device_of
 from lightning_netsim.jacobian.directions import DirectionsLike
 from lightning_netsim.measurement import measure_similarity
 from lightning_netsim.plan import SweepSettings
-from lightning_netsim.records import Record, list_records, read_record, write_record
+from lightning_netsim.records import Record, newest_record, write_record
 from lightning_netsim.report.figures import plot_count_histogram, plot_neighbor_rows
 from lightning_netsim.report.html import record_to_html
 from lightning_netsim.report.pictures import Pictures
@@ -24,9 +23,6 @@ from lightning_netsim.report.summary import format_summary
 from lightning_netsim.results import SimilarityResult
 from lightning_netsim.sources import from_loader
 from lightning_netsim.tables import make_record
-
-#: The folder of records inside a run's log directory.
-RECORDS = "netsim"
 
 
 class SimilarityAnalysis:
@@ -196,11 +192,4 @@ def load_run(path: str | os.PathLike[str]) -> SimilarityAnalysis:
     Raises:
         ValueError: if there is none, or if it was written by a newer version.
     """
-    directory = Path(path)
-    if not directory.is_dir():
-        raise expected("path", "a directory of a run or a record", f"{str(path)!r}, which does not exist")
-    for folder in (directory, directory / RECORDS):
-        records = list_records(folder)
-        if records:
-            return SimilarityAnalysis(read_record(records[-1]))
-    return SimilarityAnalysis(read_record(directory))
+    return SimilarityAnalysis(newest_record(path))

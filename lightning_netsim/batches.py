@@ -59,8 +59,12 @@ def read_batch(model: nn.Module, batch: Any, batch_idx: int = 0) -> SimilarityBa
             raise expected("similarity_step", "a method that returns a SimilarityBatch", type(result).__name__)
         return result
     inputs, labels, ids = split_batch(batch)
-    outputs = find_outputs(model(**_keywords(model, inputs)) if isinstance(inputs, Mapping) else model(inputs))
-    return SimilarityBatch(outputs, labels, ids, _shown(inputs))
+    return SimilarityBatch(find_outputs(run_model(model, inputs)), labels, ids, _shown(inputs))
+
+
+def run_model(model: nn.Module, inputs: Any) -> Any:
+    """Return what a model returns for the inputs of a batch: those of a mapping as keywords that its `forward` takes."""
+    return model(**_keywords(model, inputs)) if isinstance(inputs, Mapping) else model(inputs)
 
 
 def split_batch(batch: Any) -> tuple[Any, Any, Any]:

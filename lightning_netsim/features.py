@@ -111,7 +111,7 @@ class Normalization:
     @classmethod
     def of(cls, jacobian: PerSampleJacobian) -> Normalization:
         """Return the normalization of the samples of a Jacobian."""
-        gram, floor = _accurate_gram(jacobian)
+        gram, floor = accurate_gram(jacobian)
         root, rank = inverse_root(gram, floor)
         dtype = jacobian.outputs.dtype
         scale = rank.clamp_min(1).to(root.dtype).sqrt()[:, None, None]
@@ -188,7 +188,7 @@ class GradientFeatureBatch(AbstractFeatureBatch):
         return self.unit.energy()
 
 
-def _accurate_gram(jacobian: PerSampleJacobian) -> tuple[Tensor, float | None]:
+def accurate_gram(jacobian: PerSampleJacobian) -> tuple[Tensor, float | None]:
     """Return C(x_i), summed in float64 where float32 has too few digits for its root, and the relative floor of its rank.
 
     The floor stays that of the gradients' own precision: a sum in float64 does not make them more precise.
@@ -253,7 +253,7 @@ class GradientFeatures:
 
         Args:
             inputs: the batch.
-            labels: shape (B,), only for ``directions="target"``.
+            labels: shape (B,), only for ``directions="target"`` and ``"contrast"``.
             normalization: of the same samples under the same weights, from an earlier sweep: it is then not computed again.
             form: form at once what `PerSampleJacobian.packed` forms to be fast: where that is stored, it serves all else too.
         """

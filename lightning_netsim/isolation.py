@@ -31,6 +31,22 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
+@contextmanager
+def muted(model: nn.Module, kind: type[nn.Module]) -> Iterator[None]:
+    """Make `log` of every module of a class do nothing inside the block."""
+    modules = [module for module in model.modules() if isinstance(module, kind)]
+    saved = [vars(module).get("log") for module in modules]
+    mute(model, kind)
+    try:
+        yield
+    finally:
+        for module, log in zip(modules, saved, strict=True):
+            if log is None:
+                del vars(module)["log"]
+            else:
+                vars(module)["log"] = log
+
+
 def mute(model: nn.Module, kind: type[nn.Module]) -> None:
     """Make `log` of every module of a class do nothing, until the `unchanged` block ends that this is called in."""
     for module in model.modules():

@@ -27,6 +27,8 @@ SCHEMA_VERSION = 1
 
 SAMPLES, NEIGHBORS, ACTIVATION_NEIGHBORS = "samples", "neighbors", "activation_neighbors"
 META_FILE = "meta.json"
+#: The folder of records inside a run's log directory.
+RECORDS = "netsim"
 _RECORD_NAME = re.compile(r"epoch=(\d+)-step=(\d+)")
 _FIGURE_SUFFIXES = (".png", ".html")
 
@@ -274,6 +276,22 @@ def list_records(run_dir: str | os.PathLike[str]) -> list[Path]:
         if match and path in (place, _beside(place, "previous")) and _is_record(path):
             found[place] = (int(match[1]), int(match[2]))
     return sorted(found, key=lambda place: found[place])
+
+
+def newest_record(path: str | os.PathLike[str]) -> Record:
+    """Read the newest record of a run's log directory, or the record that a directory is.
+
+    Raises:
+        NetsimError: if there is none, or if it was written by a newer version.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        raise expected("path", "a directory of a run or a record", f"{str(path)!r}, which does not exist")
+    for folder in (directory, directory / RECORDS):
+        records = list_records(folder)
+        if records:
+            return read_record(records[-1])
+    return read_record(directory)
 
 
 def prune_records(run_dir: str | os.PathLike[str], keep: Iterable[str | os.PathLike[str]]) -> list[Path]:

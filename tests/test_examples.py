@@ -12,8 +12,13 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 OPTIONS = {
     "01_analyze": ["--samples", "40", "--epochs", "1"],
     "02_monitor": ["--samples", "40", "--epochs", "1"],
+    "03_similarity_loss": ["--samples", "128", "--epochs", "1"],
 }
-EXPECTED = {"01_analyze": "Five most isolated samples", "02_monitor": "scan-"}
+EXPECTED = {
+    "01_analyze": "Five most isolated samples",
+    "02_monitor": "scan-",
+    "03_similarity_loss": "YAML:     mean similarity",
+}
 
 
 def test_every_example_is_listed() -> None:
@@ -24,7 +29,7 @@ def test_every_example_is_listed() -> None:
 def test_example_runs(name: str, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *OPTIONS[name]]
-    if name == "02_monitor":
+    if "--out" in (EXAMPLES / f"{name}.py").read_text(encoding="utf-8"):
         command += ["--out", str(tmp_path)]
     finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
     assert finished.returncode == 0, finished.stderr[-2000:]

@@ -58,6 +58,7 @@ ROOMS = {
     "records": room(2, f"{MATHS} numpy pandas pyarrow", siblings=True),
     "report": room(2, f"{MATHS} torchvision numpy pandas pyarrow matplotlib PIL", siblings=True),
     "samples": room(2, MATHS, siblings=True),
+    "samplers": room(2, "torch", siblings=True),
     "sample_table": room(2, MATHS, siblings=True),
     "sources": room(2, MATHS, siblings=True),
     "store": room(2, MATHS, siblings=True),

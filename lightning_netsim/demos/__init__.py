@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_netsim.demos.classifier import DigitsNetwork, ImageClassifier, MNISTNetwork
+from lightning_netsim.demos.classifier import DigitsNetwork, ImageClassifier, MNISTNetwork, SimilarityClassifier
 from lightning_netsim.demos.images import DigitsDataModule, MNISTDataModule
 from lightning_netsim.demos.sinusoid import SinusoidDataModule, SinusoidRegressor, sinusoid
 
@@ -12,6 +12,7 @@ __all__ = [
     "ImageClassifier",
     "MNISTDataModule",
     "MNISTNetwork",
+    "SimilarityClassifier",
     "SinusoidDataModule",
     "SinusoidRegressor",
     "sinusoid",

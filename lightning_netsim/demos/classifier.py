@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_netsim._checks import check_choice, check_positive_number
+from lightning_netsim.mixins import SimilarityMixin
 
 ImageBatch = tuple[Tensor, Tensor]
 """Images, shape (B, 1, H, W) in [0, 1], and labels, shape (B,), int64."""
@@ -125,3 +126,15 @@ class ImageClassifier(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam over every parameter."""
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+
+
+class SimilarityClassifier(SimilarityMixin, ImageClassifier):
+    """Train the same network while a criterion tells it which images are to be the same to it.
+
+    This is all that it takes: see `SimilarityMixin` for its arguments, `ImageClassifier` for the others.
+
+    Example:
+        >>> model = SimilarityClassifier(network="digits", similarity_weight=0.1)
+        >>> model.similarity_criterion
+        GroupSimilarityLoss()
+    """

@@ -6,12 +6,15 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
+import torch.distributed
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 from torchvision.datasets import MNIST
 
-from lightning_netsim._checks import check_positive_int, expected
+from lightning_netsim._checks import check_choice, check_positive_int, expected
+from lightning_netsim.samplers import RareFirstSampler
 
 CLASS_NAMES = [str(digit) for digit in range(10)]
 
@@ -19,17 +22,20 @@ CLASS_NAMES = [str(digit) for digit in range(10)]
 class AbstractImageDataModule(LightningDataModule):
     """Serve (image, label) batches of two tensor data sets: one to train on, one that is held out.
 
-    The held-out images serve validation, test and prediction, always in the same order. A subclass fills `train_set` and
-    `val_set` in `setup`.
+    The held-out images serve test and prediction, and validation too unless it goes over the training images, always in the
+    same order. A subclass loads both sets.
     """
 
     train_set: TensorDataset
     val_set: TensorDataset
 
-    def __init__(self, batch_size: int, num_workers: int) -> None:
+    def __init__(self, batch_size: int, num_workers: int, counts: str | None, validate_on: str) -> None:
         super().__init__()
         self.batch_size = check_positive_int("batch_size", batch_size)
         self.num_workers = num_workers
+        self.counts = counts
+        self.validate_on = check_choice("validate_on", validate_on, ("held_out", "train"))
+        self.train_sampler: RareFirstSampler | None = None
 
     @property
     def class_names(self) -> list[str]:
@@ -37,28 +43,48 @@ class AbstractImageDataModule(LightningDataModule):
         return CLASS_NAMES
 
     @abstractmethod
+    def load_sets(self) -> tuple[TensorDataset, TensorDataset]:
+        """Return the training images and the held-out images, with their labels."""
+
     def setup(self, stage: str) -> None:
-        """Fill `train_set` and `val_set`."""
+        """Load both sets, and the counts by which the training images are drawn.
+
+        Raises:
+            NetsimError: if `counts` is no directory of a run, or its counts are not of the training images.
+        """
+        self.train_set, self.val_set = self.load_sets()
+        if self.counts is not None:
+            self.train_sampler = RareFirstSampler.from_record(self.counts, len(self.train_set))
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Return the training images, shuffled."""
-        return self._loader(self.train_set, shuffle=True)
+        """Return the training images, shuffled, or with `counts` the rare ones first."""
+        if self.train_sampler is None:
+            return self._loader(self.train_set, shuffle=True)
+        if self.trainer is not None:
+            # Workers begin to load before Lightning sets the epoch of a resumed fit.
+            self.train_sampler.set_epoch(self.trainer.current_epoch)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # The wrapper that Lightning would put around the sampler shuffles the order.
+            return self._loader(self.train_set, sampler=DistributedSamplerWrapper(self.train_sampler, shuffle=False))
+        return self._loader(self.train_set, sampler=self.train_sampler)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Return the held-out images, in order."""
-        return self._loader(self.val_set, shuffle=False)
+        """Return the images of `validate_on`, in order."""
+        return self._loader(self.val_set if self.validate_on == "held_out" else self.train_set)
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Return the held-out images, in order."""
-        return self.val_dataloader()
+        return self._loader(self.val_set)
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Return the held-out images, in order."""
-        return self.val_dataloader()
+        return self._loader(self.val_set)
 
-    def _loader(self, images: TensorDataset, shuffle: bool) -> DataLoader[tuple[Tensor, ...]]:
+    def _loader(
+        self, images: TensorDataset, shuffle: bool = False, sampler: Sampler[int] | None = None
+    ) -> DataLoader[tuple[Tensor, ...]]:
         keep_workers: dict[str, Any] = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
-        return DataLoader(images, batch_size=self.batch_size, shuffle=shuffle, **keep_workers)
+        return DataLoader(images, batch_size=self.batch_size, shuffle=shuffle, sampler=sampler, **keep_workers)
 
 
 class DigitsDataModule(AbstractImageDataModule):
@@ -72,6 +98,10 @@ class DigitsDataModule(AbstractImageDataModule):
         val_fraction: the share of the images that is held out, in (0, 1).
         seed: of the split.
         num_workers: processes that load batches; 0 loads them in the main process.
+        counts: directory of a run or a record whose soft counts order the training images, rare ones first; see
+            `RareFirstSampler`. None shuffles them.
+        validate_on: which images validation goes over, and with it `SimilarityMonitor`: "held_out", or "train", which counts
+            the training images so that a next run can draw by these counts.
 
     Example:
         >>> data = DigitsDataModule(batch_size=4)
@@ -81,15 +111,23 @@ class DigitsDataModule(AbstractImageDataModule):
         (torch.Size([4, 1, 8, 8]), 1797)
     """
 
-    def __init__(self, batch_size: int = 64, val_fraction: float = 0.4, seed: int = 0, num_workers: int = 0) -> None:
-        super().__init__(batch_size, num_workers)
+    def __init__(
+        self,
+        batch_size: int = 64,
+        val_fraction: float = 0.4,
+        seed: int = 0,
+        num_workers: int = 0,
+        counts: str | None = None,
+        validate_on: str = "held_out",
+    ) -> None:
+        super().__init__(batch_size, num_workers, counts, validate_on)
         if not 0 < val_fraction < 1:
             raise expected("val_fraction", "a number within (0, 1)", repr(val_fraction))
         self.val_fraction = val_fraction
         self.seed = seed
         self.save_hyperparameters()
 
-    def setup(self, stage: str) -> None:
+    def load_sets(self) -> tuple[TensorDataset, TensorDataset]:
         """Load the digits and split them."""
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -101,13 +139,12 @@ class DigitsDataModule(AbstractImageDataModule):
         images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
         labels = torch.from_numpy(digits.target).long()
         # Sorted, so that an index in a table grows with the index in scikit-learn's own data set.
-        self.train_set, self.val_set = (
-            TensorDataset(images[chosen], labels[chosen]) for chosen in (sorted(train), sorted(val))
-        )
+        train_set, val_set = (TensorDataset(images[chosen], labels[chosen]) for chosen in (sorted(train), sorted(val)))
+        return train_set, val_set
 
 
 class MNISTDataModule(AbstractImageDataModule):
-    """Serve MNIST: the 60,000 training images, and the 10,000 test images for validation, test and prediction.
+    """Serve MNIST: the 60,000 training images, and the 10,000 test images, which are held out.
 
     Images have shape (1, 28, 28) and values in [0, 1].
 
@@ -116,6 +153,10 @@ class MNISTDataModule(AbstractImageDataModule):
         batch_size: images in a batch, >= 1.
         download: fetch the four files (about 12 MB) if they are missing.
         num_workers: processes that load batches; 0 loads them in the main process.
+        counts: directory of a run or a record whose soft counts order the training images, rare ones first; see
+            `RareFirstSampler`. None shuffles them.
+        validate_on: which images validation goes over, and with it `SimilarityMonitor`: "held_out", or "train", which counts
+            the training images so that a next run can draw by these counts.
 
     Example:
         >>> MNISTDataModule("nowhere").prepare_data()
@@ -123,8 +164,16 @@ class MNISTDataModule(AbstractImageDataModule):
         lightning_netsim._checks.NetsimError: Expected `data_dir` to be a directory with MNIST/raw in it, but got 'nowhere'. ...
     """
 
-    def __init__(self, data_dir: str, batch_size: int = 64, download: bool = False, num_workers: int = 0) -> None:
-        super().__init__(batch_size, num_workers)
+    def __init__(
+        self,
+        data_dir: str,
+        batch_size: int = 64,
+        download: bool = False,
+        num_workers: int = 0,
+        counts: str | None = None,
+        validate_on: str = "held_out",
+    ) -> None:
+        super().__init__(batch_size, num_workers, counts, validate_on)
         self.data_dir = data_dir
         self.download = download
         self.save_hyperparameters()
@@ -138,9 +187,9 @@ class MNISTDataModule(AbstractImageDataModule):
         for train in (True, False):
             self._load(train, self.download)
 
-    def setup(self, stage: str) -> None:
+    def load_sets(self) -> tuple[TensorDataset, TensorDataset]:
         """Load both parts of MNIST into memory."""
-        self.train_set, self.val_set = self._load(True, False), self._load(False, False)
+        return self._load(True, False), self._load(False, False)
 
     def _load(self, train: bool, download: bool) -> TensorDataset:
         try:

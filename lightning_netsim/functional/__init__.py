@@ -19,22 +19,36 @@ from lightning_netsim.functional.kernel_scalars import (
     trace_similarity,
 )
 from lightning_netsim.functional.neighbor_count import hard_count, neighbor_count, power_count, soft_count
+from lightning_netsim.functional.similarity import (
+    density_loss,
+    group_mean_similarity,
+    group_similarity_loss,
+    minibatch_similarity_loss,
+    pair_similarity_loss,
+    tangent_loss,
+)
 
 __all__ = [
+    "density_loss",
     "effective_rank",
+    "group_mean_similarity",
+    "group_similarity_loss",
     "hard_count",
     "identity_distance_similarity",
     "inverse_root",
     "kernel_matrix",
     "kernel_neighbors",
+    "minibatch_similarity_loss",
     "neighbor_count",
     "normalized_kernel_matrix",
     "orthonormal_gradients",
+    "pair_similarity_loss",
     "pairwise_similarity",
     "power_count",
     "rotation_similarity",
     "soft_count",
     "subspace_similarity",
+    "tangent_loss",
     "trace_similarity",
     "transfer",
 ]

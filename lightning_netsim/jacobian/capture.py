@@ -85,6 +85,14 @@ def _stack(column: tuple[Tensor | None, ...]) -> Tensor | None:
 
 def capture(forward: Callable[[], Any], modules: Collection[nn.Module]) -> Capture:
     """Run `forward` once and record every call of `modules`."""
+    with watch(modules) as calls:
+        outputs = forward()
+    return Capture(outputs, dict(calls))
+
+
+@contextmanager
+def watch(modules: Collection[nn.Module]) -> Iterator[dict[nn.Module, list[Call]]]:
+    """Record every call of `modules` inside the block."""
     calls: dict[nn.Module, list[Call]] = defaultdict(list)
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -102,8 +110,7 @@ def capture(forward: Callable[[], Any], modules: Collection[nn.Module]) -> Captu
         for module in modules:
             # First in line: a hook of the user's may replace the output.
             stack.enter_context(_removed(module.register_forward_hook(hook, with_kwargs=True, prepend=True)))
-        outputs = forward()
-    return Capture(outputs, dict(calls))
+        yield calls
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from lightning_netsim._checks import check_choice, check_positive_int, check_ten
 #: What `directions=` accepts: a name, a number of random directions, a (D, d) matrix, or a function of the outputs.
 DirectionsLike = str | int | Tensor | Callable[[Tensor], Tensor]
 
-NAMES = ("all", "auto", "predicted", "target")
+NAMES = ("all", "auto", "contrast", "predicted", "target")
 AUTO_DIRECTIONS = 4
 
 
@@ -28,8 +28,11 @@ class Directions:
     - an int d: d orthonormal random directions, drawn once from `seed`.
     - a matrix (D, d): used as it is.
     - a callable: any differentiable function (B, D) -> (B, d) that treats each sample on its own.
+    - ``"contrast"``: z_y − mean of the other outputs, with y the given class. Within one class it is the same function for
+      every sample; made for criteria that compare samples of one class.
     - ``"predicted"`` and ``"target"``: the output of the predicted or the given class. These compare a *different* function
-      on each sample: neighbor counts then correlate negatively with those of the full kernel. Prefer the others.
+      on each sample, as contrasts of different classes do: neighbor counts then correlate negatively with those of the full
+      kernel. Prefer the others to compare samples of different classes.
 
     Args:
         directions: as above.
@@ -65,7 +68,7 @@ class Directions:
         if isinstance(self.directions, Tensor):
             return self.directions.shape[1]
         if isinstance(self.directions, str):
-            counts = {"all": num_outputs, "auto": min(num_outputs, AUTO_DIRECTIONS), "predicted": 1, "target": 1}
+            counts = {"all": num_outputs, "auto": min(num_outputs, AUTO_DIRECTIONS), "contrast": 1, "predicted": 1, "target": 1}
             return counts[self.directions]
         return self.directions if isinstance(self.directions, int) else None
 
@@ -97,15 +100,16 @@ class Directions:
 
         Args:
             outputs: shape (B, D).
-            labels: shape (B,), class indices; only for ``"target"``.
+            labels: shape (B,), class indices; only for ``"contrast"`` and ``"target"``.
         """
         if self.directions == "predicted":
             return outputs.gather(1, outputs.detach().argmax(1, keepdim=True))
-        if self.directions == "target":
-            if not isinstance(labels, Tensor) or labels.shape != outputs.shape[:1]:
-                got = f"shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-                raise expected("labels", f'class indices of shape ({len(outputs)},) for directions="target"', got)
-            return outputs.gather(1, labels.to(outputs.device, torch.int64).unsqueeze(1))
+        if self.directions in ("contrast", "target"):
+            given = outputs.gather(1, self._classes(outputs, labels))
+            if self.directions == "target":
+                return given
+            others = outputs.shape[1] - 1
+            return given - (outputs.sum(1, keepdim=True) - given) / max(1, others)
         if not isinstance(self.directions, (str, int, Tensor)):
             projected = self.directions(outputs)
             if not isinstance(projected, Tensor) or projected.ndim != 2 or len(projected) != len(outputs):
@@ -114,3 +118,11 @@ class Directions:
             return projected
         matrix = self.matrix(outputs.shape[1])
         return outputs if matrix is None else outputs @ matrix.to(outputs)
+
+    def _classes(self, outputs: Tensor, labels: Any) -> Tensor:
+        """Return the class indices of the samples, shape (B, 1)."""
+        wanted = f'class indices of shape ({len(outputs)},) for directions="{self.directions}"'
+        if not isinstance(labels, Tensor) or labels.shape != outputs.shape[:1] or labels.is_floating_point():
+            got = f"shape {tuple(labels.shape)} of {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
+            raise expected("labels", wanted, got, "Choose other directions, for example 1 for a random one.")
+        return labels.to(outputs.device, torch.int64).unsqueeze(1)

@@ -51,8 +51,12 @@ class EmbeddingFactor(AbstractFactor):
         where = self.index.clamp_min(0)[:, None, :, None].expand_as(self.deltas)
         return gradients.scatter_add(2, where, self.deltas).flatten(2)
 
-    def gram(self) -> Tensor:
-        return torch.einsum("boti,bpsi,bts->bop", self.deltas, self.deltas, self._matches(self.index, self.index, pairs=False))
+    def row_inner(self, other: AbstractFactor) -> Tensor:
+        if not isinstance(other, EmbeddingFactor):
+            return super().row_inner(other)
+        return torch.einsum(
+            "boti,bpsi,bts->bop", self.deltas, other.deltas, self._matches(self.index, other.index, pairs=False)
+        )
 
     def inner(self, other: AbstractFactor) -> Tensor:
         if not isinstance(other, EmbeddingFactor):

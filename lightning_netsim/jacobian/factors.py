@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_netsim._checks import expected
+from lightning_netsim.jacobian.duals import value_and_tangent
 from lightning_netsim.jacobian.sketch import SketchProjection
 
 #: What gradients that are formed for one product may take at a time.
 WORKING_BYTES = 2**28
-# What gradients that are formed for a sketch may take at a time: on a CPU, what its cache holds.
-_SKETCHED_BYTES = {"cpu": 2**22}
+# What gradients that are formed for a sketch or a derivative may take at a time: on a CPU, what its cache holds.
+_CACHED_BYTES = {"cpu": 2**22}
 # What is copied or formed of gradients for a tile of pairs at a time: on a CPU, what malloc keeps for the next piece instead of
 # returning it to the system, which would take longer than the products.
 _PIECES_BYTES = {"cpu": 2**25}
@@ -86,6 +87,9 @@ class AbstractFactor(ABC):
         views = (part.untyped_storage().nbytes() > part.nbytes for part in self.parts)
         return self.with_parts([part.clone() if view else part for part, view in zip(self.parts, views, strict=True)])
 
+    def hold_formed(self) -> None:  # noqa: B027
+        """Form the gradients, and hold on to them, where several products to come are then cheaper."""
+
     def formed(self) -> DenseFactor:
         """Return the same gradients, formed."""
         return DenseFactor(self.dense().view(*self.size, *self.shape))
@@ -135,10 +139,26 @@ class AbstractFactor(ABC):
         total = sum((other.dense() for other in others), self.dense())
         return DenseFactor(total.view(*self.size, *self.shape))
 
+    def tangent(self) -> AbstractFactor | None:
+        """Return the tangent of gradients whose parts are dual numbers; None where it is zero.
+
+        Gradients are linear in each part.
+        """
+        values, tangents = zip(*map(value_and_tangent, self.parts), strict=True)
+        terms = [
+            self.with_parts([*values[:place], tangent, *values[place + 1 :]])
+            for place, tangent in enumerate(tangents)
+            if tangent is not None
+        ]
+        return sum_of_calls(terms) if terms else None
+
     def gram(self) -> Tensor:
         """Return GᵀG of each sample, shape (B, d, d)."""
-        gradients = self.dense()
-        return product(gradients, gradients)
+        return self.row_inner(self)
+
+    def row_inner(self, other: AbstractFactor) -> Tensor:
+        """Return GᵀG' of corresponding samples, shape (B, d, d')."""
+        return product(self.dense(), other.dense())
 
     def inner(self, other: AbstractFactor) -> Tensor:
         """Return GᵀG' of each pair of samples, shape (B, B', d, d')."""
@@ -154,6 +174,39 @@ class AbstractFactor(ABC):
     def dot(self, direction: Tensor) -> Tensor:
         """Return G_iᵀ direction for `direction` of shape (c, *shape), shape (B, d, c)."""
         return product(self.dense(), direction.reshape(len(direction), -1))
+
+    def kernel_product(self, columns: Tensor) -> Tensor:
+        """Return Σ_j G_iᵀ G_j columns_j for `columns` of shape (B, d, m): the kernel matrix times vectors, (B, d, m)."""
+        return self.dot(self.weighted_sum(columns))
+
+    def pull(self, own: Tensor | None, receive: Tensor, send: Tensor) -> tuple[Tensor | None, ...]:
+        """Return, for each part, the gradient of ⟨G, G'⟩ with G'_i = G_i own_i + Σ_j G_j send_j receive_iᵀ held constant.
+
+        Whatever is computed from GᵀG by products has its derivative in this form.
+
+        Args:
+            own: shape (B, d, d), or None for zeros.
+            receive: shape (B, d, m).
+            send: shape (B, d, m).
+        """
+        sums, place, pieces = self.weighted_sum(send).flatten(1), 0, []
+        for some in self._split(self._cached_at_once()):
+            rows = slice(place, place + some.size[0])
+            cotangent = torch.unflatten(receive[rows].flatten(0, 1) @ sums, 0, some.size)
+            if own is not None:
+                cotangent.baddbmm_(own[rows].mT, some.dense())
+            pieces.append(some.pull_dense(cotangent))
+            place = rows.stop
+        return tuple(None if part[0] is None else torch.cat(part) for part in zip(*pieces, strict=True))
+
+    def pull_dense(self, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        """Return, for each part, the gradient of ⟨dense(), cotangent⟩ for `cotangent` of shape (B, d, n)."""
+        with torch.enable_grad():
+            parts = [part.detach().requires_grad_(part.is_floating_point()) for part in self.parts]
+            formed = self.with_parts(parts).dense()
+        floating = [part for part in parts if part.requires_grad]
+        found = iter(torch.autograd.grad(formed, floating, cotangent))
+        return tuple(next(found) if part.requires_grad else None for part in parts)
 
     def trace_inner(self, other: AbstractFactor) -> Tensor:
         """Return tr(GᵀG') of each pair of samples with equally many directions, shape (B, B')."""
@@ -174,8 +227,11 @@ class AbstractFactor(ABC):
 
     def sketch(self, projection: SketchProjection, name: str) -> Tensor:
         """Return the sketched gradients, shape (B, d, K_t), of this parameter, which `projection` knows as `name`."""
-        at_a_time = max(1, _SKETCHED_BYTES.get(self.parts[-1].device.type, WORKING_BYTES) // (self._formed_bytes() or 1))
-        return torch.cat([projection.apply(name, some.dense()) for some in self._split(at_a_time)])
+        return torch.cat([projection.apply(name, some.dense()) for some in self._split(self._cached_at_once())])
+
+    def _cached_at_once(self) -> int:
+        """Return for how many samples formed gradients stay in the cache."""
+        return max(1, _CACHED_BYTES.get(self.parts[-1].device.type, WORKING_BYTES) // (self._formed_bytes() or 1))
 
     def _split(self, at_a_time: int) -> list[AbstractFactor]:
         """Return at most so many samples at a time: the factor itself if it has no more."""
@@ -238,6 +294,9 @@ class DenseFactor(AbstractFactor):
 
     def sketch(self, projection: SketchProjection, name: str) -> Tensor:
         return projection.apply(name, self._gradients)
+
+    def pull_dense(self, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        return (cotangent,)
 
     def pair_cost(self) -> tuple[int, int]:
         return self.size[1] * self.shape.numel(), 0

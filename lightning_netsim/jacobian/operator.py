@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_netsim._checks import expected
 from lightning_netsim.jacobian import trees
 from lightning_netsim.jacobian.assembly import Pass, find_factors
-from lightning_netsim.jacobian.capture import capture, differentiable, without_inference
+from lightning_netsim.jacobian.capture import Call, Capture, capture, differentiable, watch, without_inference
 from lightning_netsim.jacobian.directions import Directions, DirectionsLike
+from lightning_netsim.jacobian.duals import with_tangents
 from lightning_netsim.jacobian.fallbacks import plain_attention
 from lightning_netsim.jacobian.ownership import Method, Ownership
 from lightning_netsim.jacobian.per_sample import PerSampleJacobian
@@ -91,15 +93,60 @@ class JacobianOperator:
 
         Args:
             inputs: the batch, as the model takes it.
-            labels: shape (B,), only for ``directions="target"``.
+            labels: shape (B,), only for ``directions="target"`` and ``"contrast"``.
         """
         if not self._prepared:
             self.prepare(inputs, labels)
         with _exact(self.model, self.create_graph):
-            jacobian, failures = self._jacobian(without_inference(inputs), labels, self.create_graph)
-        for name, error in failures.items():
-            raise expected("model", f"differentiable by sample in `{name}` on every batch alike", f"{error}") from error
-        return jacobian
+            return _complete(self._jacobian(without_inference(inputs), labels, self.create_graph))
+
+    @contextmanager
+    def watch(self) -> Iterator[dict[nn.Module, list[Call]]]:
+        """Record what `read` needs of a forward pass that somebody else runs inside the block.
+
+        Attention runs by kernels that can be differentiated twice. Everything else is as the block has it: the pass must not
+        run under autocast or in compiled code, and no two samples may depend on each other.
+        """
+        with plain_attention(), watch(self._watched()) as calls:
+            yield calls
+
+    def read(
+        self, calls: dict[nn.Module, list[Call]], outputs: Tensor, inputs: Any, labels: Tensor | None = None
+    ) -> PerSampleJacobian:
+        """Return the per-sample Jacobian from a forward pass that `watch` has recorded, after `prepare`.
+
+        Args:
+            calls: what `watch` recorded.
+            outputs: what the model returned, shape (B, D).
+            inputs: the batch, as `forward` takes it; run again for parameters that have no factored form.
+            labels: as in a call.
+        """
+        with _exact(self.model, self.create_graph):
+            return _complete(self._assemble(Capture(_read_outputs(outputs), calls), inputs, labels, self.create_graph))
+
+    def tangent(self, inputs: Any, direction: Any, labels: Tensor | None = None) -> PerSampleJacobian:
+        """Return ∂_x G(x_i)·e_i, the derivative of the per-sample Jacobian as the inputs move along e.
+
+        It is lim (G(x + εe) − G(x))/ε, by forward-mode differentiation of the backward pass.
+
+        Args:
+            inputs: the batch, as the model takes it.
+            direction: e, as `inputs`: a tensor for each floating-point tensor in it, of the same shape.
+            labels: as in a call.
+
+        Raises:
+            ValueError: if `direction` does not fit, or an operation of the model has no forward-mode derivative.
+        """
+        if not self._prepared:
+            self.prepare(inputs, labels)
+        with _exact(self.model, self.create_graph), forward_ad.dual_level():
+            moving = with_tangents(inputs, direction)
+            try:
+                jacobian = _complete(self._jacobian(moving, labels, self.create_graph))
+            except NotImplementedError as error:
+                reason = str(error).partition(". ")[0]
+                raise expected("model", "one with forward-mode derivatives of its backward pass", reason) from error
+            return jacobian.tangent()
 
     def prepare(self, inputs: Any, labels: Tensor | None = None) -> None:
         """Check the model, and find the right path for every parameter, on at most 8 samples of `inputs`."""
@@ -153,10 +200,19 @@ class JacobianOperator:
     def _jacobian(
         self, inputs: Any, labels: Tensor | None, create_graph: bool
     ) -> tuple[PerSampleJacobian, dict[str, Exception]]:
-        paths = self.ownership.paths()
-        watched = {path.module for path in paths.values() if path.method not in (Method.MODEL_VMAP, Method.MODEL_LOOP)}
-        captured = capture(lambda: self._forward(inputs), watched)
-        outputs = _read_outputs(captured.outputs)
+        captured = capture(lambda: _read_outputs(self._forward(inputs)), self._watched())
+        return self._assemble(captured, inputs, labels, create_graph)
+
+    def _watched(self) -> set[nn.Module]:
+        """Return the modules whose calls are to be recorded."""
+        paths = self.ownership.paths().values()
+        return {path.module for path in paths if path.method not in (Method.MODEL_VMAP, Method.MODEL_LOOP)}
+
+    def _assemble(
+        self, captured: Capture, inputs: Any, labels: Tensor | None, create_graph: bool
+    ) -> tuple[PerSampleJacobian, dict[str, Exception]]:
+        """Return the Jacobian from one forward pass, and the error of each parameter whose path failed."""
+        outputs, paths = captured.outputs, self.ownership.paths()
         if not outputs.requires_grad:
             raise expected(
                 "outputs",
@@ -164,7 +220,7 @@ class JacobianOperator:
                 "no gradient",
                 "Remove `detach()` and `no_grad` between the parameters and the outputs.",
             )
-        if watched and not captured.calls:
+        if self._watched() and not captured.calls:
             raise expected("forward", "a function that runs the modules of `model`", "one that calls none of them")
         projected = self.directions.project(outputs, labels)
         deltas = captured.deltas(projected, create_graph)
@@ -263,6 +319,14 @@ def per_sample_jacobian(
     """
     operator = JacobianOperator(model, forward, directions, parameters, seed, create_graph)
     return operator(inputs)
+
+
+def _complete(found: tuple[PerSampleJacobian, dict[str, Exception]]) -> PerSampleJacobian:
+    """Return the Jacobian if no path failed."""
+    jacobian, failures = found
+    for name, error in failures.items():
+        raise expected("model", f"differentiable by sample in `{name}` on every batch alike", f"{error}") from error
+    return jacobian
 
 
 @contextmanager

@@ -66,15 +66,52 @@ class OuterFactor(AbstractFactor):
         stacked = self.deltas.transpose(2, 3).reshape(batch, directions * rows, positions)
         return (stacked @ self.inputs).view(batch, directions, rows * self.inputs.shape[2])
 
-    def gram(self) -> Tensor:
+    def row_inner(self, other: AbstractFactor) -> Tensor:
+        if not isinstance(other, OuterFactor):
+            return super().row_inner(other)
         _, directions, positions, rows = self.deltas.shape
         columns = self.inputs.shape[2]
         ghost = positions**2 * (columns + directions * rows) + directions**2 * positions * rows
         formed = directions * rows * columns * (positions + directions)
         if ghost > formed:
-            return super().gram()
-        moved = (self.inputs @ self.inputs.mT).unsqueeze(1) @ self.deltas
-        return moved.flatten(2) @ self.deltas.flatten(2).mT
+            return super().row_inner(other)
+        moved = (self.inputs @ other.inputs.mT).unsqueeze(1) @ other.deltas
+        return self.deltas.flatten(2) @ moved.flatten(2).mT
+
+    def kernel_product(self, columns: Tensor) -> Tensor:
+        if not self._products_are_cheaper_by_pairs(columns):
+            return super().kernel_product(columns)
+        return torch.einsum("ijab,jbm->iam", self.inner(self), columns)
+
+    def pull(self, own: Tensor | None, receive: Tensor, send: Tensor) -> tuple[Tensor | None, ...]:
+        if not self._products_are_cheaper_by_pairs(send):
+            return super().pull(own, receive, send)
+        # G'_i = Σ_j G_j pairs_ij, and G_j = Σ_t δ_jt ⊗ u_jt: only inner products of positions are needed.
+        batch, directions, positions, _ = self.deltas.shape
+        pairs = torch.einsum("iam,jbm->iajb", receive, send)
+        if own is not None:
+            samples = torch.arange(batch, device=own.device)
+            pairs[samples, :, samples] += own.mT
+        inputs, deltas = self.inputs.flatten(0, 1), self.deltas.flatten(0, 2)
+        by_input = (inputs @ inputs.mT).view(batch, 1, positions, batch, 1, positions)
+        by_delta = (deltas @ deltas.mT).view(batch, directions, positions, batch, directions, positions)
+        weights = pairs[:, :, None, :, :, None]
+        for_deltas = (weights * by_input).flatten(3).flatten(0, 2) @ deltas
+        for_inputs = (weights * by_delta).sum((1, 4)).flatten(2).flatten(0, 1) @ inputs
+        return for_inputs.view_as(self.inputs), for_deltas.view_as(self.deltas)
+
+    def pull_dense(self, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        batch, directions, _, rows = self.deltas.shape
+        matrices = cotangent.view(batch, directions, rows, -1)
+        for_inputs = torch.einsum("bdtp,bdpq->btq", self.deltas, matrices)
+        return for_inputs, self.inputs.unsqueeze(1) @ matrices.mT
+
+    def _products_are_cheaper_by_pairs(self, columns: Tensor) -> bool:
+        """Return whether products with the kernel matrix of all samples are cheaper from pairs of positions."""
+        batch, directions, positions, rows = self.deltas.shape
+        width = self.inputs.shape[2]
+        by_pairs = (batch * positions) ** 2 * (width + directions**2 * rows)
+        return by_pairs < batch * directions * rows * width * (positions + columns.shape[2])
 
     def inner(self, other: AbstractFactor) -> Tensor:
         if not isinstance(other, OuterFactor) or self._pairs_are_cheaper_formed(other):

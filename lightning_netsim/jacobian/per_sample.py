@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_netsim._checks import check_tensor, expected
+from lightning_netsim.jacobian.duals import value_and_tangent
 from lightning_netsim.jacobian.factors import AbstractFactor
 from lightning_netsim.jacobian.sketch import SketchProjection
 
@@ -98,6 +99,22 @@ class PerSampleJacobian:
                 held.clear(0, self.num_samples)
             self._factors[name] = held.write(start, factor)
 
+    @property
+    def parts(self) -> list[Tensor]:
+        """Return the tensors that are kept, of one parameter after the other."""
+        return [part for factor in self._factors.values() for part in factor.parts]
+
+    def detached(self) -> PerSampleJacobian:
+        """Return the same gradients off the autograd graph."""
+        return self._each(lambda factor: factor.with_parts([part.detach() for part in factor.parts]), self.outputs.detach())
+
+    def tangent(self) -> PerSampleJacobian:
+        """Return the tangent of gradients that were computed from dual numbers."""
+        tangents = {name: factor.tangent() for name, factor in self._factors.items()}
+        present = {name: factor for name, factor in tangents.items() if factor is not None}
+        value, moved = value_and_tangent(self.outputs)
+        return PerSampleJacobian(present, self.shapes, torch.zeros_like(value) if moved is None else moved, self.num_directions)
+
     def gram(self) -> Tensor:
         """Return C(x_i) = G(x_i)ᵀ G(x_i), shape (B, d, d)."""
         return self._total(factor.gram() for factor in self._factors.values())
@@ -153,6 +170,34 @@ class PerSampleJacobian:
             matrix: shape (B, d, d').
         """
         return self._each(lambda factor: factor.mix(matrix), self.outputs, matrix.shape[2])
+
+    def row_inner(self, other: PerSampleJacobian) -> Tensor:
+        """Return G(x_i)ᵀ G(x'_i) of corresponding samples, shape (B, d, d')."""
+        common = [name for name in self._factors if name in other._factors]
+        if not common:
+            return self.outputs.new_zeros(self.num_samples, self.num_directions, other.num_directions)
+        return self._total(self._factors[name].row_inner(other._factors[name]) for name in common)
+
+    def hold_formed(self) -> None:
+        """Form the gradients of some parameters, and hold on to them, where several products to come are then cheaper."""
+        for factor in self._factors.values():
+            factor.hold_formed()
+
+    def kernel_product(self, columns: Tensor) -> Tensor:
+        """Return Σ_j K(x_i, x_j) columns_j for `columns` of shape (B, d, m), shape (B, d, m)."""
+        if not self._factors:
+            return torch.zeros_like(columns)
+        return self._total(factor.kernel_product(columns) for factor in self._factors.values())
+
+    def pull(self, own: Tensor | None, receive: Tensor, send: Tensor) -> list[Tensor | None]:
+        """Return, for each of `parts`, the gradient of ⟨G, G'⟩ with G'_i = G_i own_i + Σ_j G_j send_j receive_iᵀ constant.
+
+        Args:
+            own: shape (B, d, d), or None for zeros.
+            receive: shape (B, d, m).
+            send: shape (B, d, m).
+        """
+        return [gradient for factor in self._factors.values() for gradient in factor.pull(own, receive, send)]
 
     def trace_inner(self, other: PerSampleJacobian) -> Tensor:
         """Return tr(G(x_i)ᵀ G(x'_j)), shape (B, B'), without the d × d' products beside the diagonal."""

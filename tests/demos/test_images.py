@@ -1,13 +1,49 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from torch.utils.data import SequentialSampler
 
-from lightning_netsim import NetsimError
-from lightning_netsim.demos import DigitsDataModule, MNISTDataModule
+from lightning_netsim import NetsimError, SimilarityMonitor
+from lightning_netsim.demos import DigitsDataModule, ImageClassifier, MNISTDataModule
+from lightning_netsim.records import Record, list_records, read_record
+
+
+class Drawn(Callback):
+    """Write down, epoch by epoch, which training images each batch holds."""
+
+    def __init__(self) -> None:
+        self.epochs: dict[int, list[int]] = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        images = trainer.datamodule.train_set.tensors[0].flatten(1)  # type: ignore[attr-defined]
+        rows = torch.cdist(batch[0].flatten(1), images).argmin(1)
+        self.epochs.setdefault(trainer.current_epoch, []).extend(rows.tolist())
+
+
+def fit(path: Path, data: DigitsDataModule, callback: Callback, epochs: int, ckpt_path: Path | None = None) -> Trainer:
+    torch.manual_seed(0)
+    quiet: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(max_epochs=epochs, accelerator="cpu", logger=False, default_root_dir=path, callbacks=[callback], **quiet)
+    model = ImageClassifier(network="digits", learning_rate=3e-3)
+    trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=bool(ckpt_path))
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a run that counted its 89 training images."""
+    path = tmp_path_factory.mktemp("counted")
+    data = DigitsDataModule(batch_size=16, val_fraction=0.95, validate_on="train")
+    monitor = SimilarityMonitor(
+        k=3, every_n_epochs=6, directions=2, figures=False, summary=False, compare_activations=False, dirpath=path / "netsim"
+    )
+    fit(path, data, monitor, epochs=12)
+    return path
 
 
 @pytest.fixture
@@ -57,10 +93,12 @@ def test_digits_name_their_classes(digits: DigitsDataModule) -> None:
     assert digits.class_names == ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
 
 
-@pytest.mark.parametrize("arguments", [{"val_fraction": 0.0}, {"val_fraction": 1.0}, {"batch_size": 0}])
-def test_digits_refuse_bad_arguments(arguments: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [{"val_fraction": 0.0}, {"val_fraction": 1.0}, {"batch_size": 0}, {"validate_on": "test"}]
+)
+def test_digits_refuse_bad_arguments(arguments: dict[str, Any]) -> None:
     with pytest.raises(NetsimError, match=next(iter(arguments))):
-        DigitsDataModule(**arguments)  # type: ignore[arg-type]
+        DigitsDataModule(**arguments)
 
 
 def test_missing_mnist_says_how_to_get_it(tmp_path: Path) -> None:
@@ -79,3 +117,55 @@ def test_mnist_has_its_two_parts(data_dir: Path) -> None:
     assert images.shape == (500, 1, 28, 28)
     assert (images.min(), images.max()) == (0, 1)
     assert labels[:5].tolist() == [7, 2, 1, 0, 4], "the first test images, in the order of the file"
+
+
+def test_validation_goes_over_the_images_asked_for() -> None:
+    data = DigitsDataModule(batch_size=100, validate_on="train")
+    data.setup("fit")
+    for loader, images in (
+        (data.val_dataloader(), data.train_set),
+        (data.test_dataloader(), data.val_set),
+        (data.predict_dataloader(), data.val_set),
+    ):
+        assert isinstance(loader.sampler, SequentialSampler)
+        assert torch.equal(torch.cat([batch for batch, _ in loader]), images.tensors[0])
+
+
+def newest(path: Path) -> Record:
+    return read_record(list_records(path / "netsim")[-1])
+
+
+def test_a_run_draws_by_the_counts_of_the_last(counted: Path, tmp_path: Path) -> None:
+    samples = newest(counted).samples
+    drawn, data = Drawn(), DigitsDataModule(batch_size=16, val_fraction=0.95, counts=str(counted))
+    fit(tmp_path, data, drawn, epochs=2)
+    assert samples["index"].tolist() == sorted(drawn.epochs[0]) == list(range(len(data.train_set)))
+    assert samples["label"].tolist() == data.train_set.tensors[1].tolist(), "the counts are of the training images"
+    assert data.train_sampler is not None
+    assert all(drawn.epochs[epoch] == data.train_sampler.order(epoch).tolist() for epoch in range(2))
+    assert samples.set_index("index")["soft_count"][drawn.epochs[0]].is_monotonic_increasing
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_resumed_fit_draws_as_one_that_was_not_interrupted(counted: Path, tmp_path: Path, num_workers: int) -> None:
+    def data() -> DigitsDataModule:
+        return DigitsDataModule(batch_size=16, val_fraction=0.95, counts=str(counted), num_workers=num_workers)
+
+    whole, first, second = Drawn(), Drawn(), Drawn()
+    fit(tmp_path, data(), whole, epochs=3)
+    fit(tmp_path, data(), first, epochs=1).save_checkpoint(tmp_path / "one.ckpt")
+    fit(tmp_path, data(), second, epochs=3, ckpt_path=tmp_path / "one.ckpt")
+    assert {**first.epochs, **second.epochs} == whole.epochs
+    assert sorted(second.epochs) == [1, 2]
+
+
+def test_counts_are_checked_in_setup(counted: Path, tmp_path: Path) -> None:
+    with pytest.raises(NetsimError, match="which does not exist"):
+        DigitsDataModule(counts=str(tmp_path / "nowhere")).setup("fit")
+    with pytest.raises(NetsimError, match="but got 1078: counts of another data set"):
+        DigitsDataModule(val_fraction=0.4, counts=str(counted)).setup("fit")
+
+
+def test_mnist_takes_the_same_arguments() -> None:
+    data = MNISTDataModule("nowhere", counts="runs/mnist", validate_on="train")
+    assert (data.counts, data.validate_on) == ("runs/mnist", "train")

@@ -80,7 +80,7 @@ def test_every_way_to_a_sketch_gives_the_same_numbers(
     torch.testing.assert_close(outer.formed().sketch(projection, "w"), wanted)
     if blocks is not None:
         torch.testing.assert_close(projection.convolve("w", *outer.parts), wanted)
-    monkeypatch.setattr(factors, "_SKETCHED_BYTES", {"cpu": 1})
+    monkeypatch.setattr(factors, "_CACHED_BYTES", {"cpu": 1})
     monkeypatch.setattr(OuterFactor, "_convolution_is_cheaper", lambda *_: False)
     torch.testing.assert_close(outer.sketch(projection, "w"), wanted)
     index = torch.tensor([[1, 2, 1], [0, 0, -1], [4, 5, 6]])

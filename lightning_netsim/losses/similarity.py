@@ -1,0 +1,273 @@
+"""Criteria that make a network treat given inputs as the same thing, as modules: gradients of a batch in, a scalar out.
+
+Each is thin over a function of `lightning_netsim.functional.similarity`; what it adds is the fast way from the factored
+gradients of a batch to what that function takes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_netsim._checks import check_choice, expected
+from lightning_netsim.functional import similarity as functional
+from lightning_netsim.jacobian import PerSampleJacobian
+from lightning_netsim.jacobian.trees import batch_size
+from lightning_netsim.losses.gradient_batch import GradientBatch
+from lightning_netsim.losses.kernel_sums import kernel_energies, kernel_sums, pair_similarity
+
+
+class AbstractSimilarityLoss(nn.Module, ABC):
+    """A criterion to be minimized, computed from the gradients of a batch.
+
+    Attributes:
+        within_labels: whether only samples of one label are compared, so that the output that is differentiated may depend on
+            it.
+    """
+
+    within_labels: ClassVar[bool] = True
+
+    @abstractmethod
+    def forward(self, batch: GradientBatch) -> Tensor:
+        """Return the criterion, a scalar on the graph; zero, on the graph, where nothing can be compared."""
+
+    def config(self) -> dict[str, Any]:
+        """Return the class and its arguments as plain values, in the form in which LightningCLI reads them."""
+        kind = type(self)
+        names = () if kind.__init__ is nn.Module.__init__ else inspect.signature(kind).parameters
+        arguments = {name: getattr(self, name) for name in names}
+        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.config()["init_args"].items())
+
+
+class PairSimilarityLoss(AbstractSimilarityLoss):
+    """Compute −mean k(x_i, x'_i), each sample paired with the next one of its label in the batch.
+
+    n samples of one label form n pairs in a circle (two form one pair). To compare given pairs, label them: the i-th pair by i.
+
+    Source: Charpiat et al., NeurIPS 2019, section 5 of the supplementary material.
+
+    Example:
+        >>> from lightning_netsim import JacobianOperator
+        >>> operator = JacobianOperator(nn.Linear(3, 2), create_graph=True)
+        >>> loss = PairSimilarityLoss()(GradientBatch(operator, torch.ones(4, 3), torch.tensor([0, 0, 1, 1])))
+        >>> round(loss.item(), 5)
+        -1.0
+    """
+
+    def forward(self, batch: GradientBatch) -> Tensor:
+        first, second = _circles(batch.groups())
+        if not len(first):
+            return batch.zero()
+        batch.jacobian.hold_formed()
+        return functional.pair_similarity_loss(pair_similarity(batch.jacobian.select(first), batch.jacobian.select(second)))
+
+
+class GroupSimilarityLoss(AbstractSimilarityLoss):
+    """Compute minus the mean similarity of all pairs of samples of one label, averaged over the labels in the batch.
+
+    For a label with n samples the mean is n/(n−1) ‖μ‖² − 1/(n−1), with μ the mean of their unit gradients: exact, all pairs,
+    without their (B, B) similarities. Labels with a single sample do not count.
+
+    Source: Charpiat et al., NeurIPS 2019, section 5 of the supplementary material.
+
+    Example:
+        >>> from lightning_netsim import JacobianOperator
+        >>> operator = JacobianOperator(nn.Linear(3, 2), create_graph=True)
+        >>> loss = GroupSimilarityLoss()(GradientBatch(operator, torch.ones(4, 3), torch.tensor([0, 0, 1, 1])))
+        >>> round(loss.item(), 5)
+        -1.0
+    """
+
+    def forward(self, batch: GradientBatch) -> Tensor:
+        members = batch.groups()
+        if not members.shape[1]:
+            return batch.zero()
+        sizes = members.sum(0)
+        squared_norms = kernel_energies(batch.jacobian, members) / sizes.square()
+        return -functional.group_mean_similarity(squared_norms, sizes).mean()
+
+
+class MinibatchSimilarityLoss(AbstractSimilarityLoss):
+    """Compute n_B ‖μ₁ − μ₂‖² / (‖μ₁‖ ‖μ₂‖) from two halves of the samples of each label, averaged over the labels.
+
+    μ is the mean of the gradients as they are, not normalized sample by sample: what the paper used where gradients of single
+    samples were out of reach. Prefer `GroupSimilarityLoss`, unless this very criterion is wanted.
+
+    Source: Charpiat et al., NeurIPS 2019, section 5 of the supplementary material.
+
+    Example:
+        >>> from lightning_netsim import JacobianOperator
+        >>> operator = JacobianOperator(nn.Linear(3, 2), create_graph=True)
+        >>> loss = MinibatchSimilarityLoss()(GradientBatch(operator, torch.ones(4, 3), torch.tensor([0, 0, 1, 1])))
+        >>> loss.item()
+        0.0
+    """
+
+    def forward(self, batch: GradientBatch) -> Tensor:
+        groups = [members.nonzero().squeeze(1) for members in batch.groups().unbind(1)]
+        terms = [self._criterion(batch.jacobian, members) for members in groups]
+        return torch.stack(terms).mean() if terms else batch.zero()
+
+    def _criterion(self, jacobian: PerSampleJacobian, members: Tensor) -> Tensor:
+        half = len(members) // 2
+        first, second = (_mean_gradient(jacobian, some) for some in (members[:half], members[half : 2 * half]))
+        return functional.minibatch_similarity_loss(first, second, half)
+
+
+class DensityLoss(AbstractSimilarityLoss):
+    """Compute Σ_i (N_S(x_i)/n − q)² over the n samples of a batch, or the squared distance of N_S/n from a range.
+
+    N_S(x_i) = Σ_j k(x_i, x_j) counts the neighbors within the batch, x_i itself included, so N_S/n is never below about 1/n.
+
+    Args:
+        target: q in [0, 1], or a range (q₁, q₂).
+        reduction: "mean" over the samples, or their "sum" as in the paper.
+
+    Raises:
+        ValueError: for a value out of range.
+
+    Source: Charpiat et al., NeurIPS 2019, section 4.2 of the supplementary material.
+
+    Example:
+        >>> from lightning_netsim import JacobianOperator
+        >>> operator = JacobianOperator(nn.Linear(3, 2), create_graph=True)
+        >>> loss = DensityLoss(target=0.5)(GradientBatch(operator, torch.ones(4, 3)))
+        >>> round(loss.item(), 5)
+        0.25
+    """
+
+    within_labels = False
+
+    def __init__(self, target: float | list[float] = 0.1, reduction: str = "mean") -> None:
+        super().__init__()
+        functional.density_range(target)
+        self.target = target
+        self.reduction = check_choice("reduction", reduction, ("mean", "sum"))
+
+    def forward(self, batch: GradientBatch) -> Tensor:
+        size = batch.jacobian.num_samples
+        if not size:
+            return batch.zero()
+        counts = kernel_sums(batch.jacobian, batch.outputs.new_ones(size, 1)).squeeze(1)
+        return functional.density_loss(counts / size, self.target, self.reduction)
+
+
+class InvarianceLoss(AbstractSimilarityLoss):
+    """Compute −mean k(x_i, T(x_i)): what a group of transformations does to an input shall make no difference.
+
+    Needs no labels, but a second forward pass, of T(x).
+
+    Args:
+        transform: T, on one sample (a tensor without batch dimension), as those of torchvision v2; or on the whole batch.
+        per_sample: whether T is called for each sample, so that a random T is drawn anew for each, or once for the batch.
+
+    Raises:
+        ValueError: later, if T changes the shape of a sample or the inputs are not one tensor.
+
+    Source: Charpiat et al., NeurIPS 2019, section 5.1 of the supplementary material.
+
+    Example:
+        >>> from lightning_netsim import JacobianOperator
+        >>> operator = JacobianOperator(nn.Linear(3, 2), create_graph=True)
+        >>> loss = InvarianceLoss(lambda x: x.flip(0))(GradientBatch(operator, torch.ones(4, 3)))
+        >>> round(loss.item(), 5)
+        -1.0
+    """
+
+    def __init__(self, transform: Callable[[Tensor], Tensor], per_sample: bool = True) -> None:
+        super().__init__()
+        if not callable(transform):
+            raise expected("transform", "a function of a tensor", type(transform).__name__)
+        self.transform = transform
+        self.per_sample = per_sample
+
+    def forward(self, batch: GradientBatch) -> Tensor:
+        other = batch.with_inputs(transformed(batch.inputs, self.transform, self.per_sample))
+        both = batch.usable & other.usable
+        if not bool(both.any()):
+            return batch.zero()
+        pairs = (some.all_gradients if bool(both.all()) else some.all_gradients.select(both) for some in (batch, other))
+        return functional.pair_similarity_loss(pair_similarity(*pairs))
+
+
+class TangentLoss(AbstractSimilarityLoss):
+    """Compute mean_i ‖∂_x ∇_θ f(x_i) · e(x_i)‖², averaged over direction operators e: invariance to small transformations.
+
+    It is the limit of ‖∇_θ f(x) − ∇_θ f(x + ε e)‖² / ε². Gradients are not normalized. The paper advises against the operator
+    of image translation, ∇_x of the image: image intensities are too irregular for it.
+
+    Args:
+        operators: one e or several: inputs -> directions of the same shape, for example (T_ε(x) − x)/ε.
+
+    Raises:
+        ValueError: without an operator; later, if an operation of the model has no forward-mode derivative.
+
+    Source: Charpiat et al., NeurIPS 2019, section 5.1 of the supplementary material.
+
+    Example:
+        >>> from lightning_netsim import JacobianOperator
+        >>> operator = JacobianOperator(nn.Linear(3, 2, bias=False), directions=1, create_graph=True)
+        >>> loss = TangentLoss(torch.ones_like)(GradientBatch(operator, torch.zeros(4, 3)))
+        >>> round(loss.item(), 5)
+        3.0
+    """
+
+    def __init__(self, operators: Callable[[Any], Any] | Iterable[Callable[[Any], Any]]) -> None:
+        super().__init__()
+        self.operators = [operators] if callable(operators) else list(operators)
+        if not self.operators or not all(callable(operator) for operator in self.operators):
+            raise expected("operators", "a function of the inputs, or several", repr(operators))
+
+    def forward(self, batch: GradientBatch) -> Tensor:
+        terms = [self._criterion(batch, operator(batch.inputs)) for operator in self.operators]
+        return torch.stack(terms).mean()
+
+    def _criterion(self, batch: GradientBatch, direction: Any) -> Tensor:
+        tangent = batch.operator.tangent(batch.inputs, direction, batch.given_labels)
+        squares = tangent.gram().diagonal(dim1=1, dim2=2).sum(1)
+        return squares[torch.isfinite(squares)].sum() / max(1, len(squares))
+
+
+def transformed(inputs: Any, transform: Callable[[Any], Any], per_sample: bool = True) -> Any:
+    """Return T(x): of each sample of a tensor, or of the whole batch.
+
+    Raises:
+        ValueError: if there is more than one tensor to be taken sample by sample, or the result has another shape.
+    """
+    if per_sample:
+        if not isinstance(inputs, Tensor):
+            remedy = "Pass `per_sample=False` and a transform of the whole batch."
+            raise expected("inputs", "one tensor, to be transformed sample by sample", type(inputs).__name__, remedy)
+        moved: Any = torch.stack([transform(sample) for sample in inputs])
+    else:
+        moved = transform(inputs)
+    if batch_size(moved) != batch_size(inputs):
+        raise expected("transform", f"a function that returns {batch_size(inputs)} samples", f"{batch_size(moved)}")
+    return moved
+
+
+def _circles(members: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the samples of each pair, (first, second), that link the members of each group in a circle."""
+    pairs: list[Tensor] = []
+    for group in members.unbind(1):
+        samples = group.nonzero().squeeze(1)
+        circle = torch.stack([samples, samples.roll(-1)])
+        pairs.append(circle if len(samples) > 2 else circle[:, :1])
+    first, second = torch.cat(pairs, 1) if pairs else members.new_zeros(2, 0, dtype=torch.long)
+    return first, second
+
+
+def _mean_gradient(jacobian: PerSampleJacobian, members: Tensor) -> Tensor:
+    """Return the mean over some samples of their gradients as they are, of all directions one after the other."""
+    some = jacobian.select(members)
+    identity = torch.eye(jacobian.num_directions).to(jacobian.outputs).expand(len(members), -1, -1)
+    sums = some.weighted_sum(identity)
+    return torch.cat([value.flatten() for value in sums.values()]) / len(members)

@@ -1,0 +1,275 @@
+"""Enforce similarity while a LightningModule trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import instantiate_class
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_netsim._checks import expected
+from lightning_netsim.batches import HasSimilarityStep, SimilarityBatch, find_outputs, read_batch, run_model, split_batch
+from lightning_netsim.isolation import muted, unchanged
+from lightning_netsim.jacobian import Directions, JacobianOperator, PerSampleJacobian
+from lightning_netsim.jacobian.capture import Call, differentiable
+from lightning_netsim.jacobian.trees import tensors
+from lightning_netsim.losses import AbstractSimilarityLoss, GradientBatch, GroupSimilarityLoss
+from lightning_netsim.mixins.regularized import AbstractRegularizer, RegularizedModule, Term
+from lightning_netsim.mixins.schedule import ScheduleLike
+
+#: What a criterion is: gradients of a batch in, a scalar out.
+Criterion = AbstractSimilarityLoss | Callable[[GradientBatch], Tensor]
+
+
+class SimilarityMixin(RegularizedModule):
+    """Add weight · criterion to the loss of a LightningModule: tell it which inputs are to be the same to it.
+
+    ``class Mine(SimilarityMixin, MyModule)`` adds the term to the training step of ``MyModule``; a class that derives from
+    `SimilarityMixin` alone may define its own. Gradients come from the forward pass of the step itself: its call of the module
+    on the inputs of the batch. Otherwise a second forward pass is run, and said so once: where the module has train-mode batch
+    norm (with its running statistics then, as samples must not depend on each other), under autocast (in float32), where parts
+    of it are compiled (eagerly, as compiled code cannot be differentiated twice), where it defines `similarity_step`, and
+    where the step does not call the module on the inputs of its batch. Attention runs by its math kernel during such steps:
+    fused kernels cannot be differentiated twice.
+
+    Labels are those of the batch, as `SimilarityMonitor` reads it. Under DDP every process compares the samples of its own
+    batch; what is averaged is the term of each process, not the criterion of the joint batch. The unweighted term is logged
+    as ``netsim/similarity_loss``: minus the mean similarity for criteria of pairs and groups.
+
+    Args:
+        args: passed on.
+        criterion: what is minimized, a module of `lightning_netsim.losses` or a function of a `GradientBatch`; by default
+            `GroupSimilarityLoss`: all samples of a label are to be similar.
+        similarity_weight: the weight: a number, points [step, weight] joined by straight lines, or a function of the step.
+            Where it is 0, nothing is computed.
+        similarity_directions: which functions of the outputs are differentiated, see `Directions`: "contrast", a number of
+            shared random directions, "all", "target", ...; by default "contrast" for batches with class indices as labels,
+            else 1.
+        similarity_parameters: "trainable", or names of parameters or modules; the last layer alone is nearly free.
+        similarity_every_n_steps: add the term to every n-th optimizer step only.
+        similarity_seed: seed of random directions.
+        kwargs: passed on.
+
+    Raises:
+        ValueError: for a value out of range, a mixin to the right of the module in the bases, manual optimization; at the first
+            step for missing labels, or a model whose gradients cannot be told apart by sample.
+
+    Source: Charpiat et al., Input Similarity from the Neural Network Perspective, NeurIPS 2019, section 5 of the
+    supplementary material.
+
+    Example:
+        >>> from lightning_netsim.demos import ImageClassifier
+        >>> class SimilarDigits(SimilarityMixin, ImageClassifier):
+        ...     "Digits of one class are to be the same."
+        >>> model = SimilarDigits(network="digits", similarity_weight=0.1)
+        >>> loss = model.training_step((torch.rand(4, 1, 8, 8), torch.tensor([0, 0, 1, 1])), 0)
+    """
+
+    is_mixin = True
+
+    def __init__(
+        self,
+        *args: Any,
+        criterion: Criterion | None = None,
+        similarity_weight: ScheduleLike = 0.1,
+        similarity_directions: str | int | None = None,
+        similarity_parameters: str | list[str] = "trainable",
+        similarity_every_n_steps: int = 1,
+        similarity_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.similarity_criterion = _criterion(criterion)
+        settings = (similarity_directions, similarity_parameters, similarity_seed)
+        regularizer = SimilarityRegularizer(self.similarity_criterion, settings, similarity_weight, similarity_every_n_steps)
+        self._regularizers.append(regularizer)
+
+
+class SimilarityRegularizer(AbstractRegularizer):
+    """The term of `SimilarityMixin`.
+
+    Args:
+        criterion: of the gradients of a batch.
+        settings: directions (None: by the labels), parameters and seed.
+        weight: of the term.
+        every_n_steps: how often it is added.
+    """
+
+    def __init__(
+        self,
+        criterion: Criterion,
+        settings: tuple[str | int | None, str | list[str], int],
+        weight: ScheduleLike,
+        every_n_steps: int,
+    ) -> None:
+        super().__init__("similarity", weight, every_n_steps)
+        self._criterion = criterion
+        self._directions, self._parameters, self._seed = settings
+        if self._directions is not None:
+            Directions(self._directions, self._seed)
+        self._operator: JacobianOperator | None = None
+        self._said: set[str] = set()
+
+    @contextmanager
+    def watch(self, module: LightningModule, batch: Any, batch_idx: int) -> Iterator[Term]:
+        run = _Run(module, batch, batch_idx)
+        if self._operator is None:
+            self._operator = self._prepare(run)
+        operator, reason = self._operator, _why_run_again(module)
+        with nullcontext() if reason else run.watched(operator):
+            yield lambda: self._criterion(self._gradients(run, operator, reason))
+
+    def _prepare(self, run: _Run) -> JacobianOperator:
+        """Return the operator, after a look at the model on a few samples that leaves it as it was."""
+        with isolate_rng(), unchanged(run.module), alone(run.module):
+            seen = run.again()
+            directions = self._directions or _default_directions(seen, self._criterion)
+            forward = _Forward(run.module)
+            operator = JacobianOperator(run.module, forward, directions, self._parameters, self._seed, create_graph=True)
+            operator.prepare(run.inputs, _labels(seen.labels))
+        return operator
+
+    def _gradients(self, run: _Run, operator: JacobianOperator, reason: str) -> GradientBatch:
+        captured = None if reason else run.captured()
+        if captured is not None:
+            return run.gradients(operator, captured)
+        self._say(reason or "the training step does not call the module once on the inputs of its batch")
+        with alone(run.module), operator.watch() as run.calls:
+            seen = run.again()
+        return run.gradients(operator, seen)
+
+    def _say(self, reason: str) -> None:
+        if reason not in self._said:
+            self._said.add(reason)
+            rank_zero_info(f"SimilarityMixin runs a second forward pass where it is due, because {reason}.")
+
+
+class _Run:
+    """One training step: what the module was called with, and what its layers saw.
+
+    Args:
+        module: the module.
+        batch: what the step is called with.
+        batch_idx: its number.
+    """
+
+    def __init__(self, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.module, self.batch, self.batch_idx = module, batch, batch_idx
+        self.inputs = batch if isinstance(module, HasSimilarityStep) else split_batch(batch)[0]
+        self.calls: dict[nn.Module, list[Call]] = {}
+        self._outputs: list[tuple[Any, Any]] = []
+
+    @contextmanager
+    def watched(self, operator: JacobianOperator) -> Iterator[None]:
+        """Record the calls of the module and of its layers inside the block."""
+
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            self._outputs.append(((args, kwargs), output))
+
+        handle = self.module.register_forward_hook(hook, with_kwargs=True)
+        try:
+            with operator.watch() as self.calls:
+                yield
+        finally:
+            handle.remove()
+
+    def captured(self) -> SimilarityBatch | None:
+        """Return what the step's own call of the module gave; None if it was not one call on the inputs of the batch."""
+        if len(self._outputs) != 1:
+            return None
+        arguments, output = self._outputs[0]
+        given, held = ({id(tensor) for tensor in tensors(tree)} for tree in (arguments, self.inputs))
+        if not given or not given <= held:
+            return None
+        return SimilarityBatch(find_outputs(output), split_batch(self.batch)[1])
+
+    def again(self) -> SimilarityBatch:
+        """Run the module on the batch once more."""
+        return read_batch(self.module, self.batch, self.batch_idx)
+
+    def gradients(self, operator: JacobianOperator, seen: SimilarityBatch) -> GradientBatch:
+        """Return the gradients of the outputs that were seen."""
+        labels = _labels(seen.labels)
+
+        def compute() -> PerSampleJacobian:
+            with alone(self.module):
+                return operator.read(self.calls, seen.outputs, self.inputs, labels)
+
+        return GradientBatch(operator, self.inputs, labels, compute)
+
+
+class _Forward:
+    """What the operator takes for the forward pass: inputs -> outputs (B, D), nothing logged, batch norm frozen."""
+
+    def __init__(self, module: LightningModule) -> None:
+        self._module = module
+
+    def __call__(self, inputs: Any) -> Tensor:
+        with alone(self._module):
+            if isinstance(self._module, HasSimilarityStep):
+                return read_batch(self._module, inputs).outputs
+            return find_outputs(run_model(self._module, inputs))
+
+
+@contextmanager
+def alone(module: LightningModule) -> Iterator[None]:
+    """Let a module run beside its training step: in full precision, eagerly, nothing logged, batch norm as in evaluation."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.training]
+    with differentiable(module), muted(module, LightningModule):
+        for norm in norms:
+            norm.training = False
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.training = True
+
+
+def _why_run_again(module: LightningModule) -> str:
+    """Return why the forward pass of the training step will not do; nothing where it will."""
+    if isinstance(module, HasSimilarityStep):
+        return "`similarity_step` says what is compared"
+    if torch.is_autocast_enabled(module.device.type):
+        return "gradients of outputs are taken in float32, not under autocast"
+    for part in module.modules():
+        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
+            return "samples depend on each other through batch norm in training mode; its running statistics are used instead"
+        if isinstance(part, OptimizedModule):
+            return "compiled code cannot be differentiated twice; it is run eagerly"
+    return ""
+
+
+def _criterion(criterion: Criterion | dict[str, Any] | None) -> Criterion:
+    """Return a criterion, made from its class and arguments where that is what is given."""
+    if criterion is None:
+        return GroupSimilarityLoss()
+    if isinstance(criterion, Mapping):
+        criterion = instantiate_class((), dict(criterion))
+    if not callable(criterion):
+        wanted = "a module of `lightning_netsim.losses`, or a function of a GradientBatch"
+        raise expected("criterion", wanted, repr(criterion))
+    return criterion
+
+
+def _default_directions(seen: SimilarityBatch, criterion: Criterion) -> str | int:
+    """Return "contrast" for samples that are compared with others of their class, else one shared random direction."""
+    labels = _labels(seen.labels)
+    if labels is None or not getattr(criterion, "within_labels", False) or seen.outputs.shape[1] < 2:
+        return 1
+    return "contrast" if bool(((labels >= 0) & (labels < seen.outputs.shape[1])).all()) else 1
+
+
+def _labels(labels: Any) -> Tensor | None:
+    """Return labels as a tensor of whole numbers, shape (B,); None if they are none."""
+    if isinstance(labels, (list, tuple)) and all(isinstance(label, int) for label in labels):
+        labels = torch.tensor(labels)
+    is_column = isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point()
+    return labels if is_column else None

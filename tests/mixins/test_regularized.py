@@ -1,0 +1,175 @@
+"""What every mixin does to a training step, whatever its term."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lightning_netsim import NetsimError
+from lightning_netsim.losses import DensityLoss, GroupSimilarityLoss, InvarianceLoss
+from lightning_netsim.mixins import SimilarityMixin
+from tests.mixins.modules import OutputNorm, Plain, Regularized, batch, loader, trainer
+
+
+def added(module: Any, weight: float = 0.5) -> float:
+    """Return by how much the training step's loss exceeds that of the plain step, in units of the known term."""
+    images, labels = batch()
+    plain = nn.functional.cross_entropy(module.net(images), labels)
+    result = module.training_step((images, labels), 0)
+    loss = result["loss"] if isinstance(result, dict) else result
+    return float((loss - plain) / (weight * module.net(images).square().mean()))
+
+
+def test_the_weighted_term_is_added_once() -> None:
+    assert added(Regularized(criterion=OutputNorm(), similarity_weight=0.5)) == pytest.approx(1)
+
+
+def test_a_step_defined_under_the_mixin_is_regularized() -> None:
+    class Own(SimilarityMixin):
+        def __init__(self) -> None:
+            super().__init__(criterion=OutputNorm(), similarity_weight=0.5)
+            self.net = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    assert added(Own()) == pytest.approx(1)
+
+
+def test_a_step_that_extends_a_regularized_one_is_regularized_once() -> None:
+    class Extended(Regularized):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return {"loss": super().training_step(batch, batch_idx), "more": 7}
+
+    class Inherited(Extended):
+        pass
+
+    for kind in (Extended, Inherited):
+        module = kind(criterion=OutputNorm(), similarity_weight=0.5)
+        assert added(module) == pytest.approx(1)
+        assert module.training_step(batch(), 0)["more"] == 7
+
+
+def test_a_skipped_step_stays_skipped() -> None:
+    class Skipping(SimilarityMixin, Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            self(batch[0])
+
+    assert Skipping().training_step(batch(), 0) is None
+
+
+def test_a_module_without_a_training_step_is_left_to_lightning() -> None:
+    class Nothing(SimilarityMixin):
+        def configure_optimizers(self) -> None: ...
+
+    assert Nothing.training_step is LightningModule.training_step
+
+
+def test_the_wrong_order_of_bases_is_refused_when_the_class_is_defined() -> None:
+    with pytest.raises(
+        NetsimError, match=r"SimilarityMixin left of Plain, but got Plain, SimilarityMixin. Write `class Wrong\(Sim"
+    ):
+
+        class Wrong(Plain, SimilarityMixin):
+            pass
+
+    class Beside:
+        """A class that is no module may stand anywhere."""
+
+    class Right(Beside, SimilarityMixin, Plain):
+        pass
+
+    assert added(Right(criterion=OutputNorm(), similarity_weight=0.5)) == pytest.approx(1)
+
+
+def test_manual_optimization_is_refused_where_it_is_switched_on() -> None:
+    class Manual(SimilarityMixin):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+    with pytest.raises(
+        NetsimError, match=r"`automatic_optimization` to be True .* compute a criterion of `lightning_netsim.losses`"
+    ):
+        Manual()
+    assert Regularized().automatic_optimization
+
+
+@pytest.mark.parametrize(("every", "steps"), [(1, [0, 1, 2, 3]), (2, [0, 2]), (3, [0, 3])])
+def test_the_term_is_thinned_out(every: int, steps: list[int]) -> None:
+    seen: list[int] = []
+
+    class Noting(OutputNorm):
+        def forward(self, batch: Any) -> Tensor:
+            seen.append(module.global_step)
+            return super().forward(batch)
+
+    module = Regularized(criterion=Noting(), similarity_every_n_steps=every)
+    trainer(max_epochs=2).fit(module, loader())
+    assert seen == steps
+
+
+def test_a_schedule_is_followed_and_logged_and_weight_zero_costs_nothing() -> None:
+    seen: list[int] = []
+
+    class Noting(OutputNorm):
+        def forward(self, batch: Any) -> Tensor:
+            seen.append(module.global_step)
+            return super().forward(batch)
+
+    module = Regularized(criterion=Noting(), similarity_weight=[[1, 0.0], [3, 1.0]])
+    fitting = trainer(max_epochs=2)
+    fitting.fit(module, loader())
+    assert seen == [2, 3]
+    assert fitting.callback_metrics["netsim/similarity_weight"] == 1.0
+    assert fitting.callback_metrics["netsim/similarity_loss"] > 0
+    assert "train_loss" in fitting.callback_metrics
+
+
+def test_weight_zero_leaves_the_run_as_it_was() -> None:
+    plain, muted = Plain(dropout=0.3), Regularized(dropout=0.3, similarity_weight=0.0)
+    for module in (plain, muted):
+        torch.manual_seed(3)
+        trainer(max_epochs=2).fit(module, loader())
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, muted.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("criterion", "shown"),
+    [(None, "GroupSimilarityLoss()"), (DensityLoss([0.1, 0.2], "sum"), "DensityLoss(target=[0.1, 0.2], reduction='sum')")],
+)
+def test_hyperparameters_and_checkpoints_keep_the_criterion(criterion: Any, shown: str, tmp_path: Path) -> None:
+    module = Regularized(width=7, criterion=criterion, similarity_weight=[[0, 0.5], [9, 0.0]], similarity_directions=2)
+    assert module.hparams["width"] == 7
+    fitting = trainer()
+    fitting.fit(module, loader())
+    fitting.save_checkpoint(tmp_path / "module.ckpt")
+    again = Regularized.load_from_checkpoint(tmp_path / "module.ckpt")
+    assert repr(again.similarity_criterion) == shown
+    assert again.hparams == module.hparams
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+
+
+def test_bad_arguments_are_refused_when_the_module_is_made() -> None:
+    for wrong, message in (
+        ({"criterion": 3}, "`criterion` to be a module of `lightning_netsim.losses`"),
+        ({"similarity_weight": "much"}, "`weight` to be a number"),
+        ({"similarity_every_n_steps": 0}, "`similarity_every_n_steps` to be a positive int"),
+        ({"similarity_directions": "both"}, "`directions` to be one of"),
+        ({"similarity_directions": 0}, "`directions` to be a positive int"),
+    ):
+        with pytest.raises(NetsimError, match=message):
+            Regularized(**wrong)
+    with pytest.raises(NetsimError, match="`transform` to be a function"):
+        InvarianceLoss(3)  # type: ignore[arg-type]
+    assert isinstance(Regularized().similarity_criterion, GroupSimilarityLoss)

@@ -1,0 +1,293 @@
+"""The gradients that a mixin sees are those of the module's own pass, and where that would be wrong, of a right one."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from lightning_netsim import JacobianOperator, NetsimError, SimilarityBatch
+from lightning_netsim.losses import (
+    DensityLoss,
+    GradientBatch,
+    GroupSimilarityLoss,
+    InvarianceLoss,
+    MinibatchSimilarityLoss,
+    PairSimilarityLoss,
+    TangentLoss,
+)
+from lightning_netsim.mixins import SimilarityMixin
+from tests.mixins.modules import Plain, Regularized, batch, gradients, loader, trainer
+
+CRITERIA = [
+    GroupSimilarityLoss(),
+    PairSimilarityLoss(),
+    MinibatchSimilarityLoss(),
+    DensityLoss(0.5),
+    InvarianceLoss(lambda x: x.roll(1)),
+    TangentLoss(torch.ones_like),
+]
+
+
+def expected_step(module: Any, criterion: Any, directions: Any = "contrast", weight: float = 0.1) -> Tensor:
+    """Return the loss of a step, from the network alone."""
+    images, labels = batch()
+    operator = JacobianOperator(module.net, directions=directions, create_graph=True)
+    return F.cross_entropy(module.net(images), labels) + weight * criterion(GradientBatch(operator, images, labels))
+
+
+def assert_same_gradients(module: Any, loss: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(loss, expected, rtol=tolerance, atol=tolerance)
+    wanted = gradients(module, expected)
+    for name, gradient in gradients(module, loss).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA, ids=lambda criterion: type(criterion).__name__)
+def test_step_is_the_loss_plus_the_criterion_of_the_network(criterion: Any) -> None:
+    module = Regularized(criterion=criterion)
+    loss = module.training_step(batch(), 0)
+    directions = 1 if isinstance(criterion, DensityLoss) else "contrast"
+    assert_same_gradients(module, loss, expected_step(module, criterion, directions))
+
+
+def test_the_forward_pass_of_the_step_is_used() -> None:
+    module = Regularized()
+    module.training_step(batch(), 0)
+    looked_at = module.forwards
+    for _ in range(3):
+        module.training_step(batch(), 0)
+    assert module.forwards == looked_at + 3
+
+
+def test_dropout_is_that_of_the_step() -> None:
+    module = Regularized(dropout=0.5, similarity_weight=1.0, criterion=lambda batch: batch.outputs.square().mean())
+    module.training_step(batch(), 0)
+    torch.manual_seed(5)
+    loss = module.training_step(batch(), 1)
+    torch.manual_seed(5)
+    images, labels = batch()
+    outputs = module.net(images)
+    torch.testing.assert_close(loss, F.cross_entropy(outputs, labels) + outputs.square().mean())
+
+
+def test_looking_at_the_model_leaves_random_numbers_and_buffers_as_they_were() -> None:
+    module = Regularized(norm=True, dropout=0.5)
+    torch.manual_seed(5)
+    module.training_step(batch(), 0)
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    module.net(batch()[0])
+    other = Regularized(norm=True, dropout=0.0)
+    other.net(batch()[0])
+    assert int(module.net[1].num_batches_tracked) == 2  # The step's own pass, and the one just above.
+    second_pass = torch.rand(1)
+    assert after != second_pass  # A second pass is run under batch norm, and draws its own dropout.
+
+
+class OtherCall(SimilarityMixin, Plain):
+    """A module whose step does not call it on the inputs of the batch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+
+class TwoCalls(SimilarityMixin, Plain):
+    """A module whose step calls it twice."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self(batch[0] + 1)
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+
+class Says(SimilarityMixin, Plain):
+    """A module that says what is compared."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch["points"]), batch["kind"])
+
+    def similarity_step(self, batch: Any, batch_idx: int) -> SimilarityBatch:
+        self.log("similarity_step", 1.0)
+        return SimilarityBatch(self.net(batch["points"]), labels=batch["kind"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (OtherCall, "does not call the module once"),
+        (TwoCalls, "does not call the module once"),
+        (Says, "`similarity_step` says"),
+    ],
+)
+def test_otherwise_a_second_pass_is_run_and_said_once(kind: Any, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    module = kind()
+    given: Any = dict(zip(("points", "kind"), batch(), strict=True)) if kind is Says else batch()
+    with caplog.at_level(logging.INFO):
+        losses = [module.training_step(given, number) for number in range(2)]
+    for loss in losses:
+        assert_same_gradients(module, loss, expected_step(module, GroupSimilarityLoss()))
+    assert [
+        record.message for record in caplog.records if "second forward pass" in record.message and reason in record.message
+    ] != []
+    assert sum("second forward pass" in record.message for record in caplog.records) == 1
+
+
+def test_train_mode_batch_norm_is_frozen_for_the_criterion_alone() -> None:
+    module = Regularized(norm=True)
+    norm = module.net[1]
+    with torch.no_grad():
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
+    mean, variance = norm.running_mean.clone(), norm.running_var.clone()
+    plain = Plain(norm=True)
+    plain.load_state_dict(module.state_dict())
+    loss = module.training_step(batch(), 0)
+    images, labels = batch()
+    expected = F.cross_entropy(plain.net(images), labels)
+    torch.testing.assert_close(norm.running_mean, plain.net[1].running_mean)
+    assert norm.training
+    assert all(part.training for part in module.modules())
+    # The step moves the running statistics before the criterion is computed from them.
+    module.net.eval()
+    operator = JacobianOperator(module.net, directions="contrast", create_graph=True)
+    term = GroupSimilarityLoss()(GradientBatch(operator, images, labels))
+    torch.testing.assert_close(loss, expected + 0.1 * term, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(norm.running_mean, mean)
+    assert not torch.equal(norm.running_var, variance)
+
+
+def test_batch_norm_trains(tmp_path: Any) -> None:
+    module = Regularized(norm=True)
+    fitting = trainer(max_epochs=3)
+    fitting.fit(module, loader())
+    assert torch.isfinite(fitting.callback_metrics["netsim/similarity_loss"])
+    assert int(module.net[1].num_batches_tracked) == 6
+
+
+def test_batch_norm_without_running_statistics_is_refused() -> None:
+    module = Regularized()
+    module.net[1] = nn.Sequential(nn.BatchNorm1d(5, track_running_stats=False), nn.Tanh())
+    with pytest.raises(NetsimError, match=r"batch norm `net\.1\.0` using batch statistics"):
+        module.training_step(batch(), 0)
+
+
+def test_gradients_under_autocast_are_those_of_float32() -> None:
+    module = Regularized()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = module.training_step(batch(), 0)
+        images, labels = batch()
+        own = F.cross_entropy(module.net(images), labels)
+    term = expected_step(module, GroupSimilarityLoss(), weight=1.0) - F.cross_entropy(module.net(images), labels)
+    torch.testing.assert_close(loss - own, 0.1 * term, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_it_trains_in_other_precisions(precision: Any) -> None:
+    module = Regularized()
+    fitting = trainer(max_epochs=2, precision=precision)
+    fitting.fit(module, loader())
+    assert -1.01 <= float(fitting.callback_metrics["netsim/similarity_loss"]) < 0
+
+
+class Attentive(SimilarityMixin, Plain):
+    """A module whose attention is fused by default."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.unsqueeze(1) * torch.arange(1, 4).view(1, 3, 1)
+        mixed = F.scaled_dot_product_attention(rows, rows, rows)
+        return self.net((self.attention(mixed, mixed, mixed, need_weights=False)[0]).mean(1))
+
+
+def test_attention_is_run_by_the_kernel_that_can_be_differentiated_twice() -> None:
+    module = Attentive()
+    loss = module.training_step(batch(), 0)
+    images, labels = batch()
+    operator = JacobianOperator(module, directions="contrast", create_graph=True)
+    term = GroupSimilarityLoss()(GradientBatch(operator, images, labels))
+    assert_same_gradients(module, loss, F.cross_entropy(module(images), labels) + 0.1 * term)
+
+
+def test_a_compiled_network_is_run_eagerly_and_a_compiled_module_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    module, expected = Regularized(), Regularized()
+    module.net = torch.compile(module.net, backend="aot_eager")
+    with caplog.at_level(logging.INFO):
+        loss = module.training_step(batch(), 0)
+    torch.testing.assert_close(loss, expected.training_step(batch(), 0))
+    wanted = gradients(expected, expected.training_step(batch(), 0))
+    for name, gradient in gradients(module, loss).items():
+        torch.testing.assert_close(gradient, wanted[name.replace("_orig_mod.", "")], rtol=1e-5, atol=1e-6)
+    assert "compiled code cannot be differentiated twice" in caplog.text
+    whole = torch.compile(Regularized(), backend="eager")
+    with pytest.raises(NetsimError, match=r"an uncompiled module .* torch.compile\(self.network\)"):
+        trainer().fit(whole, loader())
+
+
+def test_missing_labels_are_said_with_the_remedy() -> None:
+    module = Regularized()
+    module.training_step = lambda *_: None  # type: ignore[method-assign]
+
+    class Unlabeled(SimilarityMixin, Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self(batch).square().mean()
+
+    with pytest.raises(NetsimError, match=r"`labels` to be the group of each sample.* Give the batch as \(inputs, labels\)"):
+        Unlabeled().training_step(batch()[0], 0)
+    assert torch.isfinite(Unlabeled(criterion=DensityLoss(0.5)).training_step(batch()[0], 0))
+    assert torch.isfinite(Unlabeled(criterion=InvarianceLoss(lambda x: -x)).training_step(batch()[0], 0))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_batch_without_pairs_adds_a_zero_on_the_graph(size: int) -> None:
+    module = Regularized()
+    loss = module.training_step(batch(size), 0)
+    images, labels = batch(size)
+    torch.testing.assert_close(loss, F.cross_entropy(module.net(images), labels))
+    assert all(gradient is not None for gradient in gradients(module, loss).values())
+
+
+def test_chosen_parameters_alone_are_compared() -> None:
+    module = Regularized(similarity_parameters=["net.3"])
+    images, labels = batch()
+    loss = module.training_step((images, labels), 0)
+    operator = JacobianOperator(module.net, directions="contrast", parameters=["3"], create_graph=True)
+    term = GroupSimilarityLoss()(GradientBatch(operator, images, labels))
+    assert_same_gradients(module, loss, F.cross_entropy(module.net(images), labels) + 0.1 * term)
+    with pytest.raises(NetsimError, match="`parameters` to be"):
+        Regularized(similarity_parameters=["nowhere"]).training_step(batch(), 0)
+
+
+def test_transforms_of_torchvision_serve() -> None:
+    class Images(SimilarityMixin):
+        def __init__(self) -> None:
+            super().__init__(criterion=InvarianceLoss(v2.RandomAffine(20, (0.1, 0.1))))
+            self.net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+    module = Images()
+    loss = module.training_step((torch.rand(6, 1, 8, 8), torch.arange(6) % 4), 0)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(module, loss).values())
+
+
+def test_gradient_accumulation_and_clipping_see_the_whole_loss() -> None:
+    one, two = Regularized(similarity_weight=0.5), Regularized(similarity_weight=0.5)
+    trainer(gradient_clip_val=1e9, accumulate_grad_batches=2).fit(one, loader())
+    optimizer = torch.optim.SGD(two.parameters(), lr=0.1)
+    halves = list(loader())
+    sum(two.training_step(half, number) / 2 for number, half in enumerate(halves)).backward()
+    optimizer.step()
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(value, two.state_dict()[name])
