@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def _sample(inputs: Any, row: int) -> Any:
@@ -127,3 +128,154 @@ def dense_similarity(jacobian: Tensor, floor: float = 1e-12) -> Tensor:
             if ranks[i] > 0 and ranks[j] > 0:
                 similarity[i, j] = normalized[i, j].diagonal().sum() / math.sqrt(ranks[i] * ranks[j])
     return similarity
+
+
+#: (outputs of one sample (1, D), its label) -> the projected outputs (1, d).
+Projection = Callable[[Tensor, int | None], Tensor]
+
+
+def contrast(outputs: Tensor, label: int | None) -> Tensor:
+    """Return z_y − mean of the other outputs of one sample, shape (1, 1)."""
+    assert label is not None
+    others = [outputs[0, column] for column in range(outputs.shape[1]) if column != label]
+    return (outputs[0, label] - sum(others, torch.zeros_like(outputs[0, 0])) / len(others)).reshape(1, 1)
+
+
+def target(outputs: Tensor, label: int | None) -> Tensor:
+    """Return z_y of one sample, shape (1, 1)."""
+    assert label is not None
+    return outputs[:, label : label + 1]
+
+
+def differentiable_jacobian(
+    model: nn.Module,
+    inputs: Any,
+    labels: Tensor | None = None,
+    project: Projection | None = None,
+    parameters: Iterable[str] | None = None,
+) -> Tensor:
+    """Return ∂(Vᵀf)(x)/∂θ, shape (B, d, P), on the graph of the parameters of `model`: one backward pass for each row.
+
+    Args:
+        model: in float64; it is not copied, so that the result can be differentiated by its own parameters.
+        inputs: as above.
+        labels: shape (B,), handed to `project`.
+        project: what is differentiated; by default all outputs.
+        parameters: names of parameters; by default those that require a gradient.
+    """
+    by_name = dict(model.named_parameters())
+    names = [name for name, p in by_name.items() if p.requires_grad] if parameters is None else list(parameters)
+    chosen = [by_name[name] for name in names]
+    samples = []
+    with sdpa_kernel(SDPBackend.MATH):
+        for row in range(_batch_size(inputs)):
+            outputs = _call(model, _sample(inputs, row))
+            projected = outputs if project is None else project(outputs, None if labels is None else int(labels[row]))
+            samples.append(torch.stack([_flat_gradient(value, chosen) for value in projected[0]]))
+    return torch.stack(samples)
+
+
+def _flat_gradient(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Return the gradient of `value`, on the graph, shape (P,)."""
+    found = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(parameters, found, strict=True)])
+
+
+def tangent_jacobian(
+    model: nn.Module, inputs: Tensor, direction: Tensor, labels: Tensor | None = None, project: Projection | None = None
+) -> Tensor:
+    """Return ∂_x G(x_i)·e_i, shape (B, d, P), on the graph: backward through the gradient, then through its dependence on v.
+
+    ⟨v, G(x)⟩ has the gradient (∂_x G)ᵀ v at x, which is linear in v; the derivative of ⟨(∂_x G)ᵀ v, e⟩ by v is ∂_x G·e.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    samples = []
+    for row in range(len(inputs)):
+        x = inputs[row : row + 1].detach().clone().requires_grad_(True)
+        outputs = model(x)
+        projected = outputs if project is None else project(outputs, None if labels is None else int(labels[row]))
+        rows = []
+        for value in projected[0]:
+            gradient = _flat_gradient(value, parameters)
+            dummy = torch.ones_like(gradient, requires_grad=True)
+            (back,) = torch.autograd.grad((dummy * gradient).sum(), x, create_graph=True)
+            (forward,) = torch.autograd.grad((back * direction[row : row + 1]).sum(), dummy, create_graph=True)
+            rows.append(forward)
+        samples.append(torch.stack(rows))
+    return torch.stack(samples)
+
+
+def _differentiable_root(gram: Tensor) -> tuple[Tensor, int]:
+    """Return C^(-1/2) over the eigenvalues above 1e-12·λ_max and their number; all of those must differ."""
+    if len(gram) == 1:
+        return gram.rsqrt(), 1
+    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    numbers = values.detach().tolist()
+    kept = [k for k in range(len(numbers)) if numbers[k] > 1e-12 * numbers[-1]]
+    terms = [torch.outer(vectors[:, k], vectors[:, k]) / values[k].sqrt() for k in kept]
+    return torch.stack(terms).sum(0), len(kept)
+
+
+def pair_similarities(first: Tensor, second: Tensor) -> Tensor:
+    """Return k(x_i, x'_i) = tr(C^(-1/2) K C'^(-1/2)) / √(r r') of corresponding samples, shape (n,), on the graph."""
+    found = []
+    for one, other in zip(first, second, strict=True):
+        (root, rank), (root_other, rank_other) = _differentiable_root(one @ one.T), _differentiable_root(other @ other.T)
+        normalized = root @ (one @ other.T) @ root_other
+        found.append(normalized.diagonal().sum() / math.sqrt(rank * rank_other))
+    return torch.stack(found)
+
+
+def all_similarities(jacobian: Tensor) -> list[list[Tensor]]:
+    """Return k(x_i, x_j) of all pairs, on the graph."""
+    n = len(jacobian)
+    return [[pair_similarities(jacobian[i : i + 1], jacobian[j : j + 1])[0] for j in range(n)] for i in range(n)]
+
+
+def _groups(labels: Tensor) -> list[list[int]]:
+    """Return the samples of each label that has two or more, in the order of the batch."""
+    groups = [[i for i in range(len(labels)) if int(labels[i]) == label] for label in sorted(set(labels.tolist()))]
+    return [group for group in groups if len(group) > 1]
+
+
+def pair_criterion(jacobian: Tensor, labels: Tensor) -> Tensor:
+    """Return −mean k over neighbors in the circle of each label; two samples form one pair."""
+    pairs = []
+    for group in _groups(labels):
+        links = [(group[i], group[(i + 1) % len(group)]) for i in range(len(group))]
+        pairs += links if len(group) > 2 else links[:1]
+    return -torch.stack([pair_similarities(jacobian[i : i + 1], jacobian[j : j + 1])[0] for i, j in pairs]).mean()
+
+
+def group_criterion(jacobian: Tensor, labels: Tensor) -> Tensor:
+    """Return minus the mean over labels of the mean k over all pairs of different samples."""
+    k, means = all_similarities(jacobian), []
+    for group in _groups(labels):
+        means.append(torch.stack([k[i][j] for i in group for j in group if i != j]).mean())
+    return -torch.stack(means).mean()
+
+
+def minibatch_criterion(jacobian: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean over labels of n_B ‖μ₁ − μ₂‖² / (‖μ₁‖ ‖μ₂‖), with the halves of each label."""
+    terms = []
+    for group in _groups(labels):
+        half = len(group) // 2
+        first, second = (
+            sum((jacobian[i] for i in some[1:]), jacobian[some[0]]) / half for some in (group[:half], group[half : 2 * half])
+        )
+        difference, product = (first - second).square().sum(), first.square().sum().sqrt() * second.square().sum().sqrt()
+        terms.append(half * difference / product)
+    return torch.stack(terms).mean()
+
+
+def density_criterion(jacobian: Tensor, low: float, high: float, mean: bool) -> Tensor:
+    """Return the sum or mean of the squared distances of N_S(x_i)/n from [low, high]."""
+    k, n = all_similarities(jacobian), len(jacobian)
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(n):
+        fraction = torch.stack(k[i]).sum() / n
+        if float(fraction.detach()) < low:
+            total = total + (low - fraction) ** 2
+        if float(fraction.detach()) > high:
+            total = total + (fraction - high) ** 2
+    return total / n if mean else total

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_netsim._checks import check_numbers, check_same_size, check_tensor, expected
+from lightning_netsim._checks import check_numbers, check_positive_int, check_same_size, check_tensor, expected
 from lightning_netsim.functional._precision import upcast
 
 
@@ -91,8 +91,10 @@ def group_similarity_loss(similarity: Tensor, labels: Tensor) -> Tensor:
         -0.5
     """
     similarity = upcast(check_tensor("similarity", similarity, 2, like="(B, B)"))
-    if similarity.shape != (len(labels), len(labels)) or labels.ndim != 1:
-        raise expected("labels", f"of shape ({len(similarity)},) to fit `similarity`", f"shape {tuple(labels.shape)}")
+    check_same_size("similarity", similarity, "similarity", similarity.mT, dim=0)
+    if not isinstance(labels, Tensor) or labels.shape != similarity.shape[:1]:
+        got = f"shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise expected("labels", f"a tensor of shape ({len(similarity)},) to fit `similarity`", got)
     usable = ~similarity.diagonal().isnan()
     members = group_members(labels[usable]).to(similarity)
     sizes = members.sum(0)
@@ -144,10 +146,13 @@ def minibatch_similarity_loss(first: Tensor, second: Tensor, batch_size: int) ->
     first = upcast(check_tensor("first", first, 1, like="(P,)"))
     second = upcast(check_tensor("second", second, 1, like="(P,)"))
     check_same_size("second", second, "first", first, dim=0)
-    scale = first.square().sum() * second.square().sum()
+    check_positive_int("batch_size", batch_size)
+    scale = torch.linalg.vector_norm(first) * torch.linalg.vector_norm(second)
     if not bool(torch.isfinite(scale) & (scale > 0)):
         return (first.nan_to_num(0, 0, 0).sum() + second.nan_to_num(0, 0, 0).sum()) * 0
-    return batch_size * (first - second).square().sum() * scale.rsqrt()
+    # Divided before it is squared, so that small gradients do not vanish.
+    distance: Tensor = (first - second) / scale.sqrt()
+    return batch_size * distance.square().sum()
 
 
 def density_loss(fraction: Tensor, target: float | Sequence[float], reduction: str = "mean") -> Tensor:
@@ -183,7 +188,9 @@ def density_loss(fraction: Tensor, target: float | Sequence[float], reduction: s
 
 def density_range(target: float | Sequence[float]) -> tuple[float, float]:
     """Return the range (q₁, q₂) that a target stands for: q₁ = q₂ for a single number."""
-    bounds = check_numbers("target", [target] if isinstance(target, (int, float)) else target, 0, 1)
+    bounds = [target] if isinstance(target, (int, float)) else target
+    numeric = isinstance(bounds, Sequence) and all(isinstance(bound, (int, float)) for bound in bounds)
+    bounds = check_numbers("target", bounds, 0, 1) if numeric else ()
     if len(bounds) not in (1, 2) or bounds[0] > bounds[-1]:
         raise expected("target", "a share in [0, 1], or a range (low, high) of shares", repr(target))
     return bounds[0], bounds[-1]

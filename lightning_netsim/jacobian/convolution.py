@@ -13,11 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn import grad as convolution_gradients
 
-from lightning_netsim.jacobian.duals import value_and_tangent
 from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor, row_products
 from lightning_netsim.jacobian.outer import OuterFactor
 from lightning_netsim.jacobian.sketch import SketchProjection
@@ -98,15 +96,11 @@ def form_gradients(inputs: Tensor, deltas: Tensor, geometry: Geometry) -> Tensor
     differentiable = torch.is_grad_enabled() and (inputs.requires_grad or deltas.requires_grad)
     if not differentiable:
         return _form(inputs, deltas, geometry)
-    if any(
-        value_and_tangent(part)[1] is not None for part in (inputs, deltas)
-    ):  # What is written by hand below has no forward-mode derivative.
-        return _form(inputs, deltas, geometry, by_patches=False)
     formed: Tensor = _FormedGradients.apply(inputs, deltas, geometry)
     return formed
 
 
-def _form(inputs: Tensor, deltas: Tensor, geometry: Geometry, by_patches: bool = True) -> Tensor:
+def _form(inputs: Tensor, deltas: Tensor, geometry: Geometry) -> Tensor:
     (batch, directions, rows), positions = deltas.shape[:3], deltas.shape[3:]
     channels = inputs.shape[1] // geometry.groups
     shape = torch.Size((batch, directions, rows, channels, *geometry.kernel))
@@ -115,12 +109,12 @@ def _form(inputs: Tensor, deltas: Tensor, geometry: Geometry, by_patches: bool =
     grouped = torch.unflatten(deltas, 2, (geometry.groups, -1)).transpose(1, 2)
     few = shape[1:].numel() <= _NUMBERS_PER_POSITION * positions.numel() and (directions == 1 or geometry.groups == 1)
     at_once = deltas.device.type == "cpu" and few and directions * inputs.shape[1] >= _CHANNELS_AT_ONCE
-    formed = (_form_by_patches if by_patches and not at_once else _form_at_once)(inputs, grouped, geometry)
+    formed = (_form_at_once if at_once else _form_by_patches)(inputs, grouped, geometry)
     return torch.unflatten(formed, 2, grouped.shape[2:4]).transpose(1, 2).reshape(shape)
 
 
 class _FormedGradients(torch.autograd.Function):
-    """`form_gradients`, differentiable once: its derivative takes no patches, and so a third of the time."""
+    """`form_gradients` with a derivative that takes no patches, and so a third of the time."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, deltas: Tensor, geometry: Geometry) -> Tensor:
@@ -129,7 +123,6 @@ class _FormedGradients(torch.autograd.Function):
         return _form(inputs, deltas, geometry)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         inputs, deltas = ctx.saved_tensors
         with torch.autocast(deltas.device.type, enabled=False):
@@ -235,9 +228,16 @@ class ConvolutionFactor(AbstractFactor):
         return ConvolutionFactor(inputs, deltas, self.geometry)
 
     def select(self, index: Tensor | slice) -> ConvolutionFactor:
-        some = self.with_parts(super().select(index).parts)
-        some._kept = None if self._kept is None else self._kept.with_parts(self._kept.select(index).parts)
-        return some
+        return self._with_kept(super().select(index).parts, lambda kept: kept.select(index))
+
+    def detached(self) -> ConvolutionFactor:
+        return self._with_kept(super().detached().parts, lambda kept: kept.detached())
+
+    def _with_kept(self, parts: Sequence[Tensor], change: Callable[[DenseFactor], AbstractFactor]) -> ConvolutionFactor:
+        """Return a factor with other parts, that keeps the changed gradients if this one keeps any."""
+        changed = self.with_parts(parts)
+        changed._kept = None if self._kept is None else change(self._kept).formed()
+        return changed
 
     @property
     def kept_bytes(self) -> int:

@@ -95,17 +95,20 @@ class Directions:
             self._drawn[num_outputs] = torch.linalg.qr(gaussian).Q
         return self._drawn[num_outputs]
 
-    def project(self, outputs: Tensor, labels: Any = None) -> Tensor:
+    def project(self, outputs: Tensor, labels: Any = None, checked: bool = False) -> Tensor:
         """Return the projected outputs, shape (B, d), differentiable.
 
         Args:
             outputs: shape (B, D).
             labels: shape (B,), class indices; only for ``"contrast"`` and ``"target"``.
+            checked: whether the labels have been found to be class indices; inside `torch.func.vmap` it cannot be asked.
         """
         if self.directions == "predicted":
             return outputs.gather(1, outputs.detach().argmax(1, keepdim=True))
         if self.directions in ("contrast", "target"):
-            given = outputs.gather(1, self._classes(outputs, labels))
+            if not checked:
+                self._check_labels(outputs, labels)
+            given = outputs.gather(1, labels.to(outputs.device, torch.int64).unsqueeze(1))
             if self.directions == "target":
                 return given
             others = outputs.shape[1] - 1
@@ -119,10 +122,13 @@ class Directions:
         matrix = self.matrix(outputs.shape[1])
         return outputs if matrix is None else outputs @ matrix.to(outputs)
 
-    def _classes(self, outputs: Tensor, labels: Any) -> Tensor:
-        """Return the class indices of the samples, shape (B, 1)."""
+    def _check_labels(self, outputs: Tensor, labels: Any) -> None:
+        """Refuse labels that are no class indices."""
         wanted = f'class indices of shape ({len(outputs)},) for directions="{self.directions}"'
+        remedy = "Choose other directions, for example 1 for a random one."
         if not isinstance(labels, Tensor) or labels.shape != outputs.shape[:1] or labels.is_floating_point():
             got = f"shape {tuple(labels.shape)} of {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
-            raise expected("labels", wanted, got, "Choose other directions, for example 1 for a random one.")
-        return labels.to(outputs.device, torch.int64).unsqueeze(1)
+            raise expected("labels", wanted, got, remedy)
+        if len(labels) and not bool(((labels >= 0) & (labels < outputs.shape[1])).all()):
+            wanted = f"class indices within 0 to {outputs.shape[1] - 1}"
+            raise expected("labels", wanted, f"{int(labels.min())} to {int(labels.max())}", remedy)

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_netsim._checks import expected
-from lightning_netsim.jacobian.duals import value_and_tangent
 from lightning_netsim.jacobian.sketch import SketchProjection
 
 #: What gradients that are formed for one product may take at a time.
@@ -82,6 +81,10 @@ class AbstractFactor(ABC):
         """Return the factor on `device`."""
         return self.with_parts([part.to(device) for part in self.parts])
 
+    def detached(self) -> AbstractFactor:
+        """Return the factor off the autograd graph."""
+        return self.with_parts([part.detach() for part in self.parts])
+
     def owned(self) -> AbstractFactor:
         """Return the factor with parts that keep no larger tensor alive."""
         views = (part.untyped_storage().nbytes() > part.nbytes for part in self.parts)
@@ -139,16 +142,16 @@ class AbstractFactor(ABC):
         total = sum((other.dense() for other in others), self.dense())
         return DenseFactor(total.view(*self.size, *self.shape))
 
-    def tangent(self) -> AbstractFactor | None:
-        """Return the tangent of gradients whose parts are dual numbers; None where it is zero.
+    def derivative(self, motion: Sequence[Tensor | None]) -> AbstractFactor | None:
+        """Return the derivative of the gradients, as its parts move by `motion`; None where it is zero.
 
         Gradients are linear in each part.
         """
-        values, tangents = zip(*map(value_and_tangent, self.parts), strict=True)
+        parts = self.parts
         terms = [
-            self.with_parts([*values[:place], tangent, *values[place + 1 :]])
-            for place, tangent in enumerate(tangents)
-            if tangent is not None
+            self.with_parts([*parts[:place], moving, *parts[place + 1 :]])
+            for place, moving in enumerate(motion)
+            if moving is not None
         ]
         return sum_of_calls(terms) if terms else None
 
@@ -189,7 +192,7 @@ class AbstractFactor(ABC):
             receive: shape (B, d, m).
             send: shape (B, d, m).
         """
-        sums, place, pieces = self.weighted_sum(send).flatten(1), 0, []
+        sums, place, pieces = self.weighted_sum(send).reshape(send.shape[2], -1), 0, []
         for some in self._split(self._cached_at_once()):
             rows = slice(place, place + some.size[0])
             cotangent = torch.unflatten(receive[rows].flatten(0, 1) @ sums, 0, some.size)

@@ -65,7 +65,9 @@ def batch_norm(module: _BatchNorm | _InstanceNorm, inputs: Tensor, deltas: Tenso
     """y = γ (u − running mean) / √(running variance + eps) + β: from the layer's input, so that γ = 0 is no special case."""
     mean, variance = module.get_buffer("running_mean").to(inputs), module.get_buffer("running_var").to(inputs)
     batch, channels = inputs.shape[:2]
-    if torch.is_grad_enabled() and deltas.requires_grad:  # What follows below cannot be differentiated.
+    if torch.is_grad_enabled() and (
+        inputs.requires_grad or deltas.requires_grad
+    ):  # What follows below cannot be differentiated.
         return _affine(module, F.batch_norm(inputs, mean, variance, eps=module.eps), deltas, channel_dim=1)
     # Each channel of each sample counts as a channel of one sample: its gradients come from one pass over memory.
     inputs, mean, variance = inputs.reshape(1, batch * channels, -1), mean.repeat(batch), variance.repeat(batch)

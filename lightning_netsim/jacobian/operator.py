@@ -11,15 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_netsim._checks import expected
 from lightning_netsim.jacobian import trees
 from lightning_netsim.jacobian.assembly import Pass, find_factors
 from lightning_netsim.jacobian.capture import Call, Capture, capture, differentiable, watch, without_inference
+from lightning_netsim.jacobian.composed import ComposedNormalizations
 from lightning_netsim.jacobian.directions import Directions, DirectionsLike
-from lightning_netsim.jacobian.duals import with_tangents
 from lightning_netsim.jacobian.fallbacks import plain_attention
 from lightning_netsim.jacobian.ownership import Method, Ownership
 from lightning_netsim.jacobian.per_sample import PerSampleJacobian
@@ -127,7 +126,8 @@ class JacobianOperator:
     def tangent(self, inputs: Any, direction: Any, labels: Tensor | None = None) -> PerSampleJacobian:
         """Return ∂_x G(x_i)·e_i, the derivative of the per-sample Jacobian as the inputs move along e.
 
-        It is lim (G(x + εe) − G(x))/ε, by forward-mode differentiation of the backward pass.
+        It is lim (G(x + εe) − G(x))/ε. The derivative of each part that the factors keep is taken by differentiating backward
+        passes: what a pass gives is linear in what it starts from, and its derivative by that is the forward derivative.
 
         Args:
             inputs: the batch, as the model takes it.
@@ -135,18 +135,20 @@ class JacobianOperator:
             labels: as in a call.
 
         Raises:
-            ValueError: if `direction` does not fit, or an operation of the model has no forward-mode derivative.
+            ValueError: if `direction` does not fit.
         """
         if not self._prepared:
             self.prepare(inputs, labels)
-        with _exact(self.model, self.create_graph), forward_ad.dual_level():
-            moving = with_tangents(inputs, direction)
-            try:
-                jacobian = _complete(self._jacobian(moving, labels, self.create_graph))
-            except NotImplementedError as error:
-                reason = str(error).partition(". ")[0]
-                raise expected("model", "one with forward-mode derivatives of its backward pass", reason) from error
-            return jacobian.tangent()
+        pairs = trees.floating_pairs(inputs, direction)
+        with _exact(self.model, create_graph=True), ComposedNormalizations():
+            leaves = {id(leaf): leaf.detach().clone().requires_grad_() for leaf, _ in pairs}
+            moving = trees.map_leaves(lambda leaf: leaves.get(id(leaf), leaf), inputs)
+            jacobian = _complete(self._jacobian(moving, labels, create_graph=True))
+            kept = [*jacobian.parts, jacobian.outputs]
+            motion = _forward_derivatives(kept, [leaves[id(leaf)] for leaf, _ in pairs], [e for _, e in pairs])
+            outputs = torch.zeros_like(jacobian.outputs) if motion[-1] is None else motion[-1]
+            moved = jacobian.derivative(motion[:-1], outputs)
+        return moved if self.create_graph else moved.detached()
 
     def prepare(self, inputs: Any, labels: Tensor | None = None) -> None:
         """Check the model, and find the right path for every parameter, on at most 8 samples of `inputs`."""
@@ -180,7 +182,7 @@ class JacobianOperator:
             if count > 1 and torch.equal(outputs.nan_to_num(), self._seeded_outputs(few, seed=1).nan_to_num()):
                 half = count // 2
                 _refuse_interaction(self._seeded_outputs(trees.take(few, slice(0, half), count), seed=0), outputs[:half])
-        return few, None if labels is None else labels[:count]
+        return few, labels[:count] if isinstance(labels, Tensor) and labels.ndim else labels
 
     def _finite_samples(self, inputs: Any, labels: Tensor | None) -> tuple[Any, Tensor | None]:
         """Return the samples with finite outputs and gradients, (None, None) if there are none."""
@@ -232,7 +234,7 @@ class JacobianOperator:
 
     def _projected_forward(self, batch: tuple[Any, Tensor | None]) -> Tensor:
         inputs, labels = batch
-        return self.directions.project(_read_outputs(self._forward(inputs)), labels)
+        return self.directions.project(_read_outputs(self._forward(inputs)), labels, checked=True)
 
     def _failures(self, inputs: Any, labels: Tensor | None) -> dict[str, str]:
         """Return the parameters whose path fails or disagrees with autograd, each with the reason."""
@@ -319,6 +321,22 @@ def per_sample_jacobian(
     """
     operator = JacobianOperator(model, forward, directions, parameters, seed, create_graph)
     return operator(inputs)
+
+
+def _forward_derivatives(values: list[Tensor], inputs: list[Tensor], motion: list[Tensor]) -> list[Tensor | None]:
+    """Return how each value moves as the inputs move by `motion`; None where it does not. Differentiable."""
+    dependent = [value for value in values if value.requires_grad]
+    starts = [torch.zeros_like(value, requires_grad=True) for value in dependent]
+    if not dependent:
+        return [None] * len(values)
+    pulled = torch.autograd.grad(dependent, inputs, starts, create_graph=True, allow_unused=True)
+    reached = [
+        (gradient * moving.to(gradient)).sum() for gradient, moving in zip(pulled, motion, strict=True) if gradient is not None
+    ]
+    if not any(term.requires_grad for term in reached):
+        return [None] * len(values)
+    found = iter(torch.autograd.grad(torch.stack(reached).sum(), starts, create_graph=True, allow_unused=True))
+    return [next(found) if value.requires_grad else None for value in values]
 
 
 def _complete(found: tuple[PerSampleJacobian, dict[str, Exception]]) -> PerSampleJacobian:

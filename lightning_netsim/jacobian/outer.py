@@ -102,7 +102,7 @@ class OuterFactor(AbstractFactor):
 
     def pull_dense(self, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         batch, directions, _, rows = self.deltas.shape
-        matrices = cotangent.view(batch, directions, rows, -1)
+        matrices = cotangent.view(batch, directions, rows, self.inputs.shape[2])
         for_inputs = torch.einsum("bdtp,bdpq->btq", self.deltas, matrices)
         return for_inputs, self.inputs.unsqueeze(1) @ matrices.mT
 
@@ -119,9 +119,8 @@ class OuterFactor(AbstractFactor):
         positions, positions_other = self.inputs.shape[1], other.inputs.shape[1]
         left, right = self.deltas.flatten(0, 2), other.deltas.flatten(0, 2)
         deltas = (left @ right.mT).view(*self.deltas.shape[:3], *other.deltas.shape[:3])
-        inputs = (self.inputs.flatten(0, 1) @ other.inputs.flatten(0, 1).mT).view(
-            -1, positions, len(other.inputs), positions_other
-        )
+        inputs = self.inputs.flatten(0, 1) @ other.inputs.flatten(0, 1).mT
+        inputs = inputs.view(len(self.inputs), positions, len(other.inputs), positions_other)
         if positions == positions_other == 1:
             return (deltas[:, :, 0, :, :, 0] * inputs[:, None, 0, :, None, 0]).permute(0, 2, 1, 3)
         return torch.einsum("iosjpt,isjt->ijop", deltas, inputs)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_netsim._checks import check_tensor, expected
-from lightning_netsim.jacobian.duals import value_and_tangent
 from lightning_netsim.jacobian.factors import AbstractFactor
 from lightning_netsim.jacobian.sketch import SketchProjection
 
@@ -52,6 +51,23 @@ class PerSampleJacobian:
             index = index.nonzero().squeeze(1)
         place = index.to(self.outputs.device) if isinstance(index, Tensor) else index
         return self._each(lambda factor: factor.select(place), self.outputs[place])
+
+    def split(self, groups: Sequence[Tensor]) -> list[PerSampleJacobian]:
+        """Return the samples of each group, an int64 index: one Jacobian each, in one pass over memory."""
+        order, sizes = torch.cat(list(groups)), [len(group) for group in groups]
+        everything = len(order) == self.num_samples and torch.equal(order, torch.arange(len(order), device=order.device))
+        whole = self if everything else self.select(order)
+        parts = {name: [torch.split(part, sizes) for part in factor.parts] for name, factor in whole._factors.items()}
+        outputs = torch.split(whole.outputs, sizes)
+        return [
+            PerSampleJacobian(
+                {name: factor.with_parts([part[place] for part in parts[name]]) for name, factor in whole._factors.items()},
+                self.shapes,
+                outputs[place],
+                self.num_directions,
+            )
+            for place in range(len(groups))
+        ]
 
     def to(self, dtype: torch.dtype) -> PerSampleJacobian:
         """Return the same gradients in `dtype`: sums over them are then made in it."""
@@ -106,14 +122,26 @@ class PerSampleJacobian:
 
     def detached(self) -> PerSampleJacobian:
         """Return the same gradients off the autograd graph."""
-        return self._each(lambda factor: factor.with_parts([part.detach() for part in factor.parts]), self.outputs.detach())
+        return self._each(lambda factor: factor.detached(), self.outputs.detach())
 
-    def tangent(self) -> PerSampleJacobian:
-        """Return the tangent of gradients that were computed from dual numbers."""
-        tangents = {name: factor.tangent() for name, factor in self._factors.items()}
-        present = {name: factor for name, factor in tangents.items() if factor is not None}
-        value, moved = value_and_tangent(self.outputs)
-        return PerSampleJacobian(present, self.shapes, torch.zeros_like(value) if moved is None else moved, self.num_directions)
+    def finite(self) -> Tensor:
+        """Return which samples have finite gradients, shape (B,), bool."""
+        finite = torch.isfinite(self.outputs).all(1)
+        for part in self.parts:
+            finite = finite & torch.isfinite(part.detach().flatten(1).sum(1))
+        return finite
+
+    def derivative(self, motion: Sequence[Tensor | None], outputs: Tensor) -> PerSampleJacobian:
+        """Return the derivative of the gradients, as `parts` move by `motion`.
+
+        Args:
+            motion: for each of `parts`, its derivative; None for zero.
+            outputs: that of the outputs, shape (B, D).
+        """
+        remaining = iter(motion)
+        moved = {name: factor.derivative([next(remaining) for _ in factor.parts]) for name, factor in self._factors.items()}
+        present = {name: factor for name, factor in moved.items() if factor is not None}
+        return PerSampleJacobian(present, self.shapes, outputs, self.num_directions)
 
     def gram(self) -> Tensor:
         """Return C(x_i) = G(x_i)ᵀ G(x_i), shape (B, d, d)."""

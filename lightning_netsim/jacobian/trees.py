@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_netsim._checks import expected
+
 
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
     """Apply `function` to every leaf of nested tuples, lists and mappings, keeping the structure.
@@ -86,6 +88,27 @@ def concatenate(batches: list[Any], sizes: list[int]) -> Any | None:
 def moved(tree: Any, device: torch.device) -> Any:
     """Return `tree` with every tensor on `device`."""
     return map_leaves(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def floating_pairs(tree: Any, other: Any) -> list[tuple[Tensor, Tensor]]:
+    """Return each floating-point tensor in `tree` with that of the same place in `other`.
+
+    Raises:
+        ValueError: if there is none of the same shape.
+    """
+    if isinstance(tree, Mapping):
+        places = [(value, other.get(key) if isinstance(other, Mapping) else None) for key, value in tree.items()]
+    elif isinstance(tree, (tuple, list)):
+        others = list(other) if isinstance(other, (tuple, list)) else []
+        places = list(zip(tree, [*others, *(None for _ in tree)], strict=False))
+    elif isinstance(tree, Tensor) and tree.is_floating_point():
+        if not isinstance(other, Tensor) or other.shape != tree.shape or not other.is_floating_point():
+            got = f"{other.dtype} {tuple(other.shape)}" if isinstance(other, Tensor) else type(other).__name__
+            raise expected("direction", f"a floating-point tensor of shape {tuple(tree.shape)} where the inputs have one", got)
+        return [(tree, other)]
+    else:
+        return []
+    return [pair for value, opposite in places for pair in floating_pairs(value, opposite)]
 
 
 def detached(tree: Any, device: torch.device | None = None) -> Any:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lightning_netsim._checks import expected
-from lightning_netsim.features import Normalization
 from lightning_netsim.functional.similarity import group_members
 from lightning_netsim.jacobian import JacobianOperator, PerSampleJacobian
-from lightning_netsim.losses.kernel_sums import kernel_sums
+from lightning_netsim.jacobian.trees import take
+from lightning_netsim.losses.kernel_sums import UnitGradients, kernel_sums
 
 
 class GradientBatch:
@@ -49,12 +49,12 @@ class GradientBatch:
             raise expected("operator", "one whose gradients can be differentiated", "none", "Make it with `create_graph=True`.")
         self.operator = operator
         self.inputs = inputs
-        self.given_labels = labels
+        self.labels = labels
         self._compute = compute or (lambda: operator(inputs, labels))
 
     def with_inputs(self, inputs: Any) -> GradientBatch:
         """Return a batch of other inputs with the same labels, under the same operator."""
-        return GradientBatch(self.operator, inputs, self.given_labels)
+        return GradientBatch(self.operator, inputs, self.labels)
 
     @cached_property
     def all_gradients(self) -> PerSampleJacobian:
@@ -67,38 +67,55 @@ class GradientBatch:
         return self.all_gradients.outputs
 
     @cached_property
+    def _all_units(self) -> UnitGradients:
+        return UnitGradients(self.all_gradients)
+
+    @property
     def usable(self) -> Tensor:
         """Which samples have a gradient that can be normalized, shape (B,), bool."""
-        return Normalization.of(self.all_gradients.detached()).rank > 0
+        return self._all_units.usable
+
+    @cached_property
+    def unit(self) -> UnitGradients:
+        """The unit gradients of the usable samples, off the graph."""
+        return self._all_units if bool(self.usable.all()) else UnitGradients(self.jacobian)
 
     @cached_property
     def jacobian(self) -> PerSampleJacobian:
         """The per-sample Jacobian of the usable samples."""
-        return self.all_gradients if bool(self.usable.all()) else self.all_gradients.select(self.usable)
+        return self.gradients_of(self.usable)
 
-    @cached_property
-    def labels(self) -> Tensor:
-        """The labels of the usable samples.
+    def gradients_of(self, kept: Tensor) -> PerSampleJacobian:
+        """Return the per-sample Jacobian of some samples, `kept` of shape (B,), bool."""
+        if bool(kept.all()):
+            return self.all_gradients
+        if bool(self.all_gradients.finite().all()):
+            return self.all_gradients.select(kept)
+        # 0 · NaN is NaN: a backward pass must not come near a sample that is not finite.
+        labels = None if self.labels is None else self.labels.to(kept.device)[kept]
+        return self.operator(take(self.inputs, kept.nonzero().squeeze(1), len(kept)), labels)
+
+    def groups(self, kept: Tensor) -> Tensor:
+        """Return which of some samples belong to each label with two of them or more, shape (B', number of such labels).
+
+        Args:
+            kept: which samples count, shape (B,), bool.
 
         Raises:
-            ValueError: if there are none, or not one whole number for each sample.
+            ValueError: if there are no labels, or not one whole number for each sample.
         """
-        labels, size = self.given_labels, len(self.usable)
-        if labels is None or labels.shape != (size,) or labels.is_floating_point():
-            got = "none" if labels is None else f"shape {tuple(labels.shape)} of {labels.dtype}"
+        labels, size = self.labels, len(kept)
+        if not isinstance(labels, Tensor) or labels.shape != (size,) or labels.is_floating_point():
+            kind = "none" if labels is None else type(labels).__name__
+            got = f"shape {tuple(labels.shape)} of {labels.dtype}" if isinstance(labels, Tensor) else kind
             remedy = "Give the batch as (inputs, labels), or choose a criterion without labels."
             raise expected("labels", f"the group of each sample, whole numbers of shape ({size},)", got, remedy)
-        labels = labels.to(self.usable.device)
-        return labels[self.usable]
-
-    def groups(self) -> Tensor:
-        """Return which usable samples belong to each group of two or more, shape (B', number of such groups)."""
-        return group_members(self.labels).to(self.outputs.dtype)
+        return group_members(labels.to(kept.device)[kept]).to(self.outputs.dtype)
 
     def similarity(self) -> Tensor:
         """Return k of all pairs of usable samples, shape (B', B'): exact, differentiable, in memory for all pairs."""
-        return kernel_sums(self.jacobian, torch.eye(self.jacobian.num_samples).to(self.outputs))
+        return kernel_sums(self.jacobian, torch.eye(self.jacobian.num_samples).to(self.outputs), self.unit)
 
     def zero(self) -> Tensor:
         """Return 0 on the graph: what a criterion is where nothing can be compared, so that backward passes still run."""
-        return self.outputs.nan_to_num(0, 0, 0).sum() * 0
+        return torch.stack([parameter.sum() for parameter in self.operator.ownership.parameters.values()]).sum() * 0

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from lightning_netsim._checks import expected
 from lightning_netsim.features import accurate_gram
 from lightning_netsim.functional import inverse_root
 from lightning_netsim.jacobian import PerSampleJacobian
 from lightning_netsim.jacobian.capture import full_float32
 
 
-def kernel_sums(jacobian: PerSampleJacobian, weights: Tensor) -> Tensor:
+def kernel_sums(jacobian: PerSampleJacobian, weights: Tensor, unit: UnitGradients | None = None) -> Tensor:
     """Return Σ_j k(x_i, x_j) weights_jc for the samples of a batch, differentiable with respect to their gradients.
 
     With unit gradients φ = G M/√r that is ⟨φ(x_i), Σ_j weights_jc φ(x_j)⟩: the sums are formed, the (B, B) pairs are not. The
@@ -24,25 +24,27 @@ def kernel_sums(jacobian: PerSampleJacobian, weights: Tensor) -> Tensor:
     Args:
         jacobian: B samples, none of them with a zero or non-finite gradient.
         weights: shape (B, C), constant.
+        unit: the unit gradients of the same samples, if they have been made.
 
     Returns:
         Shape (B, C).
     """
-    sums: Tensor = _KernelSums.apply(jacobian.detached(), weights.detach(), *jacobian.parts)
+    sums: Tensor = _KernelSums.apply(unit or UnitGradients(jacobian), weights.detach(), *jacobian.parts)
     return sums
 
 
-def kernel_energies(jacobian: PerSampleJacobian, weights: Tensor) -> Tensor:
+def kernel_energies(jacobian: PerSampleJacobian, weights: Tensor, unit: UnitGradients | None = None) -> Tensor:
     """Return Σ_ij weights_ic k(x_i, x_j) weights_jc = ‖Σ_j weights_jc φ(x_j)‖², differentiable, in half the time of the sums.
 
     Args:
         jacobian: as above.
         weights: shape (B, C), constant.
+        unit: as above.
 
     Returns:
         Shape (C,).
     """
-    energies: Tensor = _KernelEnergies.apply(jacobian.detached(), weights.detach(), *jacobian.parts)
+    energies: Tensor = _KernelEnergies.apply(unit or UnitGradients(jacobian), weights.detach(), *jacobian.parts)
     return energies
 
 
@@ -55,24 +57,30 @@ def pair_similarity(first: PerSampleJacobian, second: PerSampleJacobian) -> Tens
     """
     for jacobian in (first, second):
         jacobian.hold_formed()
-    roots = [_scaled_root(*accurate_gram(jacobian)) for jacobian in (first, second)]
+    roots = [_scaled_root(*accurate_gram(jacobian))[0] for jacobian in (first, second)]
     products = first.row_inner(second)
     return torch.einsum("iac,iab,ibc->i", roots[0].to(products), products, roots[1].to(products))
 
 
-class _Normalized:
+class UnitGradients:
     """The unit gradients φ = G M/√r of a batch, off the graph: sums of them, and derivatives of products with such sums.
 
-    Attributes:
+    Args:
         jacobian: G.
-        root: M/√r, shape (B, d, d).
+
+    Attributes:
+        jacobian: G off the graph.
+        root: M/√r, shape (B, d, d); zero for a sample that is not usable.
+        usable: whether a sample has a gradient that can be normalized, neither zero nor non-finite, shape (B,), bool.
     """
 
-    def __init__(self, jacobian: PerSampleJacobian, dtype: torch.dtype) -> None:
-        jacobian.hold_formed()
-        self.jacobian = jacobian
-        self._gram, self._floor = accurate_gram(jacobian)
-        self.root = _scaled_root(self._gram, self._floor).to(dtype)
+    def __init__(self, jacobian: PerSampleJacobian) -> None:
+        with full_float32():
+            self.jacobian = jacobian.detached()
+            self.jacobian.hold_formed()
+            self._gram, self._floor = accurate_gram(self.jacobian)
+            root, rank = _scaled_root(self._gram, self._floor)
+        self.root, self.usable = root.to(self.jacobian.outputs), rank > 0
 
     def products(self, weights: Tensor) -> Tensor:
         """Return G_iᵀ Σ_j weights_jc φ(x_j), shape (B, d, C, d), for weights (B, C)."""
@@ -96,7 +104,7 @@ class _Normalized:
         wanted = torch.einsum("ic,iace->iae", receive, products)
         with torch.enable_grad():  # φ depends on G through its normalization too.
             gram = self._gram.detach().requires_grad_()
-            total = (_scaled_root(gram, self._floor) * wanted).sum()
+            total = (_scaled_root(gram, self._floor)[0] * wanted).sum()
         own = torch.autograd.grad(total, gram)[0].to(wanted)
         return self.jacobian.pull(own + own.mT, self._columns(receive), self._columns(send))
 
@@ -109,18 +117,17 @@ class _KernelSums(torch.autograd.Function):
     """The sums above; the arguments after the first two are the parts that the factors of the Jacobian keep."""
 
     @staticmethod
-    def forward(ctx: Any, jacobian: PerSampleJacobian, weights: Tensor, *parts: Tensor) -> Tensor:
+    def forward(ctx: Any, unit: UnitGradients, weights: Tensor, *parts: Tensor) -> Tensor:
         with full_float32():
-            unit = _Normalized(jacobian, weights.dtype)
             products = unit.products(weights)
         ctx.unit = unit
         ctx.save_for_backward(weights, products)
         return unit.sums(products)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # As k is symmetric, x_i takes part in its own sums and, with its weights, in those of the others.
+        _refuse_second_derivative()
         weights, products = ctx.saved_tensors
         with full_float32():  # A backward pass may run under autocast.
             products = torch.cat([products, ctx.unit.products(grad)], 2)
@@ -132,24 +139,30 @@ class _KernelEnergies(torch.autograd.Function):
     """The energies above; arguments likewise."""
 
     @staticmethod
-    def forward(ctx: Any, jacobian: PerSampleJacobian, weights: Tensor, *parts: Tensor) -> Tensor:
+    def forward(ctx: Any, unit: UnitGradients, weights: Tensor, *parts: Tensor) -> Tensor:
         with full_float32():
-            unit = _Normalized(jacobian, weights.dtype)
             products = unit.products(weights)
         ctx.unit = unit
         ctx.save_for_backward(weights, products)
         return (weights * unit.sums(products)).sum(0)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
         weights, products = ctx.saved_tensors
         with full_float32():
             found = ctx.unit.pull(products, 2 * grad * weights, weights)
         return None, None, *found
 
 
-def _scaled_root(gram: Tensor, floor: float | None) -> Tensor:
-    """Return M/√r, shape (B, d, d)."""
+def _refuse_second_derivative() -> None:
+    """Refuse to be differentiated in a way that can be differentiated again: terms would be missing."""
+    if torch.is_grad_enabled():
+        remedy = "For second derivatives, use `lightning_netsim.functional` on materialized gradients."
+        raise expected("create_graph", "False where a sum of similarities is differentiated", "True", remedy)
+
+
+def _scaled_root(gram: Tensor, floor: float | None) -> tuple[Tensor, Tensor]:
+    """Return M/√r, shape (B, d, d), and r, shape (B,)."""
     root, rank = inverse_root(gram, floor)
-    return root / rank.clamp_min(1).to(root.dtype).sqrt()[:, None, None]
+    return root / rank.clamp_min(1).to(root.dtype).sqrt()[:, None, None], rank

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from lightning_netsim._checks import check_choice, expected
 from lightning_netsim.functional import similarity as functional
-from lightning_netsim.jacobian import PerSampleJacobian
-from lightning_netsim.jacobian.trees import batch_size
+from lightning_netsim.jacobian import JacobianOperator, PerSampleJacobian
+from lightning_netsim.jacobian.capture import full_float32
+from lightning_netsim.jacobian.trees import batch_size, take
 from lightning_netsim.losses.gradient_batch import GradientBatch
 from lightning_netsim.losses.kernel_sums import kernel_energies, kernel_sums, pair_similarity
 
@@ -32,9 +33,16 @@ class AbstractSimilarityLoss(nn.Module, ABC):
 
     within_labels: ClassVar[bool] = True
 
-    @abstractmethod
     def forward(self, batch: GradientBatch) -> Tensor:
         """Return the criterion, a scalar on the graph; zero, on the graph, where nothing can be compared."""
+        with full_float32():
+            criterion = self.compute(batch)
+            # Where the gradients do not depend on the parameters, as those of a linear model, it is a constant.
+            return criterion if criterion.requires_grad else criterion + batch.zero()
+
+    @abstractmethod
+    def compute(self, batch: GradientBatch) -> Tensor:
+        """Return the criterion, a scalar; zero where nothing can be compared."""
 
     def config(self) -> dict[str, Any]:
         """Return the class and its arguments as plain values, in the form in which LightningCLI reads them."""
@@ -62,11 +70,11 @@ class PairSimilarityLoss(AbstractSimilarityLoss):
         -1.0
     """
 
-    def forward(self, batch: GradientBatch) -> Tensor:
-        first, second = _circles(batch.groups())
+    def compute(self, batch: GradientBatch) -> Tensor:
+        batch.all_gradients.hold_formed()
+        first, second = _circles(batch.groups(batch.usable))
         if not len(first):
             return batch.zero()
-        batch.jacobian.hold_formed()
         return functional.pair_similarity_loss(pair_similarity(batch.jacobian.select(first), batch.jacobian.select(second)))
 
 
@@ -86,12 +94,12 @@ class GroupSimilarityLoss(AbstractSimilarityLoss):
         -1.0
     """
 
-    def forward(self, batch: GradientBatch) -> Tensor:
-        members = batch.groups()
+    def compute(self, batch: GradientBatch) -> Tensor:
+        members = batch.groups(batch.usable)
         if not members.shape[1]:
             return batch.zero()
         sizes = members.sum(0)
-        squared_norms = kernel_energies(batch.jacobian, members) / sizes.square()
+        squared_norms = kernel_energies(batch.jacobian, members, batch.unit) / sizes.square()
         return -functional.group_mean_similarity(squared_norms, sizes).mean()
 
 
@@ -111,15 +119,15 @@ class MinibatchSimilarityLoss(AbstractSimilarityLoss):
         0.0
     """
 
-    def forward(self, batch: GradientBatch) -> Tensor:
-        groups = [members.nonzero().squeeze(1) for members in batch.groups().unbind(1)]
-        terms = [self._criterion(batch.jacobian, members) for members in groups]
-        return torch.stack(terms).mean() if terms else batch.zero()
-
-    def _criterion(self, jacobian: PerSampleJacobian, members: Tensor) -> Tensor:
-        half = len(members) // 2
-        first, second = (_mean_gradient(jacobian, some) for some in (members[:half], members[half : 2 * half]))
-        return functional.minibatch_similarity_loss(first, second, half)
+    def compute(self, batch: GradientBatch) -> Tensor:
+        finite = batch.all_gradients.finite()
+        halves = [half for members in batch.groups(finite).unbind(1) for half in _halves(members)]
+        if not halves:
+            return batch.zero()
+        means = [_mean_gradient(some) for some in batch.gradients_of(finite).split(halves)]
+        pairs = zip(means[::2], means[1::2], halves[::2], strict=True)
+        terms = [functional.minibatch_similarity_loss(first, second, len(half)) for first, second, half in pairs]
+        return torch.stack(terms).mean()
 
 
 class DensityLoss(AbstractSimilarityLoss):
@@ -152,11 +160,11 @@ class DensityLoss(AbstractSimilarityLoss):
         self.target = target
         self.reduction = check_choice("reduction", reduction, ("mean", "sum"))
 
-    def forward(self, batch: GradientBatch) -> Tensor:
+    def compute(self, batch: GradientBatch) -> Tensor:
         size = batch.jacobian.num_samples
         if not size:
             return batch.zero()
-        counts = kernel_sums(batch.jacobian, batch.outputs.new_ones(size, 1)).squeeze(1)
+        counts = kernel_sums(batch.jacobian, batch.outputs.new_ones(size, 1), batch.unit).squeeze(1)
         return functional.density_loss(counts / size, self.target, self.reduction)
 
 
@@ -189,12 +197,14 @@ class InvarianceLoss(AbstractSimilarityLoss):
         self.transform = transform
         self.per_sample = per_sample
 
-    def forward(self, batch: GradientBatch) -> Tensor:
+    def compute(self, batch: GradientBatch) -> Tensor:
         other = batch.with_inputs(transformed(batch.inputs, self.transform, self.per_sample))
+        for some in (batch, other):
+            some.all_gradients.hold_formed()
         both = batch.usable & other.usable
         if not bool(both.any()):
             return batch.zero()
-        pairs = (some.all_gradients if bool(both.all()) else some.all_gradients.select(both) for some in (batch, other))
+        pairs = (some.gradients_of(both) for some in (batch, other))
         return functional.pair_similarity_loss(pair_similarity(*pairs))
 
 
@@ -208,7 +218,7 @@ class TangentLoss(AbstractSimilarityLoss):
         operators: one e or several: inputs -> directions of the same shape, for example (T_ε(x) − x)/ε.
 
     Raises:
-        ValueError: without an operator; later, if an operation of the model has no forward-mode derivative.
+        ValueError: without an operator; later, if a direction does not have the shape of the inputs.
 
     Source: Charpiat et al., NeurIPS 2019, section 5.1 of the supplementary material.
 
@@ -222,18 +232,30 @@ class TangentLoss(AbstractSimilarityLoss):
 
     def __init__(self, operators: Callable[[Any], Any] | Iterable[Callable[[Any], Any]]) -> None:
         super().__init__()
-        self.operators = [operators] if callable(operators) else list(operators)
+        self.operators = [operators] if callable(operators) else list(operators) if isinstance(operators, Iterable) else []
         if not self.operators or not all(callable(operator) for operator in self.operators):
             raise expected("operators", "a function of the inputs, or several", repr(operators))
 
-    def forward(self, batch: GradientBatch) -> Tensor:
+    def compute(self, batch: GradientBatch) -> Tensor:
         terms = [self._criterion(batch, operator(batch.inputs)) for operator in self.operators]
         return torch.stack(terms).mean()
 
     def _criterion(self, batch: GradientBatch, direction: Any) -> Tensor:
-        tangent = batch.operator.tangent(batch.inputs, direction, batch.given_labels)
-        squares = tangent.gram().diagonal(dim1=1, dim2=2).sum(1)
-        return squares[torch.isfinite(squares)].sum() / max(1, len(squares))
+        squares = _squared_speed(batch.operator, batch.inputs, direction, batch.labels)
+        finite = torch.isfinite(squares)
+        if not bool(finite.all()):  # 0 · NaN is NaN: a backward pass must not come near a sample that is not finite.
+            if not bool(finite.any()):
+                return batch.zero()
+            kept, size = finite.nonzero().squeeze(1), len(finite)
+            labels = None if batch.labels is None else batch.labels[kept.to(batch.labels.device)]
+            squares = _squared_speed(batch.operator, take(batch.inputs, kept, size), take(direction, kept, size), labels)
+        return squares.mean()
+
+
+def _squared_speed(operator: JacobianOperator, inputs: Any, direction: Any, labels: Tensor | None) -> Tensor:
+    """Return ‖∂_x ∇_θ f(x_i) · e_i‖² of each sample, shape (B,), summed over the directions of the outputs."""
+    tangent = operator.tangent(inputs, direction, labels)
+    return tangent.gram().diagonal(dim1=1, dim2=2).sum(1)
 
 
 def transformed(inputs: Any, transform: Callable[[Any], Any], per_sample: bool = True) -> Any:
@@ -246,12 +268,22 @@ def transformed(inputs: Any, transform: Callable[[Any], Any], per_sample: bool =
         if not isinstance(inputs, Tensor):
             remedy = "Pass `per_sample=False` and a transform of the whole batch."
             raise expected("inputs", "one tensor, to be transformed sample by sample", type(inputs).__name__, remedy)
-        moved: Any = torch.stack([transform(sample) for sample in inputs])
-    else:
-        moved = transform(inputs)
-    if batch_size(moved) != batch_size(inputs):
+        samples = [transform(sample) for sample in inputs]
+        for sample in samples:
+            _check_alike(sample, inputs[0])
+        return torch.stack(samples)
+    moved = transform(inputs)
+    if isinstance(inputs, Tensor):
+        _check_alike(moved, inputs)
+    elif batch_size(moved) != batch_size(inputs):
         raise expected("transform", f"a function that returns {batch_size(inputs)} samples", f"{batch_size(moved)}")
     return moved
+
+
+def _check_alike(moved: Any, given: Tensor) -> None:
+    if not isinstance(moved, Tensor) or moved.shape != given.shape:
+        got = f"shape {tuple(moved.shape)}" if isinstance(moved, Tensor) else type(moved).__name__
+        raise expected("transform", f"a function that returns shape {tuple(given.shape)}, as it was given", got)
 
 
 def _circles(members: Tensor) -> tuple[Tensor, Tensor]:
@@ -265,9 +297,15 @@ def _circles(members: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def _mean_gradient(jacobian: PerSampleJacobian, members: Tensor) -> Tensor:
-    """Return the mean over some samples of their gradients as they are, of all directions one after the other."""
-    some = jacobian.select(members)
-    identity = torch.eye(jacobian.num_directions).to(jacobian.outputs).expand(len(members), -1, -1)
-    sums = some.weighted_sum(identity)
-    return torch.cat([value.flatten() for value in sums.values()]) / len(members)
+def _halves(members: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two halves of the samples of a group, of the same size."""
+    samples = members.nonzero().squeeze(1)
+    half = len(samples) // 2
+    return samples[:half], samples[half : 2 * half]
+
+
+def _mean_gradient(jacobian: PerSampleJacobian) -> Tensor:
+    """Return the mean of the gradients as they are, of all directions one after the other."""
+    identity = torch.eye(jacobian.num_directions).to(jacobian.outputs).expand(jacobian.num_samples, -1, -1)
+    sums = jacobian.weighted_sum(identity)
+    return torch.cat([value.flatten() for value in sums.values()]) / jacobian.num_samples

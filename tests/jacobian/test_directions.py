@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_netsim import NetsimError
 from lightning_netsim.jacobian import Directions, JacobianOperator, per_sample_jacobian
 from tests import cases, oracles
 
@@ -21,6 +22,7 @@ OUTPUTS = torch.randn(6, 10, generator=torch.Generator().manual_seed(2))
         ("auto", "auto", 4),
         (3, "random", 3),
         (torch.eye(10)[:, :2], "matrix", 2),
+        ("contrast", "contrast", 1),
         ("predicted", "predicted", 1),
         ("target", "target", 1),
         (torch.tanh, "function", None),
@@ -88,12 +90,61 @@ def test_predicted_and_target_classes() -> None:
     torch.testing.assert_close(found.double(), everything[rows, labels], rtol=0, atol=1e-6)
 
 
+def test_contrasts_with_the_mean_of_the_other_outputs() -> None:
+    model, inputs = cases.build("mlp_10")
+    everything, labels = oracles.loop_jacobian(model, inputs), torch.tensor([3, 1, 4, 1, 5, 9, 2])
+    found = JacobianOperator(model, directions="contrast")(inputs, labels).materialize()[:, 0]
+    wanted = torch.stack(
+        [jacobian[y] - (jacobian.sum(0) - jacobian[y]) / 9 for jacobian, y in zip(everything, labels, strict=True)]
+    )
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-6)
+    # Within one class it is the same function for every sample: a matrix.
+    matrix = torch.full((10, 1), -1 / 9)
+    matrix[4] = 1
+    same = JacobianOperator(model, directions="contrast")(inputs, torch.full((7,), 4))
+    torch.testing.assert_close(same.materialize(), JacobianOperator(model, directions=matrix)(inputs).materialize())
+
+
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_contrasts_do_not_depend_on_a_common_shift(shift: float) -> None:
+    labels = torch.tensor([0, 9, 4, 4, 7, 1])
+    found = Directions("contrast").project(OUTPUTS + shift, labels)
+    wanted = torch.cat([oracles.contrast(OUTPUTS[i : i + 1], int(labels[i])) for i in range(6)])
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_the_contrast_of_a_single_output_is_that_output() -> None:
+    outputs = OUTPUTS[:, :1]
+    assert torch.equal(Directions("contrast").project(outputs, torch.zeros(6).long()), outputs)
+
+
+@pytest.mark.parametrize("labels", [None, [0] * 6, torch.zeros(6), torch.zeros(5).long(), torch.zeros(6, 1).long()])
+def test_contrasts_without_class_indices_are_refused(labels: Any) -> None:
+    message = (
+        r'Expected `labels` to be class indices of shape \(6,\) for directions="contrast", but got .*\. Choose other directions'
+    )
+    with pytest.raises(ValueError, match=message):
+        Directions("contrast").project(OUTPUTS, labels)
+
+
+@pytest.mark.parametrize("directions", ["contrast", "target"])
+@pytest.mark.parametrize("label", [10, -1])
+def test_a_class_that_no_output_stands_for_is_refused_in_one_sentence(directions: str, label: int) -> None:
+    with pytest.raises(NetsimError, match="Expected `labels` to be") as caught:
+        Directions(directions).project(OUTPUTS, torch.tensor([0, 1, 2, 3, 4, label]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("directions", ["contrast", "target"])
 @pytest.mark.parametrize("name", ["gru", "tied_through_function"])
-def test_target_classes_on_the_paths_without_factors(name: str) -> None:
+def test_target_classes_on_the_paths_without_factors(name: str, directions: str) -> None:
     model, inputs = cases.build(name)
     labels = torch.tensor([1, 0, 1, 1, 0])
-    operator = JacobianOperator(model, directions="target")
-    wanted = oracles.loop_jacobian(model, inputs)[torch.arange(5), labels]
+    operator = JacobianOperator(model, directions=directions)
+    everything = oracles.loop_jacobian(model, inputs)
+    wanted = everything[torch.arange(5), labels]
+    if directions == "contrast":
+        wanted = wanted - (everything.sum(1) - wanted) / (everything.shape[1] - 1)
     torch.testing.assert_close(operator(inputs, labels).materialize()[:, 0].double(), wanted, rtol=0, atol=1e-5)
     last = {operator.ownership.path(parameter).method.name for parameter in operator.ownership.parameters}
     assert last & {"MODULE_LOOP", "MODEL_VMAP"}

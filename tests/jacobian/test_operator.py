@@ -408,3 +408,95 @@ def test_a_coarse_sum_in_the_reference_is_no_reason_to_refuse(pixels: int) -> No
         warnings.simplefilter("error")
         operator.prepare(torch.randn(8, 3, pixels, pixels))
     assert operator.ownership.methods() == {"layer": 6}
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("name", [name for name in cases.CASES if name not in cases.LARGE])
+def test_a_pass_that_somebody_else_runs_gives_the_same(name: str, create_graph: bool) -> None:
+    model, inputs = cases.build(name)
+    operator = JacobianOperator(model, create_graph=create_graph)
+    operator.prepare(inputs)
+    with operator.watch() as calls:
+        outputs = oracles._call(model, inputs)
+    found = operator.read(calls, outputs, inputs)
+    close(found.materialize().detach(), oracles.loop_jacobian(model, inputs))
+    assert torch.equal(found.outputs, outputs)
+    assert found.outputs.requires_grad == create_graph
+
+
+def test_a_watched_pass_shares_its_graph_with_the_task() -> None:
+    model, inputs = cases.build("prelu")
+    labels = torch.tensor([0, 1, 1, 0, 1])
+    operator = JacobianOperator(model, directions="contrast", create_graph=True)
+    operator.prepare(inputs, labels)
+    with operator.watch() as calls:
+        outputs = model(inputs)
+    energy = operator.read(calls, outputs, inputs, labels).gram().sum()
+    (nn.functional.cross_entropy(outputs, labels) + energy).backward()
+    found = [parameter.grad for parameter in model.parameters()]
+    again = operator(inputs, labels).gram().sum() + nn.functional.cross_entropy(model(inputs), labels)
+    for got, wanted in zip(found, torch.autograd.grad(again, list(model.parameters())), strict=True):
+        assert got is not None
+        close(got, wanted)
+
+
+def test_what_follows_a_watched_pass_does_not_disturb_it() -> None:
+    model, inputs = cases.build("conv2d")
+    operator = JacobianOperator(model)
+    operator.prepare(inputs)
+    wanted = operator(inputs).materialize()
+    with operator.watch() as calls:
+        outputs = model(inputs)
+    model(2 * inputs)
+    assert torch.equal(operator.read(calls, outputs, inputs).materialize(), wanted)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_hooks_are_gone_and_attention_is_as_before_after_an_error_in_the_watched_pass() -> None:
+    model, inputs = cases.build("attention")
+    operator, fast_path = JacobianOperator(model), torch.backends.mha.get_fastpath_enabled()
+    operator.prepare(inputs)
+
+    def fail() -> None:
+        with operator.watch():
+            assert not torch.backends.mha.get_fastpath_enabled()
+            model(inputs)
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"):
+        fail()
+    assert not any(module._forward_hooks for module in model.modules())
+    assert torch.backends.mha.get_fastpath_enabled() == fast_path
+
+
+@pytest.mark.parametrize("name", ["attention", "transformer_layer"])
+def test_attention_in_a_watched_pass_can_be_differentiated_twice(name: str) -> None:
+    model, inputs = cases.build(name)
+    operator = JacobianOperator(model, create_graph=True)
+    operator.prepare(inputs)
+    with operator.watch() as calls:
+        outputs = model(inputs)
+    found = torch.autograd.grad(operator.read(calls, outputs, inputs).gram().sum(), list(model.parameters()), allow_unused=True)
+    wanted = torch.autograd.grad(operator(inputs).gram().sum(), list(model.parameters()), allow_unused=True)
+    for got, right in zip(found, wanted, strict=True):
+        assert (got is None) == (right is None)
+        if got is not None and right is not None:
+            close(got, right)
+
+
+def test_a_pass_without_a_graph_cannot_be_read() -> None:
+    model, inputs = cases.build("mlp_2")
+    operator = JacobianOperator(model)
+    operator.prepare(inputs)
+    with operator.watch() as calls, torch.no_grad():
+        outputs = model(inputs)
+    with pytest.raises(ValueError, match="Expected `outputs` to be differentiable, but got no gradient"):
+        operator.read(calls, outputs, inputs)
+    with operator.watch() as calls:
+        pass
+    with pytest.raises(ValueError, match="Expected `forward` to be a function that runs the modules of `model`"):
+        operator.read(calls, model(inputs), inputs)
+    with operator.watch() as calls:
+        outputs = model(inputs)
+    with pytest.raises(ValueError, match=r"Expected `outputs` to be a floating-point tensor of shape \(B, D\)"):
+        operator.read(calls, outputs[:, 0], inputs)

@@ -47,7 +47,7 @@ class Regularized(SimilarityMixin, Plain):
 class OutputNorm(AbstractSimilarityLoss):
     """A criterion whose value and gradient are known: the mean squared output."""
 
-    def forward(self, batch: GradientBatch) -> Tensor:
+    def compute(self, batch: GradientBatch) -> Tensor:
         return batch.outputs.square().mean()
 
 

@@ -108,9 +108,9 @@ def test_the_term_is_thinned_out(every: int, steps: list[int]) -> None:
     seen: list[int] = []
 
     class Noting(OutputNorm):
-        def forward(self, batch: Any) -> Tensor:
+        def compute(self, batch: Any) -> Tensor:
             seen.append(module.global_step)
-            return super().forward(batch)
+            return super().compute(batch)
 
     module = Regularized(criterion=Noting(), similarity_every_n_steps=every)
     trainer(max_epochs=2).fit(module, loader())
@@ -121,9 +121,9 @@ def test_a_schedule_is_followed_and_logged_and_weight_zero_costs_nothing() -> No
     seen: list[int] = []
 
     class Noting(OutputNorm):
-        def forward(self, batch: Any) -> Tensor:
+        def compute(self, batch: Any) -> Tensor:
             seen.append(module.global_step)
-            return super().forward(batch)
+            return super().compute(batch)
 
     module = Regularized(criterion=Noting(), similarity_weight=[[1, 0.0], [3, 1.0]])
     fitting = trainer(max_epochs=2)
