@@ -140,7 +140,7 @@ def minibatch_similarity_loss(first: Tensor, second: Tensor, batch_size: int) ->
     Source: Charpiat et al., NeurIPS 2019, section 5 of the supplementary material.
 
     Example:
-        >>> minibatch_similarity_loss(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.0]), batch_size=4).item()
+        >>> round(minibatch_similarity_loss(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.0]), batch_size=4).item(), 5)
         2.0
     """
     first = upcast(check_tensor("first", first, 1, like="(P,)"))
