@@ -133,3 +133,51 @@ def test_module_is_a_command() -> None:
     command = [sys.executable, "-m", "lightning_netsim", "--version"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == f"netsim lightning_netsim {__version__}"
+
+
+CRITERIA = {
+    "PairSimilarityLoss": "",
+    "MinibatchSimilarityLoss": "",
+    "InvarianceLoss": "transform: {class_path: torchvision.transforms.v2.RandomAffine, init_args: {degrees: [-20, 20]}}",
+    "TangentLoss": "operators: [torch.nn.functional.silu]",
+    "DensityLoss": "target: 0.4",
+}
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_every_criterion_runs_from_yaml(name: str, run: Run, tmp_path: Path) -> None:
+    criterion = f"{{class_path: {name}, init_args: {{{CRITERIA[name]}}}}}"
+    (tmp_path / "criterion.yaml").write_text(
+        f"model: {{class_path: SimilarityClassifier, init_args: {{criterion: {criterion}}}}}\ndata: DigitsDataModule\n",
+        encoding="utf-8",
+    )
+    cli = run("fit", "--config=plain.yaml", "--config=criterion.yaml", *SMALL)
+    assert type(cli.model.similarity_criterion).__name__ == name
+    assert torch.isfinite(cli.trainer.callback_metrics["netsim/similarity_loss"])
+    checkpoint = cli.trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+    again = type(cli.model).load_from_checkpoint(checkpoint)
+    assert repr(again.similarity_criterion) == repr(cli.model.similarity_criterion)
+
+
+def test_a_run_draws_by_the_counts_of_another(run: Run, tmp_path: Path) -> None:
+    config = f"--config={CONFIGS / 'density.yaml'}"
+    whole = [option for option in SMALL if "limit_" not in option]
+    run("fit", config, *whole)
+    again = run("fit", config, *whole, "--data.counts=runs/density/version_0", "--trainer.callbacks=null")
+    counts = again.datamodule.train_sampler.counts
+    order = again.datamodule.train_sampler.order(0)
+    assert (counts[order].diff() >= 0).all()
+    assert len(order) == len(again.datamodule.train_set)
+
+
+def test_options_of_the_mixin_are_options_of_the_command(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run("fit", "--model.help=SimilarityClassifier")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--model.criterion", "--model.similarity_weight", "--model.similarity_parameters", "--model.network"):
+        assert option in text
+    cli = run(
+        "fit", "--config=plain.yaml", "--model=SimilarityClassifier", "--model.similarity_weight=[[0,0.1],[9,0.2]]", *SMALL
+    )
+    assert cli.trainer.callback_metrics["netsim/similarity_weight"] == pytest.approx(0.1 + 0.1 / 9)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from lightning_netsim import SimilarityMonitor, analyze
 from lightning_netsim.features import GradientFeatures
-from lightning_netsim.jacobian import trees
+from lightning_netsim.jacobian import JacobianOperator, trees
+from lightning_netsim.losses import (
+    AbstractSimilarityLoss,
+    DensityLoss,
+    GradientBatch,
+    GroupSimilarityLoss,
+    MinibatchSimilarityLoss,
+)
 from lightning_netsim.measurement import measure_similarity
 from lightning_netsim.plan import SweepSettings, memory_budget
 from lightning_netsim.rates import measure_rates
@@ -18,6 +27,8 @@ from lightning_netsim.sources import from_loader
 from tests import cases
 from tests.callbacks.small import Small, points
 from tests.measuring import classifier, loader
+from tests.mixins.modules import Regularized, trainer
+from tests.mixins.modules import loader as regularized_loader
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
@@ -89,3 +100,28 @@ def test_a_chunk_that_does_not_fit_is_halved() -> None:
         assert analysis.meta["plan"]["chunk_size"] < 64
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.parametrize("criterion", [GroupSimilarityLoss(), MinibatchSimilarityLoss(), DensityLoss(0.5)])
+@pytest.mark.parametrize("name", ["conv2d", "batch_norm", "attention", "embedding", "layer_norm"])
+def test_criteria_and_their_gradients_are_those_of_the_cpu(name: str, criterion: AbstractSimilarityLoss) -> None:
+    model, inputs = cases.build(name)
+    labels = torch.arange(trees.batch_size(inputs) or 0) % 2
+
+    def differentiated(device: torch.device) -> Tensor:
+        there = copy.deepcopy(model).to(device)
+        operator = JacobianOperator(there, directions=1, create_graph=True)
+        loss = criterion(GradientBatch(operator, trees.moved(inputs, device), labels.to(device)))
+        found = torch.autograd.grad(loss, list(there.parameters()), allow_unused=True)
+        return torch.cat([loss.reshape(1), *(gradient.flatten() for gradient in found if gradient is not None)]).detach().cpu()
+
+    here = differentiated(torch.device("cpu"))
+    torch.testing.assert_close(differentiated(CUDA), here, rtol=0, atol=1e-4 * max(1.0, float(here.abs().max())))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
+def test_a_regularized_module_trains_there(precision: Any) -> None:
+    module = Regularized(norm=True)
+    fitting = trainer(max_epochs=2, accelerator="gpu", devices=1, precision=precision)
+    fitting.fit(module, regularized_loader())
+    assert -1.01 <= float(fitting.callback_metrics["netsim/similarity_loss"]) < 0

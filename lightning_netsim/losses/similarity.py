@@ -190,7 +190,7 @@ class InvarianceLoss(AbstractSimilarityLoss):
         -1.0
     """
 
-    def __init__(self, transform: Callable[[Tensor], Tensor], per_sample: bool = True) -> None:
+    def __init__(self, transform: Callable[..., Any], per_sample: bool = True) -> None:
         super().__init__()
         if not callable(transform):
             raise expected("transform", "a function of a tensor", type(transform).__name__)
@@ -215,7 +215,7 @@ class TangentLoss(AbstractSimilarityLoss):
     of image translation, ∇_x of the image: image intensities are too irregular for it.
 
     Args:
-        operators: one e or several: inputs -> directions of the same shape, for example (T_ε(x) − x)/ε.
+        operators: several e, or one alone: inputs -> directions of the same shape, for example (T_ε(x) − x)/ε.
 
     Raises:
         ValueError: without an operator; later, if a direction does not have the shape of the inputs.
@@ -230,8 +230,9 @@ class TangentLoss(AbstractSimilarityLoss):
         3.0
     """
 
-    def __init__(self, operators: Callable[[Any], Any] | Iterable[Callable[[Any], Any]]) -> None:
+    def __init__(self, operators: list[Callable[..., Any]]) -> None:
         super().__init__()
+        # One alone is not in the signature: LightningCLI cannot write such a union into a configuration.
         self.operators = [operators] if callable(operators) else list(operators) if isinstance(operators, Iterable) else []
         if not self.operators or not all(callable(operator) for operator in self.operators):
             raise expected("operators", "a function of the inputs, or several", repr(operators))

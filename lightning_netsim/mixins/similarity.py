@@ -26,7 +26,7 @@ from lightning_netsim.mixins.regularized import AbstractRegularizer, Regularized
 from lightning_netsim.mixins.schedule import ScheduleLike
 
 #: What a criterion is: gradients of a batch in, a scalar out.
-Criterion = AbstractSimilarityLoss | Callable[[GradientBatch], Tensor]
+Criterion = AbstractSimilarityLoss | Callable[..., Any]
 
 
 class SimilarityMixin(RegularizedModule):
@@ -88,8 +88,14 @@ class SimilarityMixin(RegularizedModule):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.similarity_criterion = _criterion(criterion)
-        settings = (similarity_directions, similarity_parameters, similarity_seed)
-        regularizer = SimilarityRegularizer(self.similarity_criterion, settings, similarity_weight, similarity_every_n_steps)
+        regularizer = SimilarityRegularizer(
+            self.similarity_criterion,
+            similarity_weight,
+            similarity_every_n_steps,
+            directions=similarity_directions,
+            parameters=similarity_parameters,
+            seed=similarity_seed,
+        )
         self._regularizers.append(regularizer)
 
 
@@ -98,34 +104,49 @@ class SimilarityRegularizer(AbstractRegularizer):
 
     Args:
         criterion: of the gradients of a batch.
-        settings: directions (None: by the labels), parameters and seed.
         weight: of the term.
         every_n_steps: how often it is added.
+        directions: which functions of the outputs are differentiated; None to choose by the labels.
+        parameters: of which the gradients are compared.
+        seed: of random directions.
     """
 
     def __init__(
         self,
         criterion: Criterion,
-        settings: tuple[str | int | None, str | list[str], int],
         weight: ScheduleLike,
         every_n_steps: int,
+        *,
+        directions: str | int | None,
+        parameters: str | list[str],
+        seed: int,
     ) -> None:
         super().__init__("similarity", weight, every_n_steps)
         self._criterion = criterion
-        self._directions, self._parameters, self._seed = settings
-        if self._directions is not None:
-            Directions(self._directions, self._seed)
+        self._directions, self._parameters, self._seed = directions, parameters, seed
+        if directions is not None:
+            Directions(directions, seed)
         self._operator: JacobianOperator | None = None
+        self._prepared_for: list[int] = []
         self._said: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the operator behind: a copy of the module, as for averaged weights, needs one of its own."""
+        return {**vars(self), "_operator": None, "_prepared_for": []}
 
     @contextmanager
     def watch(self, module: LightningModule, batch: Any, batch_idx: int) -> Iterator[Term]:
         run = _Run(module, batch, batch_idx)
-        if self._operator is None:
-            self._operator = self._prepare(run)
-        operator, reason = self._operator, _why_run_again(module)
+        operator, reason = self._operator_for(run), _why_run_again(module)
         with nullcontext() if reason else run.watched(operator):
             yield lambda: self._criterion(self._gradients(run, operator, reason))
+
+    def _operator_for(self, run: _Run) -> JacobianOperator:
+        """Return the operator, made anew where other parameters are trained than before, as after a backbone is unfrozen."""
+        trained = [id(parameter) for parameter in run.module.parameters() if parameter.requires_grad]
+        if self._operator is None or trained != self._prepared_for:
+            self._operator, self._prepared_for = self._prepare(run), trained
+        return self._operator
 
     def _prepare(self, run: _Run) -> JacobianOperator:
         """Return the operator, after a look at the model on a few samples that leaves it as it was."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -291,3 +292,21 @@ def test_gradient_accumulation_and_clipping_see_the_whole_loss() -> None:
     optimizer.step()
     for name, value in one.state_dict().items():
         torch.testing.assert_close(value, two.state_dict()[name])
+
+
+def test_parameters_that_are_unfrozen_are_compared_from_then_on() -> None:
+    module = Regularized(similarity_weight=1.0)
+    module.net[0].requires_grad_(False)
+    module.training_step(batch(), 0)
+    module.net[0].requires_grad_(True)
+    loss = module.training_step(batch(), 1)
+    assert_same_gradients(module, loss, expected_step(module, GroupSimilarityLoss(), weight=1.0))
+
+
+def test_a_copy_compares_its_own_parameters() -> None:
+    module = Regularized(similarity_weight=1.0)
+    module.training_step(batch(), 0)
+    copy = deepcopy(module)
+    with torch.no_grad():
+        copy.net[0].weight.mul_(2)
+    assert_same_gradients(copy, copy.training_step(batch(), 0), expected_step(copy, GroupSimilarityLoss(), weight=1.0))
