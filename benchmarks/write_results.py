@@ -278,8 +278,8 @@ STEPS = {
 def similarity_cost_section(figures: Figures) -> Iterator[str]:
     yield (
         f"A training step (forward, backward, Adam) of {figures['images']} MNIST images, {figures['num_parameters']:,} "
-        f"parameters, one direction. Medians of {figures['rounds']} interleaved rounds. In float64, the exact criterion and its gradient agree "
-        f"with those by `vmap(grad)` to {figures['disagreement']:.0e}."
+        f"parameters, one direction. Medians of {figures['rounds']} interleaved rounds. In float64, the exact criterion and "
+        f"its gradient agree with those by `vmap(grad)` to {figures['disagreement']:.0e}."
     )
     seconds = figures["median_seconds"]
     ratios = {name: 1.0 if name == "plain" else figures[f"{name}_ratio"] for name in seconds}
