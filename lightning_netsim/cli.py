@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
+from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -14,6 +16,17 @@ from lightning_netsim._checks import NetsimError
 from lightning_netsim.verbs import NetsimTrainer
 
 _VERBS = ("neighbors", "transfer")
+
+
+def _read_number(value: Any) -> numbers.Number:
+    """Return a number of a configuration; what is none is refused."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Number):
+        raise ValueError(f"{value!r} is not a number")
+    return value
+
+
+# What transforms of torchvision are annotated with, and jsonargparse could otherwise not write into `config.yaml`.
+register_type(numbers.Number, serializer=lambda number: number, deserializer=_read_number, fail_already_registered=False)
 
 
 class NetsimCLI(LightningCLI):

@@ -112,11 +112,10 @@ class Normalization:
     def of(cls, jacobian: PerSampleJacobian) -> Normalization:
         """Return the normalization of the samples of a Jacobian."""
         gram, floor = accurate_gram(jacobian)
-        root, rank = inverse_root(gram, floor)
+        root, rank = scaled_root(gram, floor)
         dtype = jacobian.outputs.dtype
-        scale = rank.clamp_min(1).to(root.dtype).sqrt()[:, None, None]
         norm = gram.diagonal(dim1=1, dim2=2).sum(1).sqrt()
-        return cls((root / scale).to(dtype), rank, norm.to(dtype))
+        return cls(root.to(dtype), rank, norm.to(dtype))
 
 
 class GradientFeatureBatch(AbstractFeatureBatch):
@@ -186,6 +185,12 @@ class GradientFeatureBatch(AbstractFeatureBatch):
     def energy(self) -> dict[str, float]:
         """Return the mean share of ‖φ‖² = 1 that lies in each parameter tensor."""
         return self.unit.energy()
+
+
+def scaled_root(gram: Tensor, floor: float | None) -> tuple[Tensor, Tensor]:
+    """Return M/√r of Gram matrices (B, d, d), differentiable, and the ranks r, shape (B,)."""
+    root, rank = inverse_root(gram, floor)
+    return root / rank.clamp_min(1).to(root.dtype).sqrt()[:, None, None], rank
 
 
 def accurate_gram(jacobian: PerSampleJacobian) -> tuple[Tensor, float | None]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_netsim._checks import check_numbers, check_positive_int, check_same_size, check_tensor, expected
+from lightning_netsim._checks import check_choice, check_numbers, check_positive_int, check_same_size, check_tensor, expected
 from lightning_netsim.functional._precision import upcast
 
 
@@ -75,7 +75,7 @@ def group_similarity_loss(similarity: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         similarity: shape (B, B), k of all pairs; rows and columns of NaN stand for samples that were left out.
-        labels: shape (B,), the group of each sample.
+        labels: shape (B,), the group of each sample; negative for a sample without one.
 
     Returns:
         A scalar in [-1, 1]; zero, on the graph, where no group has two samples.
@@ -109,14 +109,14 @@ def group_members(labels: Tensor) -> Tensor:
     """Return which samples belong to each group of two or more, shape (B, number of such groups), bool.
 
     Args:
-        labels: shape (B,), the group of each sample.
+        labels: shape (B,), the group of each sample; one with a negative label, as unlabeled samples have, belongs to none.
 
     Example:
         >>> group_members(torch.tensor([7, 8, 7])).tolist()
         [[True], [False], [True]]
     """
     groups, sizes = torch.unique(labels, return_counts=True)
-    members: Tensor = labels.unsqueeze(1) == groups[sizes > 1]
+    members: Tensor = labels.unsqueeze(1) == groups[(sizes > 1) & (groups >= 0)]
     return members
 
 
@@ -178,11 +178,10 @@ def density_loss(fraction: Tensor, target: float | Sequence[float], reduction: s
         0.01
     """
     fraction = upcast(check_tensor("fraction", fraction, 1, like="(B,)"))
+    check_choice("reduction", reduction, ("mean", "sum"))
     low, high = density_range(target)
     distance = fraction - fraction.detach().clamp(low, high)
     squares = distance[~distance.isnan()].square()
-    if reduction not in ("mean", "sum"):
-        raise expected("reduction", "'mean' or 'sum'", repr(reduction))
     return squares.sum() / (max(1, len(squares)) if reduction == "mean" else 1)
 
 

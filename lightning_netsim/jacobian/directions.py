@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lightning_netsim._checks import check_choice, check_positive_int, check_tensor, expected
 
-#: What `directions=` accepts: a name, a number of random directions, a (D, d) matrix, or a function of the outputs.
-DirectionsLike = str | int | Tensor | Callable[[Tensor], Tensor]
+#: What `directions=` accepts: a number of random directions, a name, a (D, d) matrix, or a function of the outputs. Numbers
+#: come first: jsonargparse takes the first type that fits.
+DirectionsLike = int | str | Tensor | Callable[[Tensor], Tensor]
 
 NAMES = ("all", "auto", "contrast", "predicted", "target")
 AUTO_DIRECTIONS = 4

@@ -17,11 +17,11 @@ from lightning_netsim._checks import expected
 from lightning_netsim.jacobian import trees
 from lightning_netsim.jacobian.assembly import Pass, find_factors
 from lightning_netsim.jacobian.capture import Call, Capture, capture, differentiable, watch, without_inference
-from lightning_netsim.jacobian.composed import ComposedNormalizations
 from lightning_netsim.jacobian.directions import Directions, DirectionsLike
 from lightning_netsim.jacobian.fallbacks import plain_attention
 from lightning_netsim.jacobian.ownership import Method, Ownership
 from lightning_netsim.jacobian.per_sample import PerSampleJacobian
+from lightning_netsim.jacobian.tangents import ComposedNormalizations, forward_derivatives
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class JacobianOperator:
     def read(
         self, calls: dict[nn.Module, list[Call]], outputs: Tensor, inputs: Any, labels: Tensor | None = None
     ) -> PerSampleJacobian:
-        """Return the per-sample Jacobian from a forward pass that `watch` has recorded, after `prepare`.
+        """Return the per-sample Jacobian from a forward pass that `watch` has recorded.
 
         Args:
             calls: what `watch` recorded.
@@ -120,6 +120,8 @@ class JacobianOperator:
             inputs: the batch, as `forward` takes it; run again for parameters that have no factored form.
             labels: as in a call.
         """
+        if not self._prepared:  # As after a first batch with nothing finite in it.
+            self.prepare(inputs, labels)
         with _exact(self.model, self.create_graph):
             return _complete(self._assemble(Capture(_read_outputs(outputs), calls), inputs, labels, self.create_graph))
 
@@ -145,7 +147,7 @@ class JacobianOperator:
             moving = trees.map_leaves(lambda leaf: leaves.get(id(leaf), leaf), inputs)
             jacobian = _complete(self._jacobian(moving, labels, create_graph=True))
             kept = [*jacobian.parts, jacobian.outputs]
-            motion = _forward_derivatives(kept, [leaves[id(leaf)] for leaf, _ in pairs], [e for _, e in pairs])
+            motion = forward_derivatives(kept, [leaves[id(leaf)] for leaf, _ in pairs], [e for _, e in pairs])
             outputs = torch.zeros_like(jacobian.outputs) if motion[-1] is None else motion[-1]
             moved = jacobian.derivative(motion[:-1], outputs)
         return moved if self.create_graph else moved.detached()
@@ -321,22 +323,6 @@ def per_sample_jacobian(
     """
     operator = JacobianOperator(model, forward, directions, parameters, seed, create_graph)
     return operator(inputs)
-
-
-def _forward_derivatives(values: list[Tensor], inputs: list[Tensor], motion: list[Tensor]) -> list[Tensor | None]:
-    """Return how each value moves as the inputs move by `motion`; None where it does not. Differentiable."""
-    dependent = [value for value in values if value.requires_grad]
-    starts = [torch.zeros_like(value, requires_grad=True) for value in dependent]
-    if not dependent:
-        return [None] * len(values)
-    pulled = torch.autograd.grad(dependent, inputs, starts, create_graph=True, allow_unused=True)
-    reached = [
-        (gradient * moving.to(gradient)).sum() for gradient, moving in zip(pulled, motion, strict=True) if gradient is not None
-    ]
-    if not any(term.requires_grad for term in reached):
-        return [None] * len(values)
-    found = iter(torch.autograd.grad(torch.stack(reached).sum(), starts, create_graph=True, allow_unused=True))
-    return [next(found) if value.requires_grad else None for value in values]
 
 
 def _complete(found: tuple[PerSampleJacobian, dict[str, Exception]]) -> PerSampleJacobian:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_netsim._checks import expected
-from lightning_netsim.features import accurate_gram
-from lightning_netsim.functional import inverse_root
+from lightning_netsim.features import accurate_gram, scaled_root
 from lightning_netsim.jacobian import PerSampleJacobian
 from lightning_netsim.jacobian.capture import full_float32
 
@@ -57,7 +56,7 @@ def pair_similarity(first: PerSampleJacobian, second: PerSampleJacobian) -> Tens
     """
     for jacobian in (first, second):
         jacobian.hold_formed()
-    roots = [_scaled_root(*accurate_gram(jacobian))[0] for jacobian in (first, second)]
+    roots = [scaled_root(*accurate_gram(jacobian))[0] for jacobian in (first, second)]
     products = first.row_inner(second)
     return torch.einsum("iac,iab,ibc->i", roots[0].to(products), products, roots[1].to(products))
 
@@ -79,7 +78,7 @@ class UnitGradients:
             self.jacobian = jacobian.detached()
             self.jacobian.hold_formed()
             self._gram, self._floor = accurate_gram(self.jacobian)
-            root, rank = _scaled_root(self._gram, self._floor)
+            root, rank = scaled_root(self._gram, self._floor)
         self.root, self.usable = root.to(self.jacobian.outputs), rank > 0
 
     def products(self, weights: Tensor) -> Tensor:
@@ -104,7 +103,7 @@ class UnitGradients:
         wanted = torch.einsum("ic,iace->iae", receive, products)
         with torch.enable_grad():  # φ depends on G through its normalization too.
             gram = self._gram.detach().requires_grad_()
-            total = (_scaled_root(gram, self._floor)[0] * wanted).sum()
+            total = (scaled_root(gram, self._floor)[0] * wanted).sum()
         own = torch.autograd.grad(total, gram)[0].to(wanted)
         return self.jacobian.pull(own + own.mT, self._columns(receive), self._columns(send))
 
@@ -160,9 +159,3 @@ def _refuse_second_derivative() -> None:
     if torch.is_grad_enabled():
         remedy = "For second derivatives, use `lightning_netsim.functional` on materialized gradients."
         raise expected("create_graph", "False where a sum of similarities is differentiated", "True", remedy)
-
-
-def _scaled_root(gram: Tensor, floor: float | None) -> tuple[Tensor, Tensor]:
-    """Return M/√r, shape (B, d, d), and r, shape (B,)."""
-    root, rank = inverse_root(gram, floor)
-    return root / rank.clamp_min(1).to(root.dtype).sqrt()[:, None, None], rank

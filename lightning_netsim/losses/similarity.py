@@ -1,7 +1,7 @@
 """Criteria that make a network treat given inputs as the same thing, as modules: gradients of a batch in, a scalar out.
 
-Each is thin over a function of `lightning_netsim.functional.similarity`; what it adds is the fast way from the factored
-gradients of a batch to what that function takes.
+Each computes a function of `lightning_netsim.functional.similarity`; what it adds is the fast way there from the factored
+gradients of a batch, which are not formed as one matrix.
 """
 
 from __future__ import annotations
@@ -26,15 +26,19 @@ from lightning_netsim.losses.kernel_sums import kernel_energies, kernel_sums, pa
 class AbstractSimilarityLoss(nn.Module, ABC):
     """A criterion to be minimized, computed from the gradients of a batch.
 
+    A subclass keeps each argument of its constructor as an attribute of the same name: that is what `config` reads.
+
     Attributes:
-        within_labels: whether only samples of one label are compared, so that the output that is differentiated may depend on
-            it.
+        directions: which functions of the outputs are differentiated by default, see `Directions`: "contrast" for criteria
+            that compare samples of one class, one random direction for others.
     """
 
-    within_labels: ClassVar[bool] = True
+    directions: ClassVar[str | int] = 1
 
     def forward(self, batch: GradientBatch) -> Tensor:
         """Return the criterion, a scalar on the graph; zero, on the graph, where nothing can be compared."""
+        if batch_size(batch.inputs) == 0:
+            return batch.zero()
         with full_float32():
             criterion = self.compute(batch)
             # Where the gradients do not depend on the parameters, as those of a linear model, it is a constant.
@@ -48,17 +52,22 @@ class AbstractSimilarityLoss(nn.Module, ABC):
         """Return the class and its arguments as plain values, in the form in which LightningCLI reads them."""
         kind = type(self)
         names = () if kind.__init__ is nn.Module.__init__ else inspect.signature(kind).parameters
+        for name in names:
+            if not hasattr(self, name):
+                raise expected(kind.__name__, f"a criterion that keeps its argument `{name}` as an attribute", "none")
         arguments = {name: getattr(self, name) for name in names}
         return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.config()["init_args"].items())
+        values = {name: getattr(self, name, ...) for name in inspect.signature(type(self)).parameters}
+        return ", ".join(f"{name}={value!r}" for name, value in values.items() if value is not ...)
 
 
 class PairSimilarityLoss(AbstractSimilarityLoss):
     """Compute −mean k(x_i, x'_i), each sample paired with the next one of its label in the batch.
 
-    n samples of one label form n pairs in a circle (two form one pair). To compare given pairs, label them: the i-th pair by i.
+    n samples of one label form n pairs in a circle (two form one pair). To compare given pairs, label them: the i-th pair by i,
+    with directions other than "contrast", which takes labels for classes.
 
     Source: Charpiat et al., NeurIPS 2019, section 5 of the supplementary material.
 
@@ -69,6 +78,8 @@ class PairSimilarityLoss(AbstractSimilarityLoss):
         >>> round(loss.item(), 5)
         -1.0
     """
+
+    directions = "contrast"
 
     def compute(self, batch: GradientBatch) -> Tensor:
         batch.all_gradients.hold_formed()
@@ -94,6 +105,8 @@ class GroupSimilarityLoss(AbstractSimilarityLoss):
         -1.0
     """
 
+    directions = "contrast"
+
     def compute(self, batch: GradientBatch) -> Tensor:
         members = batch.groups(batch.usable)
         if not members.shape[1]:
@@ -118,6 +131,8 @@ class MinibatchSimilarityLoss(AbstractSimilarityLoss):
         >>> loss.item()
         0.0
     """
+
+    directions = "contrast"
 
     def compute(self, batch: GradientBatch) -> Tensor:
         finite = batch.all_gradients.finite()
@@ -152,8 +167,6 @@ class DensityLoss(AbstractSimilarityLoss):
         0.25
     """
 
-    within_labels = False
-
     def __init__(self, target: float | list[float] = 0.1, reduction: str = "mean") -> None:
         super().__init__()
         functional.density_range(target)
@@ -171,7 +184,8 @@ class DensityLoss(AbstractSimilarityLoss):
 class InvarianceLoss(AbstractSimilarityLoss):
     """Compute −mean k(x_i, T(x_i)): what a group of transformations does to an input shall make no difference.
 
-    Needs no labels, but a second forward pass, of T(x).
+    Needs no labels, but a second forward pass, of T(x). Where the model has dropout in training mode, the two passes draw
+    masks of their own, and invariance to these is asked for too.
 
     Args:
         transform: T, on one sample (a tensor without batch dimension), as those of torchvision v2; or on the whole batch.

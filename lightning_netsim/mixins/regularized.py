@@ -6,19 +6,21 @@ import functools
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, ClassVar
 
+import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_netsim._checks import check_positive_int, expected
-from lightning_netsim.losses import AbstractSimilarityLoss
+from lightning_netsim._checks import NetsimError, check_positive_int, expected
 from lightning_netsim.mixins.schedule import Schedule, ScheduleLike
 
 #: Computes the term once the step has run.
 Term = Callable[[], Tensor]
+#: The key of the mark in the place of a hyperparameter that a checkpoint cannot hold.
+NOT_SAVED = "not_saved"
 
 
 class AbstractRegularizer(ABC):
@@ -32,7 +34,7 @@ class AbstractRegularizer(ABC):
 
     def __init__(self, name: str, weight: ScheduleLike, every_n_steps: int) -> None:
         self.name = name
-        self.weight = Schedule(weight)
+        self.weight = Schedule(weight, f"{name}_weight")
         self.every_n_steps = check_positive_int(f"{name}_every_n_steps", every_n_steps)
 
     def is_due(self, step: int) -> bool:
@@ -81,31 +83,45 @@ class RegularizedModule(LightningModule):
     @automatic_optimization.setter
     def automatic_optimization(self, automatic_optimization: bool) -> None:
         if not automatic_optimization:
-            remedy = "With manual optimization, compute a criterion of `lightning_netsim.losses` in your step and add it there."
-            raise expected("automatic_optimization", "True under a regularizing mixin", "False", remedy)
+            raise _manual_optimization()
         self._automatic_optimization = True
 
     def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
-        """Save hyperparameters as Lightning does; criteria as their class and arguments, which any loader can read."""
+        """Save hyperparameters as Lightning does, criteria as their class and arguments.
+
+        A checkpoint holds plain values: an argument that has no such form, as a function, is marked as missing, and has to be
+        given again to `load_from_checkpoint`.
+        """
         caller = inspect.currentframe()
         kwargs.setdefault("frame", None if caller is None else caller.f_back)
-        with warnings.catch_warnings():  # Criteria do not stay modules there.
+        with warnings.catch_warnings():  # Criteria do not stay modules there, and what cannot be pickled is marked.
             warnings.filterwarnings("ignore", "Attribute '\\w+' is an instance of `nn.Module`")
+            warnings.filterwarnings("ignore", "Attribute '(criterion|\\w+_weight)' removed from hparams")
             super().save_hyperparameters(*args, **kwargs)
         for held in (vars(self)["_hparams"], vars(self)["_hparams_initial"]):
-            held.update({name: value.config() for name, value in held.items() if isinstance(value, AbstractSimilarityLoss)})
+            held.update({name: plain(value) for name, value in held.items() if _is_criterion(value)})
+
+    def _keep_hyperparameters(self, given: Mapping[str, Any]) -> None:
+        """Put arguments in the place of those that `save_hyperparameters` has dropped, where it has saved those beside them."""
+        for held in (vars(self).get("_hparams", {}), vars(self).get("_hparams_initial", {})):
+            if any(name in held for name in given) and "_instantiator" not in held:  # LightningCLI keeps its own, complete.
+                held.update({name: plain(value) for name, value in given.items()})
 
     def _step_with_terms(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._compiler_ctx is not None:
             remedy = "Compile the network inside it instead: `self.network = torch.compile(self.network)`."
             raise expected("model", "an uncompiled module under a regularizing mixin", "one compiled as a whole", remedy)
+        if not self.automatic_optimization:
+            raise _manual_optimization()
         batch, batch_idx = _batch_of(args, kwargs)
         due = [regularizer for regularizer in self._regularizers if regularizer.is_due(self.global_step)]
+        if not torch.is_grad_enabled():  # Validation that runs the training step.
+            due = []
         with ExitStack() as stack:
             terms = [(each, stack.enter_context(each.watch(self, batch, batch_idx))) for each in due]
             result = step(self, *args, **kwargs)
-        if result is None:  # The step is skipped.
-            return None
+        if result is None or (isinstance(result, Mapping) and "loss" not in result):  # Skipped, or Lightning's to refuse.
+            return result
         loss = result["loss"] if isinstance(result, Mapping) else result
         for regularizer, compute in terms:
             term, weight = compute(), regularizer.weight(self.global_step)
@@ -114,6 +130,40 @@ class RegularizedModule(LightningModule):
             if not regularizer.weight.is_constant:
                 self.log(f"netsim/{regularizer.name}_weight", weight)
         return {**result, "loss": loss} if isinstance(result, Mapping) else loss
+
+
+def plain(value: Any) -> Any:
+    """Return a hyperparameter in a form that any loader of checkpoints can read; a mark in the place of what has none."""
+    if _is_criterion(value):
+        value = value.config()
+    if callable(value):
+        return {NOT_SAVED: getattr(value, "__qualname__", type(value).__name__)}
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _is_criterion(value: Any) -> bool:
+    """Return whether a value is a module that knows its class and arguments as plain values."""
+    return isinstance(value, nn.Module) and callable(getattr(value, "config", None))
+
+
+def check_saved(name: str, value: Any) -> None:
+    """Refuse a hyperparameter of a checkpoint that could not hold it."""
+    if isinstance(value, Mapping):
+        if NOT_SAVED in value:
+            got = f"a checkpoint that could not hold `{value[NOT_SAVED]}`"
+            raise expected(name, "given again", got, f"Load with `load_from_checkpoint(path, {name}=...)`.")
+        for entry in value.values():
+            check_saved(name, entry)
+    elif isinstance(value, list):
+        for entry in value:
+            check_saved(name, entry)
+
+
+def _manual_optimization() -> NetsimError:
+    remedy = "With manual optimization, compute a criterion of `lightning_netsim.losses` in your step and add it there."
+    return expected("automatic_optimization", "True under a regularizing mixin", "False", remedy)
 
 
 def _adding_terms(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,6 +199,11 @@ def _refuse_wrong_order(cls: type[RegularizedModule]) -> None:
 
 def _batch_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, int]:
     """Return the batch and its number from the arguments of a training step."""
-    batch = args[0] if args else kwargs.get("batch", kwargs.get("dataloader_iter"))
+    batch = args[0] if args else kwargs.get("batch")
+    if isinstance(batch, Iterator):
+        remedy = "Let the step take (batch, batch_idx)."
+        raise expected(
+            "training_step", "one that is called with a batch, under a regularizing mixin", "`dataloader_iter`", remedy
+        )
     batch_idx = args[1] if len(args) > 1 else kwargs.get("batch_idx", 0)
     return batch, int(batch_idx)

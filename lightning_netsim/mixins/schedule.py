@@ -19,6 +19,8 @@ class Schedule:
         weight: a number; a list of points [step, weight], in order of their steps, joined by straight lines, constant before
             the first and after the last; or a function step -> weight.
 
+        name: what messages call it.
+
     Raises:
         ValueError: for anything else.
 
@@ -28,7 +30,7 @@ class Schedule:
         (0.0, 0.25, 0.5)
     """
 
-    def __init__(self, weight: ScheduleLike) -> None:
+    def __init__(self, weight: ScheduleLike, name: str = "weight") -> None:
         self._function: Callable[[int], float] | None = None
         self._points: list[tuple[float, float]] = []
         if callable(weight):
@@ -36,7 +38,7 @@ class Schedule:
         elif isinstance(weight, (int, float)) and not isinstance(weight, bool) and math.isfinite(weight):
             self._points = [(0.0, float(weight))]
         else:
-            self._points = _points(weight)
+            self._points = _points(weight, name)
 
     @property
     def is_constant(self) -> bool:
@@ -53,12 +55,12 @@ class Schedule:
         return self._points[-1][1] if step >= self._points[-1][0] else self._points[0][1]
 
 
-def _points(weight: object) -> list[tuple[float, float]]:
+def _points(weight: object, name: str) -> list[tuple[float, float]]:
     wanted = "a number, a list of points [step, weight] in order of their steps, or a function of the step"
     if not isinstance(weight, Sequence) or not weight or isinstance(weight, str):
-        raise expected("weight", wanted, repr(weight))
+        raise expected(name, wanted, repr(weight))
     pairs = [tuple(point) if isinstance(point, (list, tuple)) else () for point in weight]
     numbers = all(len(pair) == 2 and all(isinstance(value, (int, float)) for value in pair) for pair in pairs)
     if not numbers or any(first[0] >= second[0] for first, second in itertools.pairwise(pairs)):
-        raise expected("weight", wanted, repr(weight))
+        raise expected(name, wanted, repr(weight))
     return [(float(step), float(value)) for step, value in pairs]

@@ -22,10 +22,11 @@ from lightning_netsim.jacobian import Directions, JacobianOperator, PerSampleJac
 from lightning_netsim.jacobian.capture import Call, differentiable
 from lightning_netsim.jacobian.trees import tensors
 from lightning_netsim.losses import AbstractSimilarityLoss, GradientBatch, GroupSimilarityLoss
-from lightning_netsim.mixins.regularized import AbstractRegularizer, RegularizedModule, Term
+from lightning_netsim.mixins.regularized import AbstractRegularizer, RegularizedModule, Term, check_saved
 from lightning_netsim.mixins.schedule import ScheduleLike
 
-#: What a criterion is: gradients of a batch in, a scalar out.
+#: What a criterion is: gradients of a batch in, a scalar out. (jsonargparse would take a callable that returns a Tensor for one
+#: that makes an object of class Tensor.)
 Criterion = AbstractSimilarityLoss | Callable[..., Any]
 
 
@@ -40,9 +41,10 @@ class SimilarityMixin(RegularizedModule):
     where the step does not call the module on the inputs of its batch. Attention runs by its math kernel during such steps:
     fused kernels cannot be differentiated twice.
 
-    Labels are those of the batch, as `SimilarityMonitor` reads it. Under DDP every process compares the samples of its own
-    batch; what is averaged is the term of each process, not the criterion of the joint batch. The unweighted term is logged
-    as ``netsim/similarity_loss``: minus the mean similarity for criteria of pairs and groups.
+    Labels are those of the batch, as `SimilarityMonitor` reads it; a sample with a negative label belongs to no class. Under
+    DDP every process compares the samples of its own batch; what is averaged is the term of each process, not the criterion of
+    the joint batch. The unweighted term is logged as ``netsim/similarity_loss``: minus the mean similarity for criteria of
+    pairs and groups.
 
     Args:
         args: passed on.
@@ -51,8 +53,8 @@ class SimilarityMixin(RegularizedModule):
         similarity_weight: the weight: a number, points [step, weight] joined by straight lines, or a function of the step.
             Where it is 0, nothing is computed.
         similarity_directions: which functions of the outputs are differentiated, see `Directions`: "contrast", a number of
-            shared random directions, "all", "target", ...; by default "contrast" for batches with class indices as labels,
-            else 1.
+            shared random directions, "all", "target", ...; by default those of the criterion: "contrast" where samples of
+            one class are compared, else 1.
         similarity_parameters: "trainable", or names of parameters or modules; the last layer alone is nearly free.
         similarity_every_n_steps: add the term to every n-th optimizer step only.
         similarity_seed: seed of random directions.
@@ -80,16 +82,17 @@ class SimilarityMixin(RegularizedModule):
         *args: Any,
         criterion: Criterion | None = None,
         similarity_weight: ScheduleLike = 0.1,
-        similarity_directions: str | int | None = None,
+        similarity_directions: int | str | None = None,
         similarity_parameters: str | list[str] = "trainable",
         similarity_every_n_steps: int = 1,
         similarity_seed: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self._keep_hyperparameters({"criterion": criterion, "similarity_weight": similarity_weight})
+        check_saved("similarity_weight", similarity_weight)
         self.similarity_criterion = _criterion(criterion)
         regularizer = SimilarityRegularizer(
-            self.similarity_criterion,
             similarity_weight,
             similarity_every_n_steps,
             directions=similarity_directions,
@@ -100,10 +103,9 @@ class SimilarityMixin(RegularizedModule):
 
 
 class SimilarityRegularizer(AbstractRegularizer):
-    """The term of `SimilarityMixin`.
+    """The term of `SimilarityMixin`: the `similarity_criterion` that the module has at the time.
 
     Args:
-        criterion: of the gradients of a batch.
         weight: of the term.
         every_n_steps: how often it is added.
         directions: which functions of the outputs are differentiated; None to choose by the labels.
@@ -113,16 +115,14 @@ class SimilarityRegularizer(AbstractRegularizer):
 
     def __init__(
         self,
-        criterion: Criterion,
         weight: ScheduleLike,
         every_n_steps: int,
         *,
-        directions: str | int | None,
+        directions: int | str | None,
         parameters: str | list[str],
         seed: int,
     ) -> None:
         super().__init__("similarity", weight, every_n_steps)
-        self._criterion = criterion
         self._directions, self._parameters, self._seed = directions, parameters, seed
         if directions is not None:
             Directions(directions, seed)
@@ -138,8 +138,9 @@ class SimilarityRegularizer(AbstractRegularizer):
     def watch(self, module: LightningModule, batch: Any, batch_idx: int) -> Iterator[Term]:
         run = _Run(module, batch, batch_idx)
         operator, reason = self._operator_for(run), _why_run_again(module)
+        criterion: Any = module.similarity_criterion
         with nullcontext() if reason else run.watched(operator):
-            yield lambda: self._criterion(self._gradients(run, operator, reason))
+            yield lambda: criterion(self._gradients(run, operator, reason))
 
     def _operator_for(self, run: _Run) -> JacobianOperator:
         """Return the operator, made anew where other parameters are trained than before, as after a backbone is unfrozen."""
@@ -151,8 +152,8 @@ class SimilarityRegularizer(AbstractRegularizer):
     def _prepare(self, run: _Run) -> JacobianOperator:
         """Return the operator, after a look at the model on a few samples that leaves it as it was."""
         with isolate_rng(), unchanged(run.module), alone(run.module):
-            seen = run.again()
-            directions = self._directions or _default_directions(seen, self._criterion)
+            seen = run.looked_at()
+            directions = _default_directions(run.module, seen) if self._directions is None else self._directions
             forward = _Forward(run.module)
             operator = JacobianOperator(run.module, forward, directions, self._parameters, self._seed, create_graph=True)
             operator.prepare(run.inputs, _labels(seen.labels))
@@ -210,11 +211,29 @@ class _Run:
         given, held = ({id(tensor) for tensor in tensors(tree)} for tree in (arguments, self.inputs))
         if not given or not given <= held:
             return None
-        return SimilarityBatch(find_outputs(output), split_batch(self.batch)[1])
+        outputs = find_outputs(output)
+        # A pass without a graph, as for pseudo-labels, is not the one that is trained by.
+        return SimilarityBatch(outputs, split_batch(self.batch)[1]) if outputs.requires_grad else None
 
     def again(self) -> SimilarityBatch:
         """Run the module on the batch once more."""
         return read_batch(self.module, self.batch, self.batch_idx)
+
+    def looked_at(self) -> SimilarityBatch:
+        """Run the module on the batch for the first time.
+
+        Raises:
+            ValueError: if it does not take the inputs of the batch as they are.
+        """
+        try:
+            return self.again()
+        except (TypeError, NotImplementedError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = str(error).strip().partition("\n")[0]
+            remedy = "Define `similarity_step(batch, batch_idx)` that returns a `SimilarityBatch`."
+            wanted = "a function of the inputs of a batch, as it stands in (inputs, labels)"
+            raise expected("forward", wanted, f"{type(error).__name__}: {reason}", remedy) from error
 
     def gradients(self, operator: JacobianOperator, seen: SimilarityBatch) -> GradientBatch:
         """Return the gradients of the outputs that were seen."""
@@ -263,7 +282,8 @@ def _why_run_again(module: LightningModule) -> str:
     for part in module.modules():
         if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
             return "samples depend on each other through batch norm in training mode; its running statistics are used instead"
-        if isinstance(part, OptimizedModule):
+        compiled_in_place = part._compiled_call_impl is not None or hasattr(part.forward, "_torchdynamo_orig_callable")
+        if isinstance(part, OptimizedModule) or compiled_in_place:
             return "compiled code cannot be differentiated twice; it is run eagerly"
     return ""
 
@@ -272,6 +292,7 @@ def _criterion(criterion: Criterion | dict[str, Any] | None) -> Criterion:
     """Return a criterion, made from its class and arguments where that is what is given."""
     if criterion is None:
         return GroupSimilarityLoss()
+    check_saved("criterion", criterion)
     if isinstance(criterion, Mapping):
         criterion = instantiate_class((), dict(criterion))
     if not callable(criterion):
@@ -280,17 +301,16 @@ def _criterion(criterion: Criterion | dict[str, Any] | None) -> Criterion:
     return criterion
 
 
-def _default_directions(seen: SimilarityBatch, criterion: Criterion) -> str | int:
-    """Return "contrast" for samples that are compared with others of their class, else one shared random direction."""
-    labels = _labels(seen.labels)
-    if labels is None or not getattr(criterion, "within_labels", False) or seen.outputs.shape[1] < 2:
-        return 1
-    return "contrast" if bool(((labels >= 0) & (labels < seen.outputs.shape[1])).all()) else 1
+def _default_directions(module: LightningModule, seen: SimilarityBatch) -> str | int:
+    """Return the directions of the criterion; one at random where there are no labels, or no other output to contrast with."""
+    wanted: str | int = getattr(module.similarity_criterion, "directions", 1)
+    return wanted if _labels(seen.labels) is not None and seen.outputs.shape[1] > 1 else 1
 
 
 def _labels(labels: Any) -> Tensor | None:
-    """Return labels as a tensor of whole numbers, shape (B,); None if they are none."""
+    """Return labels as a tensor, a column as shape (B,); None where there are none that are numbers."""
     if isinstance(labels, (list, tuple)) and all(isinstance(label, int) for label in labels):
         labels = torch.tensor(labels)
-    is_column = isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point()
-    return labels if is_column else None
+    if not isinstance(labels, Tensor):
+        return None
+    return labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels

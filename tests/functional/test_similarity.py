@@ -224,7 +224,7 @@ SQUARE, ROW = torch.ones(3, 3), torch.ones(3)
         (lambda: density_loss(SQUARE, 0.1), r"Expected `fraction` to be a floating-point tensor of shape \(B,\)"),
         (lambda: density_loss(ROW, 2), r"Expected `target` to be numbers within \[0, 1\], but got 2"),
         (lambda: density_loss(ROW, (0.5, 0.1)), "Expected `target` to be a share"),
-        (lambda: density_loss(ROW, 0.1, "none"), "Expected `reduction` to be 'mean' or 'sum', but got 'none'"),
+        (lambda: density_loss(ROW, 0.1, "none"), "Expected `reduction` to be one of 'mean', 'sum', but got 'none'"),
         (lambda: tangent_loss(SQUARE), r"Expected `derivative` to be a floating-point tensor of shape \(B, d, P\)"),
     ],
 )

@@ -232,7 +232,7 @@ def test_labels_may_be_of_any_whole_kind() -> None:
     wanted = GroupSimilarityLoss()(batch_of(model, inputs, torch.tensor([0, 0, 1, 1])))
     for labels in (
         torch.tensor([False, False, True, True]),
-        torch.tensor([-7, -7, 10**12, 10**12]),
+        torch.tensor([7, 7, 10**12, 10**12]),
         torch.tensor([2, 2, 9, 9]).byte(),
     ):
         assert torch.equal(GroupSimilarityLoss()(batch_of(model, inputs, labels)), wanted)
@@ -307,3 +307,22 @@ def test_the_identity_is_no_transformation() -> None:
 def test_a_direction_operator_that_does_not_fit_is_refused() -> None:
     with pytest.raises(NetsimError, match=r"Expected `direction` to be a floating-point tensor of shape \(5, 4\)"):
         TangentLoss(lambda x: x[:, :2])(batch_of(network(), torch.randn(5, 4).double()))
+
+
+def test_samples_with_a_negative_label_belong_to_no_group() -> None:
+    model, inputs = network(), torch.randn(7, 4).double()
+    labels = torch.tensor([0, 0, -1, 1, 1, -1, -100])
+    kept = [0, 1, 3, 4]
+    for make in LABELED.values():
+        found = differentiated(make(), model, batch_of(model, inputs, labels))
+        wanted = differentiated(make(), model, batch_of(model, inputs[kept], labels[kept]))
+        for got, right in zip(found, wanted, strict=True):
+            close(got, right)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_an_empty_batch_is_a_zero_with_a_graph(kind: str) -> None:
+    model = network()
+    loss = ALL[kind]()(batch_of(model, torch.randn(0, 4).double(), torch.zeros(0).long()))
+    assert float(loss.detach()) == 0
+    assert loss.requires_grad

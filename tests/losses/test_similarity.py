@@ -354,10 +354,14 @@ def test_the_config_makes_the_same_criterion(name: str) -> None:
     assert list(criterion.parameters()) == []
 
 
-def test_which_criteria_stay_within_labels() -> None:
-    within = {name for name, (criterion, _) in CONFIGS.items() if criterion.within_labels}
-    assert "DensityLoss" not in within
-    assert {"PairSimilarityLoss", "GroupSimilarityLoss", "MinibatchSimilarityLoss"} <= within
+def test_criteria_within_a_class_differentiate_its_contrast() -> None:
+    directions = {name: criterion.directions for name, (criterion, _) in CONFIGS.items()}
+    assert {name for name, chosen in directions.items() if chosen == "contrast"} == {
+        "PairSimilarityLoss",
+        "GroupSimilarityLoss",
+        "MinibatchSimilarityLoss",
+    }
+    assert directions["DensityLoss"] == 1
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from lightning_netsim import NetsimError
 from lightning_netsim.losses import DensityLoss, GroupSimilarityLoss, InvarianceLoss
@@ -163,7 +164,7 @@ def test_hyperparameters_and_checkpoints_keep_the_criterion(criterion: Any, show
 def test_bad_arguments_are_refused_when_the_module_is_made() -> None:
     for wrong, message in (
         ({"criterion": 3}, "`criterion` to be a module of `lightning_netsim.losses`"),
-        ({"similarity_weight": "much"}, "`weight` to be a number"),
+        ({"similarity_weight": "much"}, "`similarity_weight` to be a number"),
         ({"similarity_every_n_steps": 0}, "`similarity_every_n_steps` to be a positive int"),
         ({"similarity_directions": "both"}, "`directions` to be one of"),
         ({"similarity_directions": 0}, "`directions` to be a positive int"),
@@ -173,3 +174,50 @@ def test_bad_arguments_are_refused_when_the_module_is_made() -> None:
     with pytest.raises(NetsimError, match="`transform` to be a function"):
         InvarianceLoss(3)  # type: ignore[arg-type]
     assert isinstance(Regularized().similarity_criterion, GroupSimilarityLoss)
+
+
+def test_validation_by_the_training_step_adds_nothing() -> None:
+    class Validated(Regularized):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val_loss", self.training_step(batch, batch_idx))
+
+    module = Validated(criterion=OutputNorm(), similarity_weight=0.5)
+    trainer(num_sanity_val_steps=2).fit(module, loader(), loader())
+    with torch.no_grad():
+        assert added(Validated(criterion=OutputNorm(), similarity_weight=0.5)) == pytest.approx(0)
+
+
+def test_the_criterion_can_be_exchanged() -> None:
+    module = Regularized(similarity_weight=0.5)
+    module.similarity_criterion = OutputNorm()
+    assert added(module) == pytest.approx(1)
+
+
+def test_a_step_without_a_loss_is_left_to_lightning() -> None:
+    class Lossless(SimilarityMixin, Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return {"outputs": self(batch[0])}
+
+    assert set(Lossless().training_step(batch(), 0)) == {"outputs"}
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "lost"),
+    [
+        ({"criterion": InvarianceLoss(lambda x: -x)}, "criterion", "<lambda>"),
+        ({"criterion": InvarianceLoss(v2.RandomAffine(10))}, "criterion", "RandomAffine"),
+        ({"criterion": lambda batch: batch.outputs.sum()}, "criterion", "<lambda>"),
+        ({"similarity_weight": lambda step: 0.1}, "similarity_weight", "<lambda>"),
+    ],
+)
+def test_what_a_checkpoint_cannot_hold_has_to_be_given_again(
+    options: dict[str, Any], name: str, lost: str, tmp_path: Path
+) -> None:
+    module = Regularized(**options)
+    fitting = trainer(limit_train_batches=0)
+    fitting.fit(module, loader())
+    fitting.save_checkpoint(tmp_path / "module.ckpt")
+    with pytest.raises(NetsimError, match=f"Expected `{name}` to be given again.*{lost}.*load_from_checkpoint"):
+        Regularized.load_from_checkpoint(tmp_path / "module.ckpt")
+    again = Regularized.load_from_checkpoint(tmp_path / "module.ckpt", **options)
+    assert torch.equal(again.net[0].weight, module.net[0].weight)

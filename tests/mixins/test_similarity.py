@@ -53,7 +53,7 @@ def assert_same_gradients(module: Any, loss: Tensor, expected: Tensor, tolerance
 def test_step_is_the_loss_plus_the_criterion_of_the_network(criterion: Any) -> None:
     module = Regularized(criterion=criterion)
     loss = module.training_step(batch(), 0)
-    directions = 1 if isinstance(criterion, DensityLoss) else "contrast"
+    directions = 1 if isinstance(criterion, (DensityLoss, InvarianceLoss, TangentLoss)) else "contrast"
     assert_same_gradients(module, loss, expected_step(module, criterion, directions))
 
 
@@ -233,9 +233,6 @@ def test_a_compiled_network_is_run_eagerly_and_a_compiled_module_is_refused(capl
 
 
 def test_missing_labels_are_said_with_the_remedy() -> None:
-    module = Regularized()
-    module.training_step = lambda *_: None  # type: ignore[method-assign]
-
     class Unlabeled(SimilarityMixin, Plain):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             return self(batch).square().mean()
@@ -310,3 +307,82 @@ def test_a_copy_compares_its_own_parameters() -> None:
     with torch.no_grad():
         copy.net[0].weight.mul_(2)
     assert_same_gradients(copy, copy.training_step(batch(), 0), expected_step(copy, GroupSimilarityLoss(), weight=1.0))
+
+
+class PseudoLabels(SimilarityMixin, Plain):
+    """A module whose step calls it without a graph first."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        with torch.no_grad():
+            self(batch[0])
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+
+def test_a_pass_without_a_graph_is_not_the_one_that_is_trained_by() -> None:
+    module = PseudoLabels()
+    assert_same_gradients(module, module.training_step(batch(), 0), expected_step(module, GroupSimilarityLoss()))
+
+
+def test_a_network_compiled_in_place_is_run_eagerly(caplog: pytest.LogCaptureFixture) -> None:
+    module, expected = Regularized(), Regularized()
+    module.net.compile(backend="aot_eager")
+    with caplog.at_level(logging.INFO):
+        found = gradients(module, module.training_step(batch(), 0))
+    for name, gradient in gradients(expected, expected.training_step(batch(), 0)).items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6)
+    assert "compiled code cannot be differentiated twice" in caplog.text
+
+
+def test_a_matrix_of_directions() -> None:
+    matrix = torch.randn(3, 2)
+    module = Regularized(similarity_directions=matrix)
+    expected = expected_step(module, GroupSimilarityLoss(), directions=matrix)
+    assert_same_gradients(module, module.training_step(batch(), 0), expected)
+
+
+def test_labels_of_another_form_are_said_as_they_are() -> None:
+    images, labels = batch()
+    module = Regularized(similarity_directions=1)
+    column = Regularized(similarity_directions=1)
+
+    class OneHot(SimilarityMixin, Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+    with pytest.raises(NetsimError, match=r"`labels` to be the group of each sample.* got shape \(12, 3\) of torch.float32"):
+        OneHot(similarity_directions=1).training_step((images, F.one_hot(labels, 3).float()), 0)
+
+    class Column(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.cross_entropy(self(batch[0]), batch[1].flatten())
+
+    class RegularizedColumn(SimilarityMixin, Column):
+        pass
+
+    column = RegularizedColumn(similarity_directions=1)
+    torch.testing.assert_close(
+        column.training_step((images, labels.unsqueeze(1)), 0), module.training_step((images, labels), 0)
+    )
+
+
+def test_a_first_batch_of_nan_does_not_end_the_look_at_the_model() -> None:
+    class Shared(SimilarityMixin, Plain):
+        """A module that uses a layer's weight once more, beside the layer."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x) + F.linear(torch.tanh(self.net[0](x)), self.net[3].weight)
+
+    module, fresh = Shared(), Shared()
+    images, labels = batch()
+    module.training_step((images * torch.nan, labels), 0)
+    torch.testing.assert_close(module.training_step((images, labels), 1), fresh.training_step((images, labels), 0))
+
+
+def test_a_step_that_changes_its_inputs_first_is_told_the_remedy() -> None:
+    class Flattening(SimilarityMixin, Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.cross_entropy(self(batch[0].flatten(1)), batch[1])
+
+    images, labels = batch()
+    with pytest.raises(NetsimError, match=r"`forward` to be a function of the inputs.*RuntimeError.*`similarity_step\(batch"):
+        Flattening().training_step((images.view(12, 2, 2), labels), 0)

@@ -1,8 +1,4 @@
-"""Normalizations written out, so that they can be differentiated three times.
-
-The third derivatives that torch has of `layer_norm`, of weight normalization and of `instance_norm` are wrong or missing: its
-formulas for the second hold the statistics constant.
-"""
+"""Derivatives as the inputs of a model move, by differentiating backward passes, which most operations allow three times."""
 
 from __future__ import annotations
 
@@ -15,8 +11,28 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 
+def forward_derivatives(values: list[Tensor], inputs: list[Tensor], motion: list[Tensor]) -> list[Tensor | None]:
+    """Return how each value moves as the inputs move by `motion`; None where it does not. Differentiable."""
+    dependent = [value for value in values if value.requires_grad]
+    starts = [torch.zeros_like(value, requires_grad=True) for value in dependent]
+    if not dependent:
+        return [None] * len(values)
+    pulled = torch.autograd.grad(dependent, inputs, starts, create_graph=True, allow_unused=True)
+    reached = [
+        (gradient * moving.to(gradient)).sum() for gradient, moving in zip(pulled, motion, strict=True) if gradient is not None
+    ]
+    if not any(term.requires_grad for term in reached):
+        return [None] * len(values)
+    found = iter(torch.autograd.grad(torch.stack(reached).sum(), starts, create_graph=True, allow_unused=True))
+    return [next(found) if value.requires_grad else None for value in values]
+
+
 class ComposedNormalizations(TorchFunctionMode):
-    """Replace these functions by elementary operations inside the block."""
+    """Write out, inside the block, normalizations that torch does not differentiate three times.
+
+    Its third derivatives of `layer_norm`, of weight normalization and of `instance_norm` are wrong or missing: the formulas for the
+    second hold the statistics constant.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _FORMS.get(func, func)(*args, **(kwargs or {}))
