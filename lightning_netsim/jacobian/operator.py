@@ -353,12 +353,10 @@ def _model_forward(model: nn.Module) -> Callable[[Any], Any]:
 
 
 def _read_outputs(outputs: Any) -> Tensor:
-    if not isinstance(outputs, Tensor):
-        raise expected("outputs", "a tensor of shape (B, D)", type(outputs).__name__, _OUTPUT_REMEDY)
-    if outputs.ndim != 2 or not outputs.is_floating_point():
-        got = f"shape {tuple(outputs.shape)} of {outputs.dtype}"
-        raise expected("outputs", "a floating-point tensor of shape (B, D)", got, _OUTPUT_REMEDY)
-    return outputs
+    if isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.is_floating_point():
+        return outputs
+    got = f"shape {tuple(outputs.shape)} of {outputs.dtype}" if isinstance(outputs, Tensor) else type(outputs).__name__
+    raise expected("outputs", "a floating-point tensor of shape (B, D)", got, _OUTPUT_REMEDY)
 
 
 def _refuse_batch_statistics(model: nn.Module) -> None:

@@ -30,8 +30,8 @@ def forward_derivatives(values: list[Tensor], inputs: list[Tensor], motion: list
 class ComposedNormalizations(TorchFunctionMode):
     """Write out, inside the block, normalizations that torch does not differentiate three times.
 
-    Its third derivatives of `layer_norm`, of weight normalization and of `instance_norm` are wrong or missing: the formulas for the
-    second hold the statistics constant.
+    Its third derivatives of `layer_norm`, of weight normalization and of `instance_norm` are wrong or missing: the formulas for
+    the second hold the statistics constant.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
