@@ -320,7 +320,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
         {},
         r"Expected `outputs` to be a floating-point tensor of shape \(B, D\), but got shape \(6,\)",
     ),
-    "a tuple": (_pair, {}, r"Expected `outputs` to be a floating-point tensor of shape \(B, D\), but got tuple\. Define `similarity_step`"),
+    "a tuple": (
+        _pair,
+        {},
+        r"`outputs` to be a floating-point tensor of shape \(B, D\), but got tuple\. Define `similarity_step`",
+    ),
     "integers": (_integers, {}, r"Expected `outputs` to be a floating-point tensor of shape \(B, D\)"),
     "no gradient": (_detached, {}, "Expected `outputs` to be differentiable, but got no gradient. Remove `detach"),
     "batch norm in train mode": (_train_mode_norm, {}, r"batch norm `1` using batch statistics. Call `model.eval\(\)`"),
