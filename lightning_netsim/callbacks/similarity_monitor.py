@@ -18,7 +18,7 @@ from lightning_netsim.callbacks.epoch import EpochMeasurement
 from lightning_netsim.callbacks.publisher import Publisher, print_summary
 from lightning_netsim.jacobian.directions import DirectionsLike
 from lightning_netsim.plan import SweepSettings
-from lightning_netsim.records import Record, read_record
+from lightning_netsim.records import RECORDS, Record, read_record
 from lightning_netsim.report.pictures import Pictures
 from lightning_netsim.report.view import RecordView
 from lightning_netsim.results import SimilarityResult
@@ -243,7 +243,7 @@ class SimilarityMonitor(Callback):
         if self.dirpath is not None:
             root = Path(self.dirpath)
         elif log_dir is not None:
-            root = Path(log_dir) / "netsim"
+            root = Path(log_dir) / RECORDS
         else:
             return None
         # The same epoch and step may be validated and tested; one must not replace the other.

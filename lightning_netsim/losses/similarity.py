@@ -184,8 +184,8 @@ class DensityLoss(AbstractSimilarityLoss):
 class InvarianceLoss(AbstractSimilarityLoss):
     """Compute −mean k(x_i, T(x_i)): what a group of transformations does to an input shall make no difference.
 
-    Needs no labels, but a second forward pass, of T(x). Where the model has dropout in training mode, the two passes draw
-    masks of their own, and invariance to these is asked for too.
+    Needs no labels, but a second forward pass, of T(x). Where the model draws dropout, the two passes see different masks, and
+    invariance to these is asked for too; under `SimilarityMixin`, T(x) is seen without dropout.
 
     Args:
         transform: T, on one sample (a tensor without batch dimension), as those of torchvision v2; or on the whole batch.

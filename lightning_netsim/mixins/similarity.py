@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_netsim._checks import expected
 from lightning_netsim.batches import HasSimilarityStep, SimilarityBatch, find_outputs, read_batch, run_model, split_batch
@@ -24,6 +25,9 @@ from lightning_netsim.jacobian.trees import tensors
 from lightning_netsim.losses import AbstractSimilarityLoss, GradientBatch, GroupSimilarityLoss
 from lightning_netsim.mixins.regularized import AbstractRegularizer, RegularizedModule, Term, check_saved
 from lightning_netsim.mixins.schedule import ScheduleLike
+
+# The modules that draw dropout themselves.
+_DROPOUT = (_DropoutNd, nn.MultiheadAttention, nn.RNNBase)
 
 #: What a criterion is: gradients of a batch in, a scalar out. (jsonargparse would take a callable that returns a Tensor for one
 #: that makes an object of class Tensor.)
@@ -37,9 +41,10 @@ class SimilarityMixin(RegularizedModule):
     `SimilarityMixin` alone may define its own. Gradients come from the forward pass of the step itself: its call of the module
     on the inputs of the batch. Otherwise a second forward pass is run, and said so once: where the module has train-mode batch
     norm (with its running statistics then, as samples must not depend on each other), under autocast (in float32), where parts
-    of it are compiled (eagerly, as compiled code cannot be differentiated twice), where it defines `similarity_step`, and
-    where the step does not call the module on the inputs of its batch. Attention runs by its math kernel during such steps:
-    fused kernels cannot be differentiated twice.
+    of it are compiled (eagerly, as compiled code cannot be differentiated twice), where it has dropout and a layer whose
+    gradients are not known in factored form, such as `MultiheadAttention`, where it defines `similarity_step`, and where the
+    step does not call the module on the inputs of its batch. Attention runs by its math kernel during such steps:
+    fused kernels cannot be differentiated twice. No second pass draws dropout.
 
     Labels are those of the batch, as `SimilarityMonitor` reads it; a sample with a negative label belongs to no class. Under
     DDP every process compares the samples of its own batch; what is averaged is the term of each process, not the criterion of
@@ -137,7 +142,8 @@ class SimilarityRegularizer(AbstractRegularizer):
     @contextmanager
     def watch(self, module: LightningModule, batch: Any, batch_idx: int) -> Iterator[Term]:
         run = _Run(module, batch, batch_idx)
-        operator, reason = self._operator_for(run), _why_run_again(module)
+        operator = self._operator_for(run)
+        reason = _why_run_again(module, operator)
         criterion: Any = module.similarity_criterion
         with nullcontext() if reason else run.watched(operator):
             yield lambda: criterion(self._gradients(run, operator, reason))
@@ -261,24 +267,32 @@ class _Forward:
 
 @contextmanager
 def alone(module: LightningModule) -> Iterator[None]:
-    """Let a module run beside its training step: in full precision, eagerly, nothing logged, batch norm as in evaluation."""
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.training]
+    """Let a module run beside its training step: in full precision, eagerly, unlogged, norms and dropout as in evaluation."""
+    frozen = [part for part in module.modules() if isinstance(part, (_BatchNorm, *_DROPOUT)) and part.training]
     with differentiable(module), muted(module, LightningModule):
-        for norm in norms:
-            norm.training = False
+        for part in frozen:
+            part.training = False
         try:
             yield
         finally:
-            for norm in norms:
-                norm.training = True
+            for part in frozen:
+                part.training = True
 
 
-def _why_run_again(module: LightningModule) -> str:
+def _draws_dropout(part: nn.Module) -> bool:
+    """Return whether a module draws dropout."""
+    probability = getattr(part, "p", getattr(part, "dropout", 0.0))
+    return isinstance(part, _DROPOUT) and part.training and isinstance(probability, float) and probability > 0
+
+
+def _why_run_again(module: LightningModule, operator: JacobianOperator) -> str:
     """Return why the forward pass of the training step will not do; nothing where it will."""
     if isinstance(module, HasSimilarityStep):
         return "`similarity_step` says what is compared"
     if torch.is_autocast_enabled(module.device.type):
         return "gradients of outputs are taken in float32, not under autocast"
+    if set(operator.ownership.methods()) != {"layer"} and any(map(_draws_dropout, module.modules())):
+        return "some gradients come from running a part of the module again, which would draw other dropout; none is drawn then"
     for part in module.modules():
         if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
             return "samples depend on each other through batch norm in training mode; its running statistics are used instead"

@@ -78,17 +78,43 @@ def test_dropout_is_that_of_the_step() -> None:
 
 
 def test_looking_at_the_model_leaves_random_numbers_and_buffers_as_they_were() -> None:
+    states = []
+    for module in (Plain(dropout=0.5), Regularized(dropout=0.5)):
+        torch.manual_seed(5)
+        module.training_step(batch(), 0)
+        states.append(torch.rand(1))
+    assert torch.equal(*states)
     module = Regularized(norm=True, dropout=0.5)
     torch.manual_seed(5)
     module.training_step(batch(), 0)
-    after = torch.rand(1)
+    assert torch.equal(torch.rand(1), states[0]), "a second pass draws no dropout"
+    assert int(module.net[1].num_batches_tracked) == 1
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_transformer_trains_with_its_dropout(dropout: float, caplog: pytest.LogCaptureFixture) -> None:
+    class Encoder(SimilarityMixin, Plain):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.encoder = nn.TransformerEncoderLayer(4, 2, 8, dropout=dropout, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(self.encoder(x.unsqueeze(1) * torch.arange(1, 4).view(1, 3, 1)).mean(1))
+
+    module = Encoder()
+    with caplog.at_level(logging.INFO):
+        torch.manual_seed(5)
+        loss = module.training_step(batch(), 0)
+    assert ("would draw other dropout" in caplog.text) == (dropout > 0)
+    assert all(part.training for part in module.modules())
+    images, labels = batch()
     torch.manual_seed(5)
-    module.net(batch()[0])
-    other = Regularized(norm=True, dropout=0.0)
-    other.net(batch()[0])
-    assert int(module.net[1].num_batches_tracked) == 2  # The step's own pass, and the one just above.
-    second_pass = torch.rand(1)
-    assert after != second_pass  # A second pass is run under batch norm, and draws its own dropout.
+    own = F.cross_entropy(module(images), labels)
+    module.eval()
+    term = GroupSimilarityLoss()(
+        GradientBatch(JacobianOperator(module, directions="contrast", create_graph=True), images, labels)
+    )
+    assert_same_gradients(module, loss, own + 0.1 * term)
 
 
 class OtherCall(SimilarityMixin, Plain):
@@ -343,7 +369,6 @@ def test_a_matrix_of_directions() -> None:
 def test_labels_of_another_form_are_said_as_they_are() -> None:
     images, labels = batch()
     module = Regularized(similarity_directions=1)
-    column = Regularized(similarity_directions=1)
 
     class OneHot(SimilarityMixin, Plain):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
