@@ -90,6 +90,21 @@ def check_finite(name: str, value: Tensor) -> Tensor:
     return value
 
 
+def check_labels(name: str, labels: object, size: int) -> Tensor:
+    """Return `labels` if it is a vector with one whole number for each of `size` samples."""
+    wanted = f"a tensor of {size} class numbers, one for each sample"
+    if not isinstance(labels, Tensor):
+        raise expected(name, wanted, type(labels).__name__)
+    if labels.shape != (size,) or labels.is_floating_point():
+        raise expected(name, wanted, f"{labels.dtype} of shape {tuple(labels.shape)}")
+    return labels
+
+
+def check_embeddings(name: str, embeddings: object) -> Tensor:
+    """Return `embeddings` if it is a finite floating-point matrix with one row for each sample."""
+    return check_finite(name, check_tensor(name, embeddings, 2, like="(B, h)"))
+
+
 def check_neighbors_fit(k: int, num_reference: int, includes_self: bool) -> int:
     """Return `k` if a set of `num_reference` samples has `k` neighbors to give (itself excluded if it is in the set)."""
     check_positive_int("k", k)

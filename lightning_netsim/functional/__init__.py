@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lightning_netsim.functional.contrastive import contrastive_loss
+from lightning_netsim.functional.difference_alignment import ctv_norm, difference_alignment_loss
 from lightning_netsim.functional.kernel import (
     inverse_root,
     kernel_matrix,
@@ -29,7 +31,10 @@ from lightning_netsim.functional.similarity import (
 )
 
 __all__ = [
+    "contrastive_loss",
+    "ctv_norm",
     "density_loss",
+    "difference_alignment_loss",
     "effective_rank",
     "group_mean_similarity",
     "group_similarity_loss",

@@ -6,27 +6,25 @@ gradients of a batch, which are not formed as one matrix.
 
 from __future__ import annotations
 
-import inspect
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_netsim._checks import check_choice, expected
 from lightning_netsim.functional import similarity as functional
 from lightning_netsim.jacobian import JacobianOperator, PerSampleJacobian
 from lightning_netsim.jacobian.capture import full_float32
 from lightning_netsim.jacobian.trees import batch_size, take
+from lightning_netsim.losses.criterion import AbstractCriterion
 from lightning_netsim.losses.gradient_batch import GradientBatch
 from lightning_netsim.losses.kernel_sums import kernel_energies, kernel_sums, pair_similarity
 
 
-class AbstractSimilarityLoss(nn.Module, ABC):
+class AbstractSimilarityLoss(AbstractCriterion):
     """A criterion to be minimized, computed from the gradients of a batch.
-
-    A subclass keeps each argument of its constructor as an attribute of the same name: that is what `config` reads.
 
     Attributes:
         directions: which functions of the outputs are differentiated by default, see `Directions`: "contrast" for criteria
@@ -48,20 +46,6 @@ class AbstractSimilarityLoss(nn.Module, ABC):
     def compute(self, batch: GradientBatch) -> Tensor:
         """Return the criterion, a scalar; zero where nothing can be compared."""
 
-    def config(self) -> dict[str, Any]:
-        """Return the class and its arguments as plain values, in the form in which LightningCLI reads them."""
-        kind = type(self)
-        names = () if kind.__init__ is nn.Module.__init__ else inspect.signature(kind).parameters
-        for name in names:
-            if not hasattr(self, name):
-                raise expected(kind.__name__, f"a criterion that keeps its argument `{name}` as an attribute", "none")
-        arguments = {name: getattr(self, name) for name in names}
-        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
-
-    def extra_repr(self) -> str:
-        values = {name: getattr(self, name, ...) for name in inspect.signature(type(self)).parameters}
-        return ", ".join(f"{name}={value!r}" for name, value in values.items() if value is not ...)
-
 
 class PairSimilarityLoss(AbstractSimilarityLoss):
     """Compute −mean k(x_i, x'_i), each sample paired with the next one of its label in the batch.
@@ -73,7 +57,7 @@ class PairSimilarityLoss(AbstractSimilarityLoss):
 
     Example:
         >>> from lightning_netsim import JacobianOperator
-        >>> operator = JacobianOperator(nn.Linear(3, 2), create_graph=True)
+        >>> operator = JacobianOperator(torch.nn.Linear(3, 2), create_graph=True)
         >>> loss = PairSimilarityLoss()(GradientBatch(operator, torch.ones(4, 3), torch.tensor([0, 0, 1, 1])))
         >>> round(loss.item(), 5)
         -1.0
@@ -99,7 +83,7 @@ class GroupSimilarityLoss(AbstractSimilarityLoss):
 
     Example:
         >>> from lightning_netsim import JacobianOperator
-        >>> operator = JacobianOperator(nn.Linear(3, 2), create_graph=True)
+        >>> operator = JacobianOperator(torch.nn.Linear(3, 2), create_graph=True)
         >>> loss = GroupSimilarityLoss()(GradientBatch(operator, torch.ones(4, 3), torch.tensor([0, 0, 1, 1])))
         >>> round(loss.item(), 5)
         -1.0
@@ -126,7 +110,7 @@ class MinibatchSimilarityLoss(AbstractSimilarityLoss):
 
     Example:
         >>> from lightning_netsim import JacobianOperator
-        >>> operator = JacobianOperator(nn.Linear(3, 2), create_graph=True)
+        >>> operator = JacobianOperator(torch.nn.Linear(3, 2), create_graph=True)
         >>> loss = MinibatchSimilarityLoss()(GradientBatch(operator, torch.ones(4, 3), torch.tensor([0, 0, 1, 1])))
         >>> loss.item()
         0.0
@@ -161,7 +145,7 @@ class DensityLoss(AbstractSimilarityLoss):
 
     Example:
         >>> from lightning_netsim import JacobianOperator
-        >>> operator = JacobianOperator(nn.Linear(3, 2), create_graph=True)
+        >>> operator = JacobianOperator(torch.nn.Linear(3, 2), create_graph=True)
         >>> loss = DensityLoss(target=0.5)(GradientBatch(operator, torch.ones(4, 3)))
         >>> round(loss.item(), 5)
         0.25
@@ -198,7 +182,7 @@ class InvarianceLoss(AbstractSimilarityLoss):
 
     Example:
         >>> from lightning_netsim import JacobianOperator
-        >>> operator = JacobianOperator(nn.Linear(3, 2), create_graph=True)
+        >>> operator = JacobianOperator(torch.nn.Linear(3, 2), create_graph=True)
         >>> loss = InvarianceLoss(lambda x: x.flip(0))(GradientBatch(operator, torch.ones(4, 3)))
         >>> round(loss.item(), 5)
         -1.0
@@ -238,7 +222,7 @@ class TangentLoss(AbstractSimilarityLoss):
 
     Example:
         >>> from lightning_netsim import JacobianOperator
-        >>> operator = JacobianOperator(nn.Linear(3, 2, bias=False), directions=1, create_graph=True)
+        >>> operator = JacobianOperator(torch.nn.Linear(3, 2, bias=False), directions=1, create_graph=True)
         >>> loss = TangentLoss(torch.ones_like)(GradientBatch(operator, torch.zeros(4, 3)))
         >>> round(loss.item(), 5)
         3.0

@@ -1,0 +1,60 @@
+"""Pull embeddings of one class together and push those of different classes apart, by a margin."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_netsim._checks import check_embeddings, check_labels, check_positive_number
+from lightning_netsim.functional._precision import full_precision, upcast
+
+
+def contrastive_loss(embeddings: Tensor, labels: Tensor, margin: float = 1.0) -> Tensor:
+    """Compute the contrastive loss of siamese networks over all pairs of a batch.
+
+    ½ ‖z − z'‖² for a pair of one class, ½ max(0, m − ‖z − z'‖²) for a pair of different classes. The means of both are added,
+    each over the pairs whose loss is above zero: negative pairs are soon beyond the margin, and would dilute a mean over all.
+
+    Args:
+        embeddings: shape (B, h), not normalized here.
+        labels: shape (B,), the class of each sample; one with a negative label is left out.
+        margin: m > 0, of the squared distance.
+
+    Returns:
+        A scalar, at least 0, in float32 or better; zero, on the graph, where no pair has a loss.
+
+    Raises:
+        NetsimError: embeddings are not a finite floating-point matrix, labels have another length, or the margin is not
+            positive.
+
+    Source: Fleuret, Deep Learning, lecture on embeddings and siamese networks; Hadsell et al., CVPR 2006, have a margin of the
+    distance instead of its square.
+
+    Example:
+        >>> embeddings = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 0.5]])
+        >>> contrastive_loss(embeddings, torch.tensor([0, 0, 1]))
+        tensor(0.8750)
+    """
+    embeddings = upcast(check_embeddings("embeddings", embeddings))
+    margin = check_positive_number("margin", margin)
+    size = len(embeddings)
+    labels = check_labels("labels", labels, size).to(embeddings.device)
+    first, second = torch.triu_indices(size, size, offset=1, device=embeddings.device)
+    with full_precision(embeddings):
+        squares = _squared_distances(embeddings)[first, second]
+    known = (labels[first] >= 0) & (labels[second] >= 0)
+    same = labels[first] == labels[second]
+    terms = squares[same & known] / 2, (margin - squares[~same & known]).relu() / 2
+    return sum((_mean_above_zero(term) for term in terms), embeddings.sum() * 0)
+
+
+def _squared_distances(embeddings: Tensor) -> Tensor:
+    """Return ‖z_i − z_j‖², shape (B, B), in memory for B² numbers."""
+    centered = embeddings - embeddings.detach().mean(0)  # Far from the origin, the products below would cost digits.
+    squares = centered.square().sum(1)
+    return (squares.unsqueeze(1) + squares - 2 * centered @ centered.mT).clamp_min(0)
+
+
+def _mean_above_zero(values: Tensor) -> Tensor:
+    above = values[values > 0]
+    return above.mean() if len(above) else values.sum() * 0

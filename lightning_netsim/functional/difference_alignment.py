@@ -1,0 +1,165 @@
+"""Align the differences of embeddings: the cross-total-variation (CTV) norm, and the regularizer made of it.
+
+Source: Chen et al., Robust Similarity Learning with Difference Alignment Regularization (DASL), ICLR 2024.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lightning_netsim._checks import check_choice, check_embeddings, check_finite, check_labels, check_tensor, expected
+from lightning_netsim.functional._precision import full_precision, upcast
+
+NORMS = ("l1", "l2", "squared_l2")
+DIFFERENCES = ("distance", "abs", "signed")
+
+# Distances between two sets of differences that are held at a time: 16 MB in float32, which stays near the processor.
+_BLOCK_ELEMENTS = 2**22
+
+
+def ctv_norm(differences: Tensor, norm: str = "l2", reduction: str = "sum") -> Tensor:
+    """Compute the cross-total-variation norm Σ_{k<l} G(m_k − m_l) of H differences m_1, ..., m_H.
+
+    It is 0 when all differences are the same. For a norm G it is a seminorm; the squared form is none. None of the three forms
+    holds the H·H pairs: L1 sorts each coordinate, O(hH log H); squared L2 is H·Σ‖m_k − mean‖², O(hH); L2 compares all pairs in
+    blocks, in O(hH²) time and O(hH) memory, and sorts where h = 1. Two equal differences have the gradient 0.
+
+    Args:
+        differences: shape (H, h), one difference in each row (the columns of M in the paper).
+        norm: G: "l1", "l2" or "squared_l2", each summed over the h coordinates.
+        reduction: "sum" as in the paper, or "mean" over the H(H − 1)/2 pairs, which does not depend on H.
+
+    Returns:
+        A scalar, at least 0, in float32 or better; zero, on the graph, for fewer than two differences. Differentiable once.
+
+    Raises:
+        NetsimError: `differences` is not a finite floating-point matrix, or a word is unknown.
+
+    Source: Chen et al., ICLR 2024, equation of the regularizer and Theorem 1.
+
+    Example:
+        >>> ctv_norm(torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]])).item()
+        10.0
+        >>> ctv_norm(torch.tensor([[1.0], [2.0], [4.0]]), norm="squared_l2")
+        tensor(14.0000)
+    """
+    check_choice("norm", norm, NORMS)
+    check_choice("reduction", reduction, ("sum", "mean"))
+    differences = upcast(check_finite("differences", check_tensor("differences", differences, 2, like="(H, h)")))
+    size = len(differences)
+    if size < 2:
+        return differences.sum() * 0
+    # What all have in common drops out of the sum; it would cost digits.
+    centered = differences - differences.detach().mean(0)
+    if norm == "squared_l2":
+        total = size * (centered - centered.mean(0)).square().sum()
+    elif norm == "l1" or differences.shape[1] == 1:
+        total = _sorted_sum(centered)
+    else:
+        with full_precision(centered):
+            total = _PairwiseDistanceSum.apply(centered)
+    return total / (size * (size - 1) / 2) if reduction == "mean" else total
+
+
+def difference_alignment_loss(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    pairs: Tensor | None = None,
+    difference: str = "distance",
+    norm: str = "l2",
+) -> Tensor:
+    """Compute how much the differences of embeddings of different classes vary: their CTV norm over its number of pairs.
+
+    With m_1, ..., m_H the differences of the given pairs, pairs of one class left out, it is 2/(H(H − 1)) Σ_{k<l} G(m_k − m_l).
+
+    Args:
+        embeddings: shape (B, h).
+        labels: shape (B,), the class of each sample or its pseudo-label; a sample with a negative one is left out. None
+            takes every sample for a class of its own.
+        pairs: shape (2, n), int64, the samples of each pair; None for all B(B − 1)/2.
+        difference: of two embeddings z and z': their "distance" ‖z − z'‖, which all pairs of classes can share; or the
+            vectors of the paper, "signed" z − z' or "abs" |z − z'| by coordinate, which three or more classes share only where
+            their embeddings are the same.
+        norm: G, see `ctv_norm`; of distances, L1 and L2 are the same.
+
+    Returns:
+        A scalar, at least 0, in the units of the embeddings (squared for "squared_l2"); zero, on the graph, where fewer than
+        two pairs are left, as in a batch of one class.
+
+    Raises:
+        NetsimError: embeddings are not a finite floating-point matrix, labels have another length, or a word is unknown.
+
+    Source: Chen et al., ICLR 2024. The distance form is this package's.
+
+    Example:
+        >>> corners = torch.eye(3)
+        >>> difference_alignment_loss(corners, torch.tensor([0, 1, 2])).item()
+        0.0
+        >>> difference_alignment_loss(corners, torch.tensor([0, 1, 2]), difference="signed", norm="squared_l2")
+        tensor(3.3333)
+    """
+    embeddings = upcast(check_embeddings("embeddings", embeddings))
+    check_choice("difference", difference, DIFFERENCES)
+    check_choice("norm", norm, NORMS)
+    size = len(embeddings)
+    pairs = torch.triu_indices(size, size, offset=1) if pairs is None else _check_pairs(pairs)
+    first, second = pairs.to(embeddings.device)
+    if labels is not None:
+        labels = check_labels("labels", labels, size).to(embeddings.device)
+        apart = (labels[first] != labels[second]) & (labels[first] >= 0) & (labels[second] >= 0)
+        first, second = first[apart], second[apart]
+    gap = embeddings[first] - embeddings[second]
+    if difference == "distance":
+        gap = torch.linalg.vector_norm(gap, dim=1, keepdim=True)  # Its gradient at 0 is 0.
+    return ctv_norm(gap.abs() if difference == "abs" else gap, norm, reduction="mean")
+
+
+def _check_pairs(pairs: Tensor) -> Tensor:
+    if not isinstance(pairs, Tensor) or pairs.ndim != 2 or len(pairs) != 2 or pairs.is_floating_point():
+        got = f"{pairs.dtype} of shape {tuple(pairs.shape)}" if isinstance(pairs, Tensor) else type(pairs).__name__
+        raise expected("pairs", "an int64 tensor of shape (2, n)", got)
+    return pairs
+
+
+def _sorted_sum(values: Tensor) -> Tensor:
+    """Return Σ_{k<l} |v_k − v_l| summed over the columns of values (H, h).
+
+    A value appears with + for each smaller one and with − for each greater one.
+    """
+    columns = values.detach().mT.contiguous()
+    order = columns.sort(dim=1).values
+    smaller = torch.searchsorted(order, columns)
+    greater = len(values) - torch.searchsorted(order, columns, right=True)
+    return ((smaller - greater).mT * values).sum()
+
+
+class _PairwiseDistanceSum(torch.autograd.Function):
+    """Σ_{k<l} ‖m_k − m_l‖; the gradient is found on the way, so that no more than a block of distances is held."""
+
+    @staticmethod
+    def forward(ctx: Any, differences: Tensor) -> Tensor:
+        size = len(differences)
+        total, gradient = differences.new_zeros(()), torch.zeros_like(differences)
+        rows = max(1, _BLOCK_ELEMENTS // size)
+        for start in range(0, size, rows):
+            # Pairs within the block come twice, (k, l) and (l, k); those with later rows come once.
+            block, later = differences[start : start + rows], differences[start + rows :]
+            for others, share in ((block, 0.5), (later, 1.0)):
+                distance = torch.cdist(block, others, compute_mode="donot_use_mm_for_euclid_dist")
+                total += share * distance.sum()
+                pull = distance.reciprocal_().masked_fill_(distance.isinf(), 0.0)
+                gradient[start : start + rows] += block * pull.sum(1, keepdim=True) - pull @ others
+                if share == 1:
+                    gradient[start + rows :] += later * pull.sum(0).unsqueeze(1) - pull.mT @ block
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> Tensor:
+        gradient: Tensor = ctx.saved_tensors[0]
+        return scale * gradient

@@ -1,0 +1,117 @@
+"""Losses that say which embeddings belong together: the contrastive loss, and every criterion of pytorch-metric-learning."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_netsim._checks import check_choice, check_positive_number, expected
+from lightning_netsim.functional.contrastive import contrastive_loss
+from lightning_netsim.losses.criterion import AbstractEmbeddingLoss
+
+
+class ContrastiveLoss(AbstractEmbeddingLoss):
+    """Compute ½ ‖z − z'‖² for pairs of one class and ½ max(0, m − ‖z − z'‖²) for the others, see `contrastive_loss`.
+
+    Args:
+        margin: m > 0, of the squared distance.
+
+    Raises:
+        NetsimError: for a margin that is not positive.
+
+    Source: Fleuret, Deep Learning, lecture on embeddings and siamese networks.
+
+    Example:
+        >>> import torch
+        >>> ContrastiveLoss(margin=1.0)(torch.tensor([[0.0], [1.0]]), torch.tensor([0, 0])).item()
+        0.5
+    """
+
+    def __init__(self, margin: float = 1.0) -> None:
+        super().__init__()
+        self.margin = check_positive_number("margin", margin)
+
+    def compute(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        return contrastive_loss(embeddings, labels, self.margin)
+
+
+class MetricLearningLoss(AbstractEmbeddingLoss):
+    """Compute any criterion that is called as (embeddings, labels, indices_tuple), as all of pytorch-metric-learning are.
+
+    What the criterion learns itself, such as the proxies of ``"ProxyAnchorLoss"``, are parameters of this module.
+
+    Args:
+        loss: the name of a class in ``pytorch_metric_learning.losses``, for example "NTXentLoss", "SupConLoss", "NPairsLoss",
+            "TripletMarginLoss" or "ProxyAnchorLoss"; or a criterion that is made already.
+        loss_args: the arguments of that class; a loss with proxies needs ``num_classes`` and ``embedding_size``.
+        miner: what chooses the pairs or triplets: the name of a class in ``pytorch_metric_learning.miners``, for example
+            "MultiSimilarityMiner" or "TripletMarginMiner", or a miner that is made already. None takes all.
+        miner_args: the arguments of that class.
+
+    Raises:
+        NetsimError: pytorch-metric-learning is not installed, has no class of that name, or does not take the arguments;
+            later, for labels beyond ``num_classes``.
+
+    Source: https://kevinmusgrave.github.io/pytorch-metric-learning/
+
+    Example:
+        >>> loss = MetricLearningLoss("ProxyAnchorLoss", {"num_classes": 2, "embedding_size": 3})
+        >>> [parameter.shape for parameter in loss.parameters()]
+        [torch.Size([2, 3])]
+    """
+
+    def __init__(
+        self,
+        loss: str | Callable[..., Any],
+        loss_args: dict[str, Any] | None = None,
+        miner: str | Callable[..., Any] | None = None,
+        miner_args: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self._arguments = {"loss": loss, "loss_args": loss_args, "miner": miner, "miner_args": miner_args}
+        self.loss = _made("loss", loss, loss_args)
+        self.miner = None if miner is None else _made("miner", miner, miner_args)
+
+    def compute(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        num_classes = getattr(self.loss, "num_classes", None)
+        if isinstance(num_classes, int) and len(labels) and int(labels.max()) >= num_classes:
+            got = f"a label {int(labels.max())}"
+            raise expected("num_classes", f"above every label to have a proxy for each class ({num_classes})", got)
+        if not len(embeddings):
+            return embeddings.sum() * 0
+        mined = None if self.miner is None else self.miner(embeddings, labels)
+        term: Tensor = self.loss(embeddings, labels, mined)
+        return term + embeddings.sum() * 0  # On the graph also where the criterion found nothing to compare.
+
+    def config(self) -> dict[str, Any]:
+        kind = type(self)
+        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": dict(self._arguments)}
+
+    def extra_repr(self) -> str:
+        return ""
+
+
+def _made(name: str, what: str | Callable[..., Any], arguments: dict[str, Any] | None) -> Callable[..., Any]:
+    """Return a loss or miner, made from the name of its class where that is what is given."""
+    if not isinstance(what, str):
+        if not callable(what):
+            raise expected(name, "the name of a class, or a function of (embeddings, labels, ...)", repr(what))
+        if arguments:
+            raise expected(f"{name}_args", f"given with the name of a class as `{name}`", f"{arguments!r} beside an object")
+        return what
+    plural = "losses" if name == "loss" else "miners"
+    try:
+        room = importlib.import_module(f"pytorch_metric_learning.{plural}")
+    except ModuleNotFoundError as error:
+        remedy = "Run `pip install 'lightning-netsim[metric-learning]'`."
+        raise expected(name, "one of pytorch-metric-learning, which has to be installed", repr(what), remedy) from error
+    kinds = {key: kind for key, kind in vars(room).items() if isinstance(kind, type) and issubclass(kind, nn.Module)}
+    kind = kinds[check_choice(name, what, sorted(kinds))]
+    try:
+        made: Callable[..., Any] = kind(**(arguments or {}))
+    except TypeError as error:
+        raise expected(f"{name}_args", f"the arguments of {what}", f"{arguments or {}!r} ({error})") from error
+    return made

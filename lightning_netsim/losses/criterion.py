@@ -1,0 +1,66 @@
+"""What all criteria share: they know the class and the arguments that they were made with."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_netsim._checks import check_embeddings, check_labels, expected
+from lightning_netsim.functional._precision import full_precision, upcast
+
+
+class AbstractCriterion(nn.Module, ABC):
+    """A criterion to be minimized.
+
+    A subclass keeps each argument of its constructor as an attribute of the same name: that is what `config` reads.
+    """
+
+    def config(self) -> dict[str, Any]:
+        """Return the class and its arguments as plain values, in the form in which LightningCLI reads them."""
+        kind = type(self)
+        names = () if kind.__init__ is nn.Module.__init__ else inspect.signature(kind).parameters
+        for name in names:
+            if not hasattr(self, name):
+                raise expected(kind.__name__, f"a criterion that keeps its argument `{name}` as an attribute", "none")
+        arguments = {name: getattr(self, name) for name in names}
+        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
+
+    def extra_repr(self) -> str:
+        values = {name: getattr(self, name, ...) for name in inspect.signature(type(self)).parameters}
+        return ", ".join(f"{name}={value!r}" for name, value in values.items() if value is not ...)
+
+
+class AbstractEmbeddingLoss(AbstractCriterion):
+    """A criterion of embeddings and their labels, computed in float32 or better, also under autocast."""
+
+    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the criterion.
+
+        Args:
+            embeddings: shape (B, h).
+            labels: shape (B,), the class of each sample; one with a negative label is left out. None takes every sample for
+                a class of its own.
+
+        Returns:
+            A scalar on the graph; zero where nothing can be compared.
+
+        Raises:
+            NetsimError: embeddings are not a finite floating-point matrix, or labels have another length.
+        """
+        embeddings = upcast(check_embeddings("embeddings", embeddings))
+        size = len(embeddings)
+        labels = torch.arange(size) if labels is None else check_labels("labels", labels, size)
+        labels = labels.to(embeddings.device)
+        known = labels >= 0
+        if not bool(known.all()):
+            embeddings, labels = embeddings[known], labels[known]
+        with full_precision(embeddings):
+            return self.compute(embeddings, labels)
+
+    @abstractmethod
+    def compute(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Return the criterion of samples that all have a label, a scalar on the graph."""

@@ -1,0 +1,85 @@
+"""Align the differences of embeddings of different classes, as a module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_netsim._checks import check_choice, check_positive_int
+from lightning_netsim.functional.difference_alignment import (
+    DIFFERENCES,
+    NORMS,
+    difference_alignment_loss,
+)
+from lightning_netsim.losses.criterion import AbstractEmbeddingLoss
+
+
+class DifferenceAlignmentLoss(AbstractEmbeddingLoss):
+    """Compute how much the differences between samples of different classes vary: the mean of G(m_k − m_l) over k < l.
+
+    Which differences m_1, ..., m_H are compared is drawn anew at each call: those along a random chain b_0, b_1, ..., b_n of
+    the samples, as in the paper, or of all pairs of samples. Pairs of one class are left out.
+
+    Args:
+        difference: "distance" ‖z − z'‖ (the default), or the vectors of the paper, "signed" z − z' or "abs" |z − z'|. Vectors
+            of three or more classes are equal only where their embeddings are: with a weight that matters, the vector forms
+            pull a network towards one point.
+        norm: G: "l2", "l1" or "squared_l2". Of distances, the first two are the same; their pull does not fade as the
+            distances come close to each other, and can outweigh a weak loss. "squared_l2" fades.
+        pairs: "chain" compares neighbors along a random order of the batch, H ≤ B − 1; "all" all pairs, H ≤ B(B − 1)/2.
+        num_differences: compare this many of them: the length n of the chain, or so many pairs at random, an unbiased
+            estimate of the mean over all. None for all of them.
+        normalize: divide embeddings by their length first, as most losses on embeddings do, so that distances lie in [0, 2]
+            and the term cannot shrink with the embeddings.
+        seed: of the draws.
+
+    Raises:
+        NetsimError: for a value out of range; later, for embeddings that are not finite, or labels of another length.
+
+    Source: Chen et al., Robust Similarity Learning with Difference Alignment Regularization, ICLR 2024; the distance form is
+    this package's.
+
+    Example:
+        >>> corners, labels = torch.eye(4), torch.tensor([0, 1, 2, 3])
+        >>> DifferenceAlignmentLoss()(corners, labels).item()
+        0.0
+        >>> DifferenceAlignmentLoss(pairs="all", normalize=False)(2 * torch.eye(2), torch.tensor([0, 1])).item()
+        0.0
+    """
+
+    def __init__(
+        self,
+        difference: str = "distance",
+        norm: str = "squared_l2",
+        pairs: str = "chain",
+        num_differences: int | None = None,
+        normalize: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.difference = check_choice("difference", difference, DIFFERENCES)
+        self.norm = check_choice("norm", norm, NORMS)
+        self.pairs = check_choice("pairs", pairs, ("chain", "all"))
+        self.num_differences = None if num_differences is None else check_positive_int("num_differences", num_differences)
+        self.normalize = normalize
+        self.seed = seed
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def compute(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        if self.normalize:
+            length = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
+            embeddings = embeddings / length.where(length > 0, 1.0)  # A zero vector stays one, with a finite gradient.
+        pairs = self._draw(len(embeddings))
+        return difference_alignment_loss(embeddings, labels, pairs, self.difference, self.norm)
+
+    def _draw(self, size: int) -> Tensor | None:
+        """Return the samples of each pair, shape (2, n); None for all pairs."""
+        if self.pairs == "chain":
+            order = torch.randperm(size, generator=self._generator)
+            links = torch.stack([order[:-1], order[1:]])
+            return links[:, : self.num_differences]
+        possible = size * (size - 1) // 2
+        if self.num_differences is None or self.num_differences >= possible:
+            return None
+        chosen = torch.randperm(possible, generator=self._generator)[: self.num_differences]
+        return torch.triu_indices(size, size, offset=1)[:, chosen]
