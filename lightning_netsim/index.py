@@ -271,6 +271,38 @@ class NeighborIndex:
         return torch.cat(exact)
 
 
+def find_clusters(features: Tensor, num_clusters: int, seed: int = 0, num_starts: int = 1) -> Tensor:
+    """Find centers of clusters of unit vectors by spherical k-means.
+
+    Args:
+        features: shape (n, K), floating-point, rows of length 1.
+        num_clusters: in [1, n].
+        seed: of the first centers.
+        num_starts: how often to start anew; the best is kept.
+
+    Returns:
+        The centers, shape (num_clusters, K), unit vectors on the device of `features`; a sample belongs to the center with the
+        highest inner product.
+
+    Raises:
+        NetsimError: there are fewer samples than clusters, or a feature is not finite.
+
+    Example:
+        >>> centers = find_clusters(torch.eye(3)[[0, 0, 1]], num_clusters=2)
+        >>> (torch.eye(3)[[0, 0, 1]] @ centers.mT).argmax(1).unique().numel()
+        2
+    """
+    rows = check_finite("features", _float32("features", features, features.shape[-1]))
+    check_positive_int("num_clusters", num_clusters)
+    if num_clusters > len(rows):
+        remedy = "Ask for fewer clusters, or give more samples."
+        raise expected("num_clusters", f"at most {len(rows)}, the number of samples", str(num_clusters), remedy)
+    settings = {"niter": 25, "nredo": num_starts, "seed": seed, "spherical": True, "min_points_per_centroid": 1}
+    k_means = _faiss().Kmeans(rows.shape[1], num_clusters, **settings)
+    k_means.train(rows.numpy())
+    return torch.from_numpy(k_means.centroids).to(features)
+
+
 def _build(dim: int, index_factory: str) -> Any:
     """Build the faiss index, or say in one sentence why not."""
     faiss = _faiss()

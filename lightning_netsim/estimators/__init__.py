@@ -1,10 +1,24 @@
 """State over batches of features: update with the reference set, ask for the query set, compute a record."""
 
 from lightning_netsim.estimators.all_pairs import AllPairs
+from lightning_netsim.estimators.embedding_metrics import EmbeddingMetrics
 from lightning_netsim.estimators.kernel_neighbors import KernelNeighbors
+from lightning_netsim.estimators.linear_probe import LinearProbe
 from lightning_netsim.estimators.neighbor_count import NeighborCount
 from lightning_netsim.estimators.neighbor_table import NeighborTable
+from lightning_netsim.estimators.pseudo_labels import PseudoLabels
 from lightning_netsim.estimators.recall_audit import RecallAudit
 from lightning_netsim.estimators.reranking import Reranking, shortlist_size
 
-__all__ = ["AllPairs", "KernelNeighbors", "NeighborCount", "NeighborTable", "RecallAudit", "Reranking", "shortlist_size"]
+__all__ = [
+    "AllPairs",
+    "EmbeddingMetrics",
+    "KernelNeighbors",
+    "LinearProbe",
+    "NeighborCount",
+    "NeighborTable",
+    "PseudoLabels",
+    "RecallAudit",
+    "Reranking",
+    "shortlist_size",
+]

@@ -1,0 +1,87 @@
+"""Give samples without labels the clusters that they belong to in place of classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_netsim._checks import check_embeddings, check_positive_int
+from lightning_netsim.index import find_clusters
+from lightning_netsim.processes import Processes
+
+# What k-means makes use of, for each center.
+_SAMPLES_PER_CLUSTER = 256
+
+
+class PseudoLabels(nn.Module):
+    """Cluster the embeddings of an epoch, and label those of the next one by the nearest center.
+
+    `update` with the embeddings of every batch, `refresh` when an epoch has ended, `assign` at any time. The embeddings of the
+    256·k samples that came last are kept. A sample is labeled by its own embedding at the time, so that it needs no name. The
+    centers belong to the state of a module, so that a resumed run goes on with them.
+
+    Args:
+        num_clusters: k, at least 2.
+        seed: of the first centers.
+
+    Raises:
+        NetsimError: for a value out of range.
+
+    Source: "cluster-used" of Chen et al., ICLR 2024; clusters as pseudo-labels: Caron et al., DeepCluster, ECCV 2018.
+
+    Example:
+        >>> labels = PseudoLabels(num_clusters=2)
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+        >>> labels.update(embeddings)
+        >>> labels.assign(embeddings).tolist()
+        [-1, -1, -1]
+        >>> labels.refresh()
+        >>> first, second, third = labels.assign(embeddings).tolist()
+        >>> first == second != third
+        True
+    """
+
+    def __init__(self, num_clusters: int, seed: int = 0) -> None:
+        super().__init__()
+        self.num_clusters = check_positive_int("num_clusters", num_clusters)
+        self.seed = seed
+        self.centers: Tensor | None = None
+        self._kept: list[Tensor] = []
+
+    def update(self, embeddings: Tensor) -> None:
+        """Add the embeddings of a batch, shape (B, h); zero vectors and those that are not finite are left out."""
+        vectors = embeddings.detach().float()
+        usable = torch.isfinite(vectors).all(1) & vectors.any(1)
+        self._kept.append(F.normalize(vectors[usable], dim=1).cpu())
+        excess = sum(map(len, self._kept)) - len(self._kept[0])
+        while excess >= _SAMPLES_PER_CLUSTER * self.num_clusters:
+            self._kept.pop(0)
+            excess -= len(self._kept[0])
+
+    def refresh(self) -> None:
+        """Cluster what was added since the last time, in all processes; with fewer samples than clusters, leave it as it is."""
+        processes = Processes.current()
+        vectors = torch.cat(processes.gather(torch.cat(self._kept) if self._kept else torch.zeros(0, 1)))
+        self._kept = []
+        if len(vectors) >= self.num_clusters:
+            centers = find_clusters(vectors, self.num_clusters, self.seed) if processes.rank == 0 else None
+            self.centers = processes.broadcast(centers)
+
+    def assign(self, embeddings: Tensor) -> Tensor:
+        """Return the cluster of each embedding, shape (B,), int64; -1 before the first refresh."""
+        embeddings = check_embeddings("embeddings", embeddings).detach()
+        if self.centers is None:
+            return torch.full((len(embeddings),), -1, device=embeddings.device)
+        self.centers = self.centers.to(embeddings.device)
+        return (embeddings.float() @ self.centers.mT).argmax(1)
+
+    def get_extra_state(self) -> Tensor:
+        """Return the centers for a checkpoint, none of them before the first refresh."""
+        return torch.zeros(0, 0) if self.centers is None else self.centers.cpu()
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take the centers from a checkpoint."""
+        self.centers = state if len(state) else None

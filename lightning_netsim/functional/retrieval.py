@@ -1,0 +1,101 @@
+"""Judge embeddings by the labels of what is retrieved: whether neighbors are of the class of the query."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_netsim._checks import check_positive_int, check_positive_number, check_tensor, expected
+
+
+def recall_at_k(matches: Tensor, k: int) -> Tensor:
+    """Compute the share of queries with at least one neighbor of their own class among the first k.
+
+    Args:
+        matches: shape (Q, K), bool, whether the class of the i-th nearest neighbor is that of the query.
+        k: in [1, K].
+
+    Returns:
+        A scalar in [0, 1]; NaN without queries.
+
+    Raises:
+        NetsimError: `matches` is no boolean matrix, or has fewer than k columns.
+
+    Source: Jégou et al., IEEE PAMI 2011, as used in deep metric learning since Song et al., CVPR 2016.
+
+    Example:
+        >>> matches = torch.tensor([[False, True], [False, False]])
+        >>> recall_at_k(matches, 1), recall_at_k(matches, 2)
+        (tensor(0.), tensor(0.5000))
+    """
+    matches = _check_matches(matches)
+    if check_positive_int("k", k) > matches.shape[1]:
+        raise expected("k", f"at most {matches.shape[1]}, the number of neighbors", str(k))
+    return matches[:, :k].any(1).float().mean()
+
+
+def mean_average_precision_at_r(matches: Tensor, num_relevant: Tensor) -> Tensor:
+    """Compute MAP@R: (1/R) Σ_{i ≤ R} P(i) [neighbor i matches], averaged over queries, with P(i) the precision at i.
+
+    R is the number of samples of the class of the query that could be found. It is 1 only where these come first.
+
+    Args:
+        matches: shape (Q, K), bool, K at least the largest R.
+        num_relevant: R of each query, shape (Q,), int64; queries with R = 0 are left out.
+
+    Returns:
+        A scalar in [0, 1]; NaN without queries.
+
+    Raises:
+        NetsimError: shapes do not fit.
+
+    Source: Musgrave et al., A Metric Learning Reality Check, ECCV 2020.
+
+    Example:
+        >>> mean_average_precision_at_r(torch.tensor([[True, False, True]]), torch.tensor([2]))
+        tensor(0.5000)
+    """
+    matches = _check_matches(matches)
+    if num_relevant.shape != matches.shape[:1] or (len(matches) and int(num_relevant.max()) > matches.shape[1]):
+        raise expected("num_relevant", f"at most {matches.shape[1]} for each of {len(matches)} queries", repr(num_relevant))
+    place = torch.arange(1, matches.shape[1] + 1, device=matches.device)
+    counted = matches & (place <= num_relevant.unsqueeze(1))
+    precision = counted.cumsum(1) / place
+    kept = num_relevant > 0
+    return ((precision * counted).sum(1)[kept] / num_relevant[kept]).mean()
+
+
+def neighbor_vote(similarity: Tensor, neighbor_labels: Tensor, num_classes: int, temperature: float = 0.07) -> Tensor:
+    """Predict the class for which the neighbors vote, each with the weight exp(similarity / temperature).
+
+    Args:
+        similarity: shape (Q, k), in [-1, 1]; NaN for a neighbor that is missing.
+        neighbor_labels: shape (Q, k), int64, the class of each neighbor, in [0, C).
+        num_classes: C.
+        temperature: > 0; a high one makes all votes alike.
+
+    Returns:
+        The predicted classes, shape (Q,), int64.
+
+    Raises:
+        NetsimError: an argument is out of range.
+
+    Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018.
+
+    Example:
+        >>> neighbor_vote(torch.tensor([[0.9, 0.1, 0.1]]), torch.tensor([[1, 0, 0]]), num_classes=2)
+        tensor([1])
+    """
+    check_tensor("similarity", similarity, 2, like="(Q, k)")
+    check_positive_number("temperature", temperature)
+    # From the highest similarity down, so that no weight overflows.
+    weights = ((similarity - 1) / temperature).exp().nan_to_num(0.0)
+    votes = weights.new_zeros(len(similarity), check_positive_int("num_classes", num_classes))
+    return votes.scatter_add_(1, neighbor_labels.clamp_min(0), weights).argmax(1)
+
+
+def _check_matches(matches: Tensor) -> Tensor:
+    if not isinstance(matches, Tensor) or matches.ndim != 2 or matches.dtype != torch.bool:
+        got = f"{matches.dtype} of shape {tuple(matches.shape)}" if isinstance(matches, Tensor) else type(matches).__name__
+        raise expected("matches", "a boolean tensor of shape (Q, K)", got)
+    return matches
