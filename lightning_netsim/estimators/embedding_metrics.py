@@ -106,7 +106,8 @@ def _neighbors(queries: LabeledEmbeddings, searched: LabeledEmbeddings, own: boo
     if k > 0:
         index = NeighborIndex(searched.vectors.shape[1])
         index.add(searched.vectors[found], found)
-        result = index.search(queries.vectors, k, exclude=torch.arange(len(queries)) if own else None)
+        exclude = torch.arange(len(queries)) if own else None
+        result = index.search(queries.vectors, k, exclude, settle_ties=False)  # With k in the hundreds, rounding makes many.
         similarity[:, :k] = result.similarity
         labels[:, :k] = searched.labels[result.index].where(result.index >= 0, -1)
     return similarity, labels
@@ -119,5 +120,6 @@ def _clustering(samples: LabeledEmbeddings, seed: int) -> Tensor:
         return torch.tensor(math.nan)
     centers = find_clusters(samples.vectors, num_classes, seed, num_starts=3)
     clusters = (samples.vectors @ centers.mT).argmax(1)
-    with torch.sparse.check_sparse_tensor_invariants(False):  # Said, or torch warns about the table of counts.
+    # Said, or torch warns about the table of counts.
+    with torch.sparse.check_sparse_tensor_invariants(False):  # type: ignore[no-untyped-call]
         return normalized_mutual_info_score(clusters, samples.labels, average_method="arithmetic")
