@@ -24,7 +24,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import neighbors, peers, scaling, similarity_cost, sketch, soft_counts
+from benchmarks import ctv, neighbors, peers, scaling, similarity_cost, sketch, soft_counts
 from benchmarks.common import Bound
 
 HERE = Path(__file__).resolve().parent
@@ -35,10 +35,14 @@ SCRIPTS = {
     "neighbors": neighbors,
     "scaling": scaling,
     "similarity_cost": similarity_cost,
+    "ctv": ctv,
 }
 KEPT = Path("runs/benchmarks")
 BY_HAND = "<!-- What follows is written by hand: `make bench` leaves it as it is. -->"
-PACKAGES = ("torch", "torchvision", "lightning", "faiss-cpu", "backpack-for-pytorch", "opacus", "captum", "dattri", "traker")
+PACKAGES = (
+    *("torch", "torchvision", "lightning", "faiss-cpu", "pytorch-metric-learning"),
+    *("backpack-for-pytorch", "opacus", "captum", "dattri", "traker"),
+)
 WHAT = {
     "ratio_plain": "exact soft counts in O(P) memory, MNIST network, in units of one plain forward and backward pass",
     "ratio_plain_resnet20": "the same, ResNet-20",
@@ -58,6 +62,8 @@ WHAT = {
     "last_layer_ratio": "the same with the exact criterion of the last layer's gradients",
     "speedup_vmap": "the exact criterion against per-sample gradients by `vmap(grad)`",
     "growth_memory": "peak memory of soft counts above the model and its data, N doubled",
+    "speedup_pairwise": "CTV norm and its gradient against the vectorized pairwise form, the lesser of L1 and squared L2",
+    "regularizer_ratio": "training step with the alignment of differences, in units of the same without",
 }
 WHAT_BY_SCRIPT = {("neighbors", "ratio_plain"): "soft counts and 10 audited neighbors of all, in units of the plain pass"}
 
@@ -287,6 +293,60 @@ def similarity_cost_section(figures: Figures) -> Iterator[str]:
     yield table(("criterion", "milliseconds", "in units of a plain step"), rows)
 
 
+PAIRWISE = {
+    "pairs": "`m[first] - m[second]` of all pairs",
+    "broadcast": "`m.unsqueeze(1) - m.unsqueeze(0)`",
+    "pdist": "`torch.pdist`, which forms no differences",
+}
+
+
+def ctv_section(figures: Figures) -> Iterator[str]:
+    numbers, coordinates = figures["num_differences"], figures["coordinates"]
+    yield (
+        f"The CTV norm of random differences of {coordinates} coordinates and its gradient, float32. Medians of "
+        f"{figures['rounds']} interleaved rounds; in float64, all forms agree to {figures['disagreement']:.0e}."
+    )
+    rows = []
+    for key, size in (("median_seconds", "all"), ("median_seconds_half", "half")):
+        for norm, seconds in figures[key].items():
+            for form, value in seconds.items():
+                label = f"`ctv_norm`, `{norm}`" if form == "ours" else f"{PAIRWISE[form]}, `{norm}`"
+                times = 1.0 if form == "ours" else figures["speedups"][form][norm]
+                rows.append((label, f"{numbers[size]:,}", number(1000 * value), number(times)))
+    yield table(("form", "differences", "milliseconds", "in units of ours"), rows)
+    many = ", ".join(
+        f"`{norm}` {number(value)} s and {number(figures['peak_megabytes_many'][norm])} MB"
+        for norm, value in figures["seconds_many"].items()
+    )
+    yield (
+        f"Of {numbers['many']:,} differences, `ctv_norm` and its gradient take: {many}. One tensor of their pairwise "
+        f"differences has {number(figures['pair_megabytes_many'])} MB, and the pairwise form holds three or four; this machine has "
+        f"{number(figures['machine_megabytes'])} MB."
+    )
+    yield (
+        f"A training step (forward, backward, Adam) of {figures['images']} images on the MNIST network with 64 outputs. "
+        f"Medians of {figures['steps']} interleaved rounds; milliseconds, and in units of the step without alignment."
+    )
+    losses = figures["median_seconds_step"]
+    rows = [
+        (label, *(_step(losses[loss][kind], figures["regularizer_ratios"][loss].get(kind)) for loss in losses))
+        for kind, label in ALIGNED.items()
+    ]
+    yield table(("alignment", *(f"`{loss}`" for loss in losses)), rows)
+
+
+ALIGNED = {
+    "plain": "none",
+    "chain": "`DifferenceAlignmentLoss()`, along a chain",
+    "all_pairs": "of all pairs",
+    "vectors": "along a chain, vectors and L2",
+}
+
+
+def _step(seconds: float, ratio: float | None) -> str:
+    return number(1000 * seconds) + ("" if ratio is None else f" ({number(ratio)})")
+
+
 SECTIONS = {
     "soft_counts": ("Exact soft counts", soft_counts_section),
     "peers": ("Against other packages", peers_section),
@@ -294,6 +354,7 @@ SECTIONS = {
     "neighbors": ("Neighbors", neighbors_section),
     "scaling": ("Growth", scaling_section),
     "similarity_cost": ("Enforcing similarity", similarity_cost_section),
+    "ctv": ("Aligning differences", ctv_section),
 }
 
 

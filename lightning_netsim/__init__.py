@@ -11,12 +11,12 @@ from lightning_netsim._checks import NetsimError
 from lightning_netsim.analysis import SimilarityAnalysis, analyze, load_run
 from lightning_netsim.batches import SimilarityBatch
 from lightning_netsim.callbacks import SimilarityMonitor
-from lightning_netsim.estimators import KernelNeighbors, NeighborCount
+from lightning_netsim.estimators import EmbeddingMetrics, KernelNeighbors, NeighborCount
 from lightning_netsim.features import ActivationFeatures, GradientFeatures
 from lightning_netsim.functional import kernel_neighbors, neighbor_count, pairwise_similarity, transfer
 from lightning_netsim.index import NeighborIndex
 from lightning_netsim.jacobian import JacobianOperator, PerSampleJacobian, per_sample_jacobian
-from lightning_netsim.mixins import SimilarityMixin
+from lightning_netsim.mixins import ContrastiveMixin, DifferenceAlignmentMixin, SimilarityMixin
 from lightning_netsim.queries import NeighborAnswer, find_neighbors
 from lightning_netsim.results import KernelNeighborsResult, NeighborCountResult
 from lightning_netsim.samplers import RareFirstSampler
@@ -24,6 +24,9 @@ from lightning_netsim.transfers import TransferAnswer, find_transfer
 
 __all__ = [
     "ActivationFeatures",
+    "ContrastiveMixin",
+    "DifferenceAlignmentMixin",
+    "EmbeddingMetrics",
     "GradientFeatures",
     "JacobianOperator",
     "KernelNeighbors",

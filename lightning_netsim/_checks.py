@@ -50,6 +50,17 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     raise expected(name, "one of " + ", ".join(map(repr, options)), repr(value), remedy)
 
 
+def check_layer(name: str, layer: str, layers: Iterable[str]) -> str:
+    """Return `layer` if it is one of `layers`, the names of the modules in a model; the message names the closest ones."""
+    names = [each for each in layers if each]
+    if layer in names:
+        return layer
+    ending = [each for each in names if each.rpartition(".")[2] == layer.rpartition(".")[2]]
+    near = list(dict.fromkeys([*ending, *difflib.get_close_matches(layer, names, n=5)])) or names[:8]
+    listed = ", ".join(map(repr, near[:8])) + (", ..." if len(near) < len(names) else "")
+    raise expected(name, "the name of a module in the model", repr(layer), f"There are {listed}.")
+
+
 def check_numbers(name: str, values: Iterable[float], low: float = -math.inf, high: float = math.inf) -> tuple[float, ...]:
     """Return `values` as a tuple of floats if each lies within [`low`, `high`]."""
     numbers = tuple(float(value) for value in values)

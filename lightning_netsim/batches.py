@@ -67,6 +67,14 @@ def run_model(model: nn.Module, inputs: Any) -> Any:
     return model(**_keywords(model, inputs)) if isinstance(inputs, Mapping) else model(inputs)
 
 
+def find_views(inputs: Any) -> list[Tensor]:
+    """Return the views of a batch, where its inputs are several tensors of one shape, each with a view of every sample."""
+    if not isinstance(inputs, (tuple, list)) or len(inputs) < 2:
+        return []
+    views = [view for view in inputs if isinstance(view, Tensor)]
+    return views if len(views) == len(inputs) and len({view.shape for view in views}) == 1 else []
+
+
 def split_batch(batch: Any) -> tuple[Any, Any, Any]:
     """Return (inputs, labels, ids) of a batch; None for what it does not have.
 

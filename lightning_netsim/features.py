@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_netsim._checks import expected
+from lightning_netsim._checks import check_layer, expected
 from lightning_netsim.functional import inverse_root
 from lightning_netsim.functional.kernel import FLOOR_FLOAT32
 from lightning_netsim.jacobian import Directions, JacobianOperator, PerSampleJacobian, SketchProjection
@@ -294,8 +294,8 @@ class ActivationFeatures:
 
     def __init__(self, model: nn.Module, forward: Callable[[Any], Any], layer: str | None = None) -> None:
         names = dict(model.named_modules())
-        if layer is not None and layer not in names:
-            raise expected("layer", "the name of a module", repr(layer), f"There are {', '.join(list(names)[1:9])}, ...")
+        if layer is not None:
+            check_layer("layer", layer, names)
         self._watched = [m for m in names.values() if isinstance(m, nn.Linear)] if layer is None else [names[layer]]
         self._takes_input = layer is None
         self._forward = forward

@@ -279,3 +279,52 @@ def density_criterion(jacobian: Tensor, low: float, high: float, mean: bool) -> 
         if float(fraction.detach()) > high:
             total = total + (fraction - high) ** 2
     return total / n if mean else total
+
+
+def _length(vector: Tensor) -> Tensor:
+    """Return ‖v‖; of the zero vector a zero whose gradient is zero."""
+    return vector.square().sum().sqrt() if bool((vector != 0).any()) else vector.sum() * 0
+
+
+SIZES: dict[str, Callable[[Tensor], Tensor]] = {
+    "l1": lambda vector: vector.abs().sum(),
+    "l2": _length,
+    "squared_l2": lambda vector: vector.square().sum(),
+}
+
+
+def ctv_norm(differences: Tensor, norm: str, mean: bool = False) -> Tensor:
+    """Return Σ_{k<l} G(m_k − m_l), or its mean over the pairs, by a loop over the pairs."""
+    differences = differences.double()
+    total, pairs = differences.sum() * 0, 0
+    for k in range(len(differences)):
+        for l in range(k + 1, len(differences)):  # noqa: E741
+            total, pairs = total + SIZES[norm](differences[k] - differences[l]), pairs + 1
+    return total / pairs if mean and pairs else total
+
+
+def difference_alignment(
+    embeddings: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]], difference: str, norm: str
+) -> Tensor:
+    """Return the mean of G over pairs of differences, those within a class and of samples without a label left out."""
+    embeddings = embeddings.double()
+    kept = []
+    for i, j in pairs:
+        if int(labels[i]) != int(labels[j]) and int(labels[i]) >= 0 and int(labels[j]) >= 0:
+            signed = embeddings[i] - embeddings[j]
+            kept.append({"signed": signed, "abs": signed.abs(), "distance": _length(signed).reshape(1)}[difference])
+    return ctv_norm(torch.stack(kept), norm, mean=True) if kept else embeddings.sum() * 0
+
+
+def contrastive(embeddings: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """Return the mean of ½ ‖z − z'‖² within classes plus that of ½ max(0, m − ‖z − z'‖²) between them, zeros left out."""
+    embeddings = embeddings.double()
+    terms: dict[bool, list[Tensor]] = {True: [], False: []}
+    for i in range(len(embeddings)):
+        for j in range(i + 1, len(embeddings)):
+            if int(labels[i]) >= 0 and int(labels[j]) >= 0:
+                square, same = (embeddings[i] - embeddings[j]).square().sum(), int(labels[i]) == int(labels[j])
+                term = square / 2 if same else (margin - square) / 2
+                if float(term.detach()) > 0:
+                    terms[same].append(term)
+    return sum((torch.stack(some).mean() for some in terms.values() if some), embeddings.sum() * 0)

@@ -72,7 +72,7 @@ ROOMS = {
     "queries": room(3, f"{TRAINING} numpy pandas", siblings=True),
     "transfers": room(3, f"{TRAINING} numpy pandas", siblings=True),
     "mixins": room(3, TRAINING),
-    "demos": room(4, f"{TRAINING} torchvision sklearn"),
+    "demos": room(4, f"{TRAINING} torchvision sklearn numpy"),
     "__init__": room(5, ANYTHING, siblings=True),
     "__main__": room(5, ANYTHING, siblings=True),
     "cli": room(5, ANYTHING, siblings=True),

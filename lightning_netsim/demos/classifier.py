@@ -18,6 +18,9 @@ ImageBatch = tuple[Tensor, Tensor]
 class DigitsNetwork(nn.Sequential):
     """Map images of 8×8 pixels to ten logits, by two convolutions and two linear layers with 38,282 parameters.
 
+    Args:
+        num_outputs: the width of the last layer, where it is not ten logits.
+
     Example:
         >>> import torch
         >>> network = DigitsNetwork()
@@ -25,7 +28,7 @@ class DigitsNetwork(nn.Sequential):
         torch.Size([2, 10])
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_outputs: int = 10) -> None:
         super().__init__(
             nn.Conv2d(1, 16, kernel_size=3, padding=1),
             nn.ReLU(),
@@ -35,7 +38,7 @@ class DigitsNetwork(nn.Sequential):
             nn.Flatten(),
             nn.Linear(512, 64),
             nn.ReLU(),
-            nn.Linear(64, 10),
+            nn.Linear(64, num_outputs),
         )
 
 
@@ -45,12 +48,15 @@ class MNISTNetwork(nn.Sequential):
     Two convolutions 5×5 without padding (32 and 64 channels), each followed by a PReLU and an average pool of 2, then linear
     layers 1024-256-10 with a PReLU between them. Charpiat et al., NeurIPS 2019, section 4.
 
+    Args:
+        num_outputs: the width of the last layer, where it is not ten logits.
+
     Example:
         >>> sum(parameter.numel() for parameter in MNISTNetwork().parameters())
         317069
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_outputs: int = 10) -> None:
         super().__init__(
             nn.Conv2d(1, 32, kernel_size=5),
             nn.PReLU(),
@@ -61,7 +67,7 @@ class MNISTNetwork(nn.Sequential):
             nn.Flatten(),
             nn.Linear(1024, 256),
             nn.PReLU(),
-            nn.Linear(256, 10),
+            nn.Linear(256, num_outputs),
         )
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 from torchvision.datasets import MNIST
+from torchvision.transforms.v2 import RandomAffine
 
 from lightning_netsim._checks import check_choice, check_positive_int, expected
 from lightning_netsim.samplers import RareFirstSampler
@@ -29,12 +31,13 @@ class AbstractImageDataModule(LightningDataModule):
     train_set: TensorDataset
     val_set: TensorDataset
 
-    def __init__(self, batch_size: int, num_workers: int, counts: str | None, validate_on: str) -> None:
+    def __init__(self, batch_size: int, num_workers: int, counts: str | None, validate_on: str, num_views: int) -> None:
         super().__init__()
         self.batch_size = check_positive_int("batch_size", batch_size)
         self.num_workers = num_workers
         self.counts = counts
         self.validate_on = check_choice("validate_on", validate_on, ("held_out", "train"))
+        self.num_views = check_positive_int("num_views", num_views)
         self.train_sampler: RareFirstSampler | None = None
 
     @property
@@ -57,16 +60,17 @@ class AbstractImageDataModule(LightningDataModule):
             self.train_sampler = RareFirstSampler.from_record(self.counts, len(self.train_set))
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Return the training images, shuffled, or with `counts` the rare ones first."""
+        """Return the training images in `num_views`, shuffled, or with `counts` the rare ones first."""
+        images = self.train_set if self.num_views == 1 else Views(self.train_set, self.num_views)
         if self.train_sampler is None:
-            return self._loader(self.train_set, shuffle=True)
+            return self._loader(images, shuffle=True)
         if self.trainer is not None:
             # Workers begin to load before Lightning sets the epoch of a resumed fit.
             self.train_sampler.set_epoch(self.trainer.current_epoch)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # The wrapper that Lightning would put around the sampler shuffles the order.
-            return self._loader(self.train_set, sampler=DistributedSamplerWrapper(self.train_sampler, shuffle=False))
-        return self._loader(self.train_set, sampler=self.train_sampler)
+            return self._loader(images, sampler=DistributedSamplerWrapper(self.train_sampler, shuffle=False))
+        return self._loader(images, sampler=self.train_sampler)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Return the images of `validate_on`, in order."""
@@ -81,10 +85,33 @@ class AbstractImageDataModule(LightningDataModule):
         return self._loader(self.val_set)
 
     def _loader(
-        self, images: TensorDataset, shuffle: bool = False, sampler: Sampler[int] | None = None
+        self, images: Dataset[Any], shuffle: bool = False, sampler: Sampler[int] | None = None
     ) -> DataLoader[tuple[Tensor, ...]]:
         keep_workers: dict[str, Any] = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
         return DataLoader(images, batch_size=self.batch_size, shuffle=shuffle, sampler=sampler, **keep_workers)
+
+
+class Views(Dataset[tuple[list[Tensor], Tensor]]):
+    """Serve ([first view, second view, ...], label) of each image: the image shifted, turned and scaled at random.
+
+    Args:
+        images: images, shape (1, H, W), and their labels.
+        num_views: how many of each.
+    """
+
+    def __init__(self, images: TensorDataset, num_views: int) -> None:
+        self.images = images
+        self.num_views = num_views
+        self.transform = RandomAffine(degrees=15, translate=(0.1, 0.1), scale=(0.85, 1.15))
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[list[Tensor], Tensor]:
+        """Return the views of one image, and its label."""
+        image, label = self.images[index]
+        return [self.transform(image) for _ in range(self.num_views)], label
 
 
 class DigitsDataModule(AbstractImageDataModule):
@@ -102,6 +129,9 @@ class DigitsDataModule(AbstractImageDataModule):
             `RareFirstSampler`. None shuffles them.
         validate_on: which images validation goes over, and with it `SimilarityMonitor`: "held_out", or "train", which counts
             the training images so that a next run can draw by these counts.
+        unseen_classes: digits that are held out as classes: all their images are, and no others, so that embeddings are
+            judged on classes that training has not seen. None holds out images of every class.
+        num_views: of each training image in a batch, randomly shifted, turned and scaled; 1 leaves the images as they are.
 
     Example:
         >>> data = DigitsDataModule(batch_size=4)
@@ -119,10 +149,15 @@ class DigitsDataModule(AbstractImageDataModule):
         num_workers: int = 0,
         counts: str | None = None,
         validate_on: str = "held_out",
+        unseen_classes: list[int] | None = None,
+        num_views: int = 1,
     ) -> None:
-        super().__init__(batch_size, num_workers, counts, validate_on)
+        super().__init__(batch_size, num_workers, counts, validate_on, num_views)
         if not 0 < val_fraction < 1:
             raise expected("val_fraction", "a number within (0, 1)", repr(val_fraction))
+        if unseen_classes is not None and not 0 < len(set(unseen_classes) & set(range(10))) < 10:
+            raise expected("unseen_classes", "some of the digits 0 to 9, but not all", repr(unseen_classes))
+        self.unseen_classes = unseen_classes
         self.val_fraction = val_fraction
         self.seed = seed
         self.save_hyperparameters()
@@ -133,9 +168,14 @@ class DigitsDataModule(AbstractImageDataModule):
         from sklearn.model_selection import train_test_split
 
         digits = load_digits()
-        train, val = train_test_split(
-            range(len(digits.target)), test_size=self.val_fraction, random_state=self.seed, stratify=digits.target
-        )
+        if self.unseen_classes is None:
+            everything = range(len(digits.target))
+            train, val = train_test_split(
+                everything, test_size=self.val_fraction, random_state=self.seed, stratify=digits.target
+            )
+        else:
+            unseen = np.isin(digits.target, self.unseen_classes)
+            train, val = np.flatnonzero(~unseen), np.flatnonzero(unseen)
         images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
         labels = torch.from_numpy(digits.target).long()
         # Sorted, so that an index in a table grows with the index in scikit-learn's own data set.
@@ -157,6 +197,7 @@ class MNISTDataModule(AbstractImageDataModule):
             `RareFirstSampler`. None shuffles them.
         validate_on: which images validation goes over, and with it `SimilarityMonitor`: "held_out", or "train", which counts
             the training images so that a next run can draw by these counts.
+        num_views: of each training image in a batch, randomly shifted, turned and scaled; 1 leaves the images as they are.
 
     Example:
         >>> MNISTDataModule("nowhere").prepare_data()
@@ -172,8 +213,9 @@ class MNISTDataModule(AbstractImageDataModule):
         num_workers: int = 0,
         counts: str | None = None,
         validate_on: str = "held_out",
+        num_views: int = 1,
     ) -> None:
-        super().__init__(batch_size, num_workers, counts, validate_on)
+        super().__init__(batch_size, num_workers, counts, validate_on, num_views)
         self.data_dir = data_dir
         self.download = download
         self.save_hyperparameters()

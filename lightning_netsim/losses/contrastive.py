@@ -39,9 +39,10 @@ class ContrastiveLoss(AbstractEmbeddingLoss):
 
 
 class MetricLearningLoss(AbstractEmbeddingLoss):
-    """Compute any criterion that is called as (embeddings, labels, indices_tuple), as all of pytorch-metric-learning are.
+    """Compute any criterion that is called as (embeddings, labels), or with a miner as (embeddings, labels, indices_tuple).
 
-    What the criterion learns itself, such as the proxies of ``"ProxyAnchorLoss"``, are parameters of this module.
+    All of pytorch-metric-learning are called so. What the criterion learns itself, as "ProxyAnchorLoss" its proxies, are
+    parameters of this module.
 
     Args:
         loss: the name of a class in ``pytorch_metric_learning.losses``, for example "NTXentLoss", "SupConLoss", "NPairsLoss",
@@ -82,8 +83,8 @@ class MetricLearningLoss(AbstractEmbeddingLoss):
             raise expected("num_classes", f"above every label to have a proxy for each class ({num_classes})", got)
         if not len(embeddings):
             return embeddings.sum() * 0
-        mined = None if self.miner is None else self.miner(embeddings, labels)
-        term: Tensor = self.loss(embeddings, labels, mined)
+        mined = () if self.miner is None else (self.miner(embeddings, labels),)
+        term: Tensor = self.loss(embeddings, labels, *mined)
         return term + embeddings.sum() * 0  # On the graph also where the criterion found nothing to compare.
 
     def config(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -12,15 +13,20 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import instantiate_class
 from torch import Tensor, nn
 
 from lightning_netsim._checks import NetsimError, check_positive_int, expected
+from lightning_netsim.batches import find_outputs, find_views, run_model, split_batch
+from lightning_netsim.mixins.optimizers import adding_parameters
 from lightning_netsim.mixins.schedule import Schedule, ScheduleLike
 
 #: Computes the term once the step has run.
 Term = Callable[[], Tensor]
 #: The key of the mark in the place of a hyperparameter that a checkpoint cannot hold.
 NOT_SAVED = "not_saved"
+# The names of the arguments of mixins that may hold a function.
+_OURS = re.compile(r"(\w*criterion|\w+_weight)")
 
 
 class AbstractRegularizer(ABC):
@@ -41,8 +47,19 @@ class AbstractRegularizer(ABC):
         """Return whether the term is added at an optimizer step; one with weight 0 is not computed."""
         return step % self.every_n_steps == 0 and self.weight(step) != 0
 
+    #: Of the criterion's own parameters; None for that of the first group of the optimizer.
+    learning_rate: float | None = None
+
+    def criterion(self, module: LightningModule) -> Any:
+        """Return the criterion that a module has at the time."""
+        return getattr(module, f"{self.name}_criterion")
+
+    def prepare(self, module: LightningModule) -> None:
+        """Check, before training begins, what can be known then."""
+        return
+
     @abstractmethod
-    def watch(self, module: LightningModule, batch: Any, batch_idx: int) -> AbstractContextManager[Term]:
+    def watch(self, module: RegularizedModule, batch: Any, batch_idx: int) -> AbstractContextManager[Term]:
         """Record, while the training step runs inside the block, what the term needs; yield what computes it afterwards."""
 
 
@@ -55,6 +72,8 @@ class RegularizedModule(LightningModule):
 
     is_mixin: ClassVar[bool] = True
     """Whether a class only brings a term, and is no module of its own."""
+    trains_alone: ClassVar[bool] = False
+    """Whether the term is all that a module needs to be trained by: then it may do without a training step."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -62,14 +81,21 @@ class RegularizedModule(LightningModule):
             return
         cls.is_mixin = False
         _refuse_wrong_order(cls)
-        step = cls.training_step
+        step = _own_training_step(cls)
+        if step is LightningModule.training_step and cls.trains_alone:
+            step = _default_training_step
         if step is not LightningModule.training_step and not hasattr(step, "_adds_terms"):
             cls.training_step = _adding_terms(step)  # type: ignore[method-assign]
+        optimizers = cls.configure_optimizers
+        if optimizers is not LightningModule.configure_optimizers and not hasattr(optimizers, "_adds_parameters"):
+            cls.configure_optimizers = adding_parameters(optimizers)  # type: ignore[method-assign]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._regularizers: list[AbstractRegularizer] = []
         self._is_stepping = False
+        #: Whether the training step itself runs, and not what a regularizer does before or after it.
+        self._is_watched = False
 
     @property
     def automatic_optimization(self) -> bool:
@@ -96,10 +122,11 @@ class RegularizedModule(LightningModule):
         kwargs.setdefault("frame", None if caller is None else caller.f_back)
         with warnings.catch_warnings():  # Criteria do not stay modules there, and what cannot be pickled is marked.
             warnings.filterwarnings("ignore", "Attribute '\\w+' is an instance of `nn.Module`")
-            warnings.filterwarnings("ignore", "Attribute '(criterion|\\w+_weight)' removed from hparams")
+            warnings.filterwarnings("ignore", f"Attribute '{_OURS.pattern}' removed from hparams")
             super().save_hyperparameters(*args, **kwargs)
         for held in (vars(self)["_hparams"], vars(self)["_hparams_initial"]):
-            held.update({name: plain(value) for name, value in held.items() if _is_criterion(value)})
+            ours = {name: value for name, value in held.items() if _is_criterion(value) or _OURS.fullmatch(name)}
+            held.update({name: plain(value) for name, value in ours.items()})
 
     def _keep_hyperparameters(self, given: Mapping[str, Any]) -> None:
         """Put arguments in the place of those that `save_hyperparameters` has dropped, where it has saved those beside them."""
@@ -119,7 +146,11 @@ class RegularizedModule(LightningModule):
             due = []
         with ExitStack() as stack:
             terms = [(each, stack.enter_context(each.watch(self, batch, batch_idx))) for each in due]
-            result = step(self, *args, **kwargs)
+            self._is_watched = True
+            try:
+                result = step(self, *args, **kwargs)
+            finally:
+                self._is_watched = False
         if result is None or (isinstance(result, Mapping) and "loss" not in result):  # Skipped, or Lightning's to refuse.
             return result
         loss = result["loss"] if isinstance(result, Mapping) else result
@@ -161,6 +192,26 @@ def check_saved(name: str, value: Any) -> None:
             check_saved(name, entry)
 
 
+def made_criterion(name: str, criterion: Any, wanted: str) -> Callable[..., Any] | None:
+    """Return a criterion, made from its class and arguments where a checkpoint or a file gives these; None for None.
+
+    Args:
+        name: what messages call it.
+        criterion: the criterion, or its ``config()``.
+        wanted: what it has to be.
+
+    Raises:
+        ValueError: if it is neither, or a checkpoint could not hold it.
+    """
+    check_saved(name, criterion)
+    if isinstance(criterion, Mapping):
+        criterion = instantiate_class((), dict(criterion))
+    if criterion is not None and not callable(criterion):
+        raise expected(name, wanted, repr(criterion))
+    made: Callable[..., Any] | None = criterion
+    return made
+
+
 def _manual_optimization() -> NetsimError:
     remedy = "With manual optimization, compute a criterion of `lightning_netsim.losses` in your step and add it there."
     return expected("automatic_optimization", "True under a regularizing mixin", "False", remedy)
@@ -181,6 +232,20 @@ def _adding_terms(step: Callable[..., Any]) -> Callable[..., Any]:
 
     training_step._adds_terms = True  # type: ignore[attr-defined]
     return training_step
+
+
+def _own_training_step(cls: type[RegularizedModule]) -> Callable[..., Any]:
+    """Return the training step that a class has, or inherits: what stands in where there was none does not count."""
+    steps = (base.__dict__["training_step"] for base in cls.__mro__ if "training_step" in base.__dict__)
+    step: Callable[..., Any] = next(step for step in steps if getattr(step, "__wrapped__", None) is not _default_training_step)
+    return step
+
+
+def _default_training_step(self: RegularizedModule, batch: Any, batch_idx: int) -> Tensor:
+    """Run the module on the inputs of a batch, on all their views at once, and return zero: the terms are the loss."""
+    inputs = split_batch(batch)[0]
+    views = find_views(inputs)
+    return find_outputs(run_model(self, torch.cat(views) if views else inputs)).sum() * 0
 
 
 def _refuse_wrong_order(cls: type[RegularizedModule]) -> None:

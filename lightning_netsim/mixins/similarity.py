@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import instantiate_class
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from lightning_netsim.jacobian import Directions, JacobianOperator, PerSampleJac
 from lightning_netsim.jacobian.capture import Call, differentiable
 from lightning_netsim.jacobian.trees import tensors
 from lightning_netsim.losses import AbstractSimilarityLoss, GradientBatch, GroupSimilarityLoss
-from lightning_netsim.mixins.regularized import AbstractRegularizer, RegularizedModule, Term, check_saved
+from lightning_netsim.mixins.regularized import AbstractRegularizer, RegularizedModule, Term, check_saved, made_criterion
 from lightning_netsim.mixins.schedule import ScheduleLike
 
 # The modules that draw dropout themselves.
@@ -96,7 +95,8 @@ class SimilarityMixin(RegularizedModule):
         super().__init__(*args, **kwargs)
         self._keep_hyperparameters({"criterion": criterion, "similarity_weight": similarity_weight})
         check_saved("similarity_weight", similarity_weight)
-        self.similarity_criterion = _criterion(criterion)
+        wanted = "a module of `lightning_netsim.losses`, or a function of a GradientBatch"
+        self.similarity_criterion: Criterion = made_criterion("criterion", criterion, wanted) or GroupSimilarityLoss()
         regularizer = SimilarityRegularizer(
             similarity_weight,
             similarity_every_n_steps,
@@ -140,11 +140,11 @@ class SimilarityRegularizer(AbstractRegularizer):
         return {**vars(self), "_operator": None, "_prepared_for": []}
 
     @contextmanager
-    def watch(self, module: LightningModule, batch: Any, batch_idx: int) -> Iterator[Term]:
+    def watch(self, module: RegularizedModule, batch: Any, batch_idx: int) -> Iterator[Term]:
         run = _Run(module, batch, batch_idx)
         operator = self._operator_for(run)
         reason = _why_run_again(module, operator)
-        criterion: Any = module.similarity_criterion
+        criterion = self.criterion(module)
         with nullcontext() if reason else run.watched(operator):
             yield lambda: criterion(self._gradients(run, operator, reason))
 
@@ -300,19 +300,6 @@ def _why_run_again(module: LightningModule, operator: JacobianOperator) -> str:
         if isinstance(part, OptimizedModule) or compiled_in_place:
             return "compiled code cannot be differentiated twice; it is run eagerly"
     return ""
-
-
-def _criterion(criterion: Criterion | dict[str, Any] | None) -> Criterion:
-    """Return a criterion, made from its class and arguments where that is what is given."""
-    if criterion is None:
-        return GroupSimilarityLoss()
-    check_saved("criterion", criterion)
-    if isinstance(criterion, Mapping):
-        criterion = instantiate_class((), dict(criterion))
-    if not callable(criterion):
-        wanted = "a module of `lightning_netsim.losses`, or a function of a GradientBatch"
-        raise expected("criterion", wanted, repr(criterion))
-    return criterion
 
 
 def _default_directions(module: LightningModule, seen: SimilarityBatch) -> str | int:

@@ -63,6 +63,25 @@ FIGURES: dict[str, dict[str, Any]] = {
         "num_parameters": 317_069,
         "rounds": 21,
     },
+    "ctv": {
+        "speedup_pairwise": 120.0,
+        "regularizer_ratio": 1.2,
+        "speedups": {"pairs": {"l1": 120.0}, "pdist": {"l1": 5.0}, "broadcast": {"l1": 110.0}},
+        "median_seconds": {"l1": {"ours": 0.05, "pairs": 6.0, "pdist": 0.25}},
+        "median_seconds_half": {"l1": {"ours": 0.02, "broadcast": 2.2}},
+        "disagreement": 1e-15,
+        "num_differences": {"all": 4096, "half": 2048, "many": 16_384},
+        "coordinates": 128,
+        "seconds_many": {"l1": 0.3},
+        "peak_megabytes_many": {"l1": 34.0},
+        "pair_megabytes_many": 68_715,
+        "machine_megabytes": 25_000,
+        "median_seconds_step": {"n_pair": {"plain": 0.1, "chain": 0.12, "all_pairs": 0.13, "vectors": 0.13}},
+        "regularizer_ratios": {"n_pair": {"chain": 1.2, "all_pairs": 1.3, "vectors": 1.3}},
+        "images": 256,
+        "steps": 31,
+        "rounds": 3,
+    },
     "scaling": {
         "growth_counts": 4.0,
         "series": {"N": [{"value": 1, "N": 2500, "counts_seconds": 1.5}, {"value": 2, "N": 5000, "counts_megabytes": 90.0}]},
@@ -96,10 +115,16 @@ def test_page_has_every_bound_and_what_became_of_it(kept: Path, monkeypatch: pyt
     assert rows["`neighbors.py`: `ratio_plain`"][-1] == "held, aim too"
     assert rows["`scaling.py`: `growth_counts`"][-1] == "held"
     assert len(rows) == sum(len(module.BOUNDS) for module in SCRIPTS.values())
-    assert "took 12 minutes" in text
+    assert rows["`ctv.py`: `speedup_pairwise`"] == ["≥ 30", "-", "120", "held"]
+    assert rows["`ctv.py`: `regularizer_ratio`"] == ["≤ 1.15", "-", "1.2", "**missed**"]
+    assert "took 14 minutes" in text
     assert "- `captum`, counts, ResNet-20, 128 images: wrong: off by 1.0e-02" in text
     assert "| `loop` | 2.5 (0.5 s) | - | - |" in text
     assert "| 5,000 | - | 90 |" in text
+    assert "| `m[first] - m[second]` of all pairs, `l1` | 4,096 | 6,000 | 120 |" in text
+    assert "| `ctv_norm`, `l1` | 2,048 | 20 | 1 |" in text
+    assert "| none | 100 |" in text
+    assert "| `DifferenceAlignmentLoss()`, along a chain | 120 (1.2) |" in text
 
 
 def test_what_is_written_by_hand_stays(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_netsim.losses import AbstractSimilarityLoss, GradientBatch
-from lightning_netsim.mixins import SimilarityMixin
+from lightning_netsim.mixins import ContrastiveMixin, DifferenceAlignmentMixin, SimilarityMixin
 
 CLASSES, SIZE = 3, 12
 
@@ -42,6 +42,33 @@ class Plain(LightningModule):
 
 class Regularized(SimilarityMixin, Plain):
     """The same, regularized."""
+
+
+class Embedded(ContrastiveMixin, Plain):
+    """The same, its outputs trained as embeddings too."""
+
+
+class Aligned(DifferenceAlignmentMixin, Plain):
+    """The same, the differences of its outputs aligned."""
+
+
+class Encoder(LightningModule):
+    """A module without a training step, whose optimizer knows its network only."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+
+class TrainedEncoder(ContrastiveMixin, Encoder):
+    """The same, trained by a loss on its embeddings alone."""
 
 
 class OutputNorm(AbstractSimilarityLoss):

@@ -11,26 +11,49 @@ import pytest
 import torch
 
 from tests.mixins import two_processes
-from tests.mixins.modules import Regularized
+from tests.mixins.modules import Regularized, batch
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_mean_of_the_terms_of_both_processes_is_trained_on(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory in which two processes left what they trained."""
     if not torch.distributed.is_available():
         pytest.skip("this build of torch has no torch.distributed")
+    root = tmp_path_factory.mktemp("two_processes")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(two_processes.__file__)), str(tmp_path)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    command = [sys.executable, str(Path(two_processes.__file__)), str(root)]
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = [torch.load(tmp_path / f"rank-{rank}.pt") for rank in (0, 1)]
-    assert found[0]["term"] != found[1]["term"]
+    return root
 
+
+def assert_same_state(state: dict[str, torch.Tensor], module: torch.nn.Module) -> None:
+    assert state.keys() == module.state_dict().keys()
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(state[name], value)
+
+
+def test_the_mean_of_the_terms_of_both_processes_is_trained_on(found: Path) -> None:
+    ranks = [torch.load(found / f"rank-{rank}.pt") for rank in (0, 1)]
+    assert ranks[0]["term"] != ranks[1]["term"]
     module = Regularized(similarity_weight=0.5)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    for rank in (0, 1):
-        module.training_step(found[rank]["batch"], 0).div(2).backward()
+    for rank in ranks:
+        module.training_step(rank["batch"], 0).div(2).backward()
     optimizer.step()
-    for name, value in module.state_dict().items():
-        torch.testing.assert_close(found[0]["state"][name], value)
-        torch.testing.assert_close(found[1]["state"][name], value)
+    for rank in ranks:
+        assert_same_state(rank["state"], module)
+
+
+def test_embeddings_of_both_processes_train_as_one_batch_would(found: Path) -> None:
+    module = two_processes.encoder()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    module.training_step(batch(12), 0).backward()
+    optimizer.step()
+    assert not torch.equal(
+        module.contrastive_criterion.loss.proxies, two_processes.encoder().contrastive_criterion.loss.proxies
+    )
+    for rank in (0, 1):
+        assert_same_state(torch.load(found / f"joint-{rank}.pt"), module)

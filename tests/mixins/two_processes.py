@@ -1,14 +1,20 @@
-"""Run with a directory as argument: train a regularized module on two processes for one step."""
+"""Run with a directory as argument: train regularized modules on two processes for one step."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from tests.mixins.modules import Regularized, loader, trainer
+from lightning_netsim.losses import MetricLearningLoss
+from tests.mixins.modules import Regularized, TrainedEncoder, batch, loader, trainer
+
+#: Of the encoder whose samples are compared with those of the other process.
+CRITERION = {"loss": "ProxyAnchorLoss", "loss_args": {"num_classes": 3, "embedding_size": 3}}
 
 
 class Noting(Regularized):
@@ -19,13 +25,38 @@ class Noting(Regularized):
         return super().training_step(batch, batch_idx)
 
 
+def encoder() -> TrainedEncoder:
+    torch.manual_seed(3)  # Of the proxies.
+    return TrainedEncoder(contrastive_criterion=MetricLearningLoss(**CRITERION))
+
+
+class Uneven(Sampler[int]):
+    """Give the first process 5 samples and the second 7."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(5) if torch.distributed.get_rank() == 0 else range(5, 12))
+
+    def __len__(self) -> int:
+        return 5 if torch.distributed.get_rank() == 0 else 7
+
+
+def fit(module: Any, root: Path, data: Any, **options: Any) -> Any:
+    fitting = trainer(devices=2, strategy="ddp", default_root_dir=root, max_steps=1, **options)
+    fitting.fit(module, data)
+    return fitting
+
+
 def main(root: Path) -> None:
     torch.set_num_threads(1)
     module = Noting(similarity_weight=0.5)
-    fitting = trainer(devices=2, strategy="ddp", default_root_dir=root)
-    fitting.fit(module, loader(size=12, batch_size=6))
+    fitting = fit(module, root, loader(size=12, batch_size=6))
     term = fitting.callback_metrics["netsim/similarity_loss"]
     torch.save({"state": module.state_dict(), "term": term, "batch": module.seen}, root / f"rank-{fitting.global_rank}.pt")
+
+    joint = encoder()
+    uneven = DataLoader(TensorDataset(*batch(12)), batch_size=7, sampler=Uneven())
+    fit(joint, root, uneven, use_distributed_sampler=False)
+    torch.save(joint.state_dict(), root / f"joint-{fitting.global_rank}.pt")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,284 @@
+"""What the CTV norm costs beside forms that hold all pairs, and what aligning differences adds to a training step.
+
+    python benchmarks/ctv.py [--quick] [--differences 4096] [--coordinates 128] [--threads 2]
+
+The norm of H differences m_k of h coordinates and its gradient, by
+
+- `ours`: `ctv_norm`;
+- `pairs`: `m[first] - m[second]` of the H(H − 1)/2 pairs, the vectorized pairwise form with the fewest numbers, which holds
+  three to four times 2H²h bytes in float32;
+- `broadcast`: `m.unsqueeze(1) - m.unsqueeze(0)`, its common form, twice as large: of half as many differences;
+- `pdist`: `torch.pdist`, which never forms the pairwise differences and holds 2H² bytes a few times.
+
+`speedup_pairwise` is `pairs` over `ours` of the L1 or the squared norm, the lesser. Where `pairs` needs more memory than is
+free, it is not measured. Of 16,384 differences ours is run, and what the pairwise form would need is counted.
+
+A training step is forward, backward and Adam on the MNIST network with 64 outputs, with the N-pair or the Proxy-Anchor loss;
+`regularizer_ratio` is that with `DifferenceAlignmentLoss()` over that without, the greater of the two. The last line printed is
+one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import common
+from benchmarks.common import Bound, Seconds, Size
+from benchmarks.problems import mnist
+from lightning_netsim.demos import MNISTNetwork
+from lightning_netsim.functional import ctv_norm
+from lightning_netsim.losses import DifferenceAlignmentLoss, MetricLearningLoss
+
+SIZES = {
+    "differences": Size(4096, 256, "differences whose norm is computed, H"),
+    "coordinates": Size(128, 16, "coordinates of each, h"),
+    "many": Size(16_384, 1024, "differences of which no machine at hand holds all pairs"),
+    "rounds": Size(3, 2, "timings of each form of the norm"),
+    "images": Size(256, 32, "images in a batch"),
+    "steps": Size(31, 3, "timings of each training step"),
+}
+BOUNDS = {"speedup_pairwise": Bound(30, at_least=True), "regularizer_ratio": Bound(1.15)}
+NORMS = ("l1", "squared_l2", "l2")
+HELD_AT_ONCE = 4
+"""Of the tensor of all pairs, that the pairwise form of the squared norm holds in its backward pass: measured."""
+TOLERANCE = 1e-10
+EMBEDDING_SIZE, NUM_CLASSES, WEIGHT = 64, 10, 1.0
+
+Form = Callable[[Tensor, str], Tensor]
+"""(differences (H, h), norm) -> the sum over the pairs."""
+
+SUMS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "l1": lambda gaps: gaps.abs().sum(),
+    "squared_l2": lambda gaps: gaps.square().sum(),
+    "l2": lambda gaps: torch.linalg.vector_norm(gaps, dim=-1).sum(),
+}
+
+
+def by_pairs(differences: Tensor, norm: str) -> Tensor:
+    first, second = torch.triu_indices(len(differences), len(differences), offset=1)
+    return SUMS[norm](differences[first] - differences[second])
+
+
+def by_broadcast(differences: Tensor, norm: str) -> Tensor:
+    return SUMS[norm](differences.unsqueeze(1) - differences.unsqueeze(0)) / 2
+
+
+def by_pdist(differences: Tensor, norm: str) -> Tensor:
+    distances = torch.pdist(differences, p=1 if norm == "l1" else 2)
+    return distances.square().sum() if norm == "squared_l2" else distances.sum()
+
+
+FORMS: Mapping[str, Form] = {"ours": ctv_norm, "pairs": by_pairs, "broadcast": by_broadcast, "pdist": by_pdist}
+
+
+def random_differences(number: int, coordinates: int) -> Tensor:
+    """Return differences, shape (H, h), always the same."""
+    return torch.randn(number, coordinates, generator=torch.Generator().manual_seed(0))
+
+
+def value_and_gradient(form: Form, differences: Tensor, norm: str) -> tuple[Tensor, Tensor]:
+    """Return the sum over the pairs, and its gradient, shape (H, h)."""
+    leaf = differences.detach().requires_grad_()
+    value = form(leaf, norm)
+    return value.detach(), torch.autograd.grad(value, leaf)[0]
+
+
+def largest_disagreement(forms: Mapping[str, Form], differences: Tensor) -> float:
+    """Return by how much the first form and the others differ, in value and gradient and relative to the first, at most.
+
+    Raises:
+        RuntimeError: if it is above the tolerance.
+    """
+    first, *others = forms.values()
+    largest = 0.0
+    for norm in NORMS:
+        value, gradient = value_and_gradient(first, differences, norm)
+        for form in others:
+            other_value, other_gradient = value_and_gradient(form, differences, norm)
+            in_value = (other_value - value).abs() / value
+            largest = max(largest, float(in_value), float((other_gradient - gradient).norm() / gradient.norm()))
+    if not largest <= TOLERANCE:
+        raise RuntimeError(f"The forms of the norm disagree by {largest:.1e}, more than {TOLERANCE:g}.")
+    return largest
+
+
+def pair_bytes(number: int, coordinates: int) -> int:
+    """Return the bytes of one float32 tensor of all pairwise differences: H(H − 1)/2 · h · 4."""
+    return number * (number - 1) // 2 * coordinates * 4
+
+
+def time_forms(number: int, options: argparse.Namespace, names: Sequence[str]) -> dict[str, Seconds]:
+    """Return the seconds of value and gradient by each form, for each norm; L2 without the forms that hold all pairs."""
+    differences = random_differences(number, options.coordinates)
+    seconds = {}
+    for norm in NORMS:
+        forms = {name: FORMS[name] for name in names if norm != "l2" or name in ("ours", "pdist")}
+        if len(forms) > 1:
+            functions = {
+                name: lambda form=form, norm=norm: value_and_gradient(form, differences, norm) for name, form in forms.items()
+            }
+            # The check has warmed them up; tensors of gigabytes are new to the process each time.
+            seconds[norm] = common.time_interleaved(functions, options.rounds, warm_up=False)[0]
+    return seconds
+
+
+def measure_norm(options: argparse.Namespace) -> dict[str, Any]:
+    """Check and time all forms of the norm; return the figures."""
+    error = largest_disagreement(FORMS, random_differences(65, options.coordinates).double())
+    print(f"All forms of the norm and their gradients agree to {error:.1e} in float64.", flush=True)
+    number, half = options.differences, options.differences // 2
+    needed = HELD_AT_ONCE * pair_bytes(number, options.coordinates)
+    fits = needed < psutil.virtual_memory().available
+    if not fits:
+        print(f"All pairs of {number:,} differences need {needed / 1e9:.0f} GB, more than is free: not measured.")
+    seconds = time_forms(number, options, ("ours", "pairs", "pdist") if fits else ("ours", "pdist"))
+    halved = time_forms(half, options, ("ours", "broadcast"))
+    speedups = {
+        "pairs": {norm: common.ratio(each, "pairs", "ours") for norm, each in seconds.items() if "pairs" in each},
+        "pdist": {norm: common.ratio(each, "pdist", "ours") for norm, each in seconds.items()},
+        "broadcast": {norm: common.ratio(each, "broadcast", "ours") for norm, each in halved.items()},
+    }
+    return {
+        "speedup_pairwise": min(speedups["pairs"].values()) if fits else None,
+        "speedups": speedups,
+        "median_seconds": {norm: common.medians(each) for norm, each in seconds.items()},
+        "median_seconds_half": {norm: common.medians(each) for norm, each in halved.items()},
+        "disagreement": error,
+        "num_differences": {"all": number, "half": half, "many": options.many},
+        "coordinates": options.coordinates,
+        "rounds": options.rounds,
+    }
+
+
+def measure_many(options: argparse.Namespace) -> dict[str, Any]:
+    """Run our form where the pairwise one has no room, and count what that would need for one tensor of pairs."""
+    differences = random_differences(options.many, options.coordinates)
+    functions = {norm: lambda norm=norm: value_and_gradient(ctv_norm, differences, norm) for norm in NORMS}
+    seconds, _ = common.time_interleaved(functions, rounds=1, warm_up=False)
+    return {
+        "seconds_many": common.medians(seconds),
+        "peak_megabytes_many": dict(zip(NORMS, peaks(NORMS, options), strict=True)),
+        "pair_megabytes_many": round(pair_bytes(options.many, options.coordinates) / 1e6),
+        "machine_megabytes": round(psutil.virtual_memory().total / 1e6),
+    }
+
+
+def peaks(norms: Sequence[str], options: argparse.Namespace) -> list[float]:
+    """Return the peak growth of memory in MB while our form is computed of many differences, in a fresh process each."""
+    sizes = ["--many", str(options.many), "--coordinates", str(options.coordinates), "--threads", str(options.threads)]
+    return common.peaks_megabytes(__file__, [["--measure-memory", norm, *sizes] for norm in norms])
+
+
+def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
+    """Compute one norm in this process, a small one first."""
+    differences = random_differences(options.many, options.coordinates)
+    value_and_gradient(ctv_norm, differences[:64], options.measure_memory)
+    return common.growth_megabytes(lambda: value_and_gradient(ctv_norm, differences, options.measure_memory))
+
+
+class Step:
+    """A training step on embeddings, with or without the alignment of their differences.
+
+    Args:
+        images: shape (B, 1, 28, 28).
+        loss: what is trained by.
+        alignment: what is added, if anything.
+    """
+
+    def __init__(self, images: Tensor, loss: MetricLearningLoss, alignment: DifferenceAlignmentLoss | None = None) -> None:
+        self.images, self.labels = images, torch.arange(len(images)) % NUM_CLASSES
+        self.loss, self.alignment = loss, alignment
+        self.network = nn.Sequential(*list(MNISTNetwork())[:-1], nn.Linear(256, EMBEDDING_SIZE))
+        self.optimizer = torch.optim.Adam([*self.network.parameters(), *loss.parameters()], lr=1e-5)
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad()
+        embeddings = self.network(self.images)
+        value = self.loss(embeddings, self.labels)
+        if self.alignment is not None:
+            value = value + WEIGHT * self.alignment(embeddings, self.labels)
+        value.backward()
+        self.optimizer.step()
+
+
+LOSSES: Mapping[str, Callable[[], MetricLearningLoss]] = {
+    "n_pair": lambda: MetricLearningLoss("NPairsLoss"),
+    "proxy_anchor": lambda: MetricLearningLoss(
+        "ProxyAnchorLoss", {"num_classes": NUM_CLASSES, "embedding_size": EMBEDDING_SIZE}
+    ),
+}
+ALIGNMENTS: Mapping[str, Callable[[], DifferenceAlignmentLoss | None]] = {
+    "plain": lambda: None,
+    "chain": DifferenceAlignmentLoss,
+    "all_pairs": lambda: DifferenceAlignmentLoss(pairs="all"),
+    "vectors": lambda: DifferenceAlignmentLoss("abs", "l2"),
+}
+
+
+def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
+    """Time training steps with and without the alignment; return the figures."""
+    problem = mnist(options.data_dir, options.images, steps=0)
+    found, ratios = {}, {}
+    for name, loss in LOSSES.items():
+        steps = {kind: Step(problem.inputs(), loss(), alignment()) for kind, alignment in ALIGNMENTS.items()}
+        for step in steps.values():  # Twice: the first step of Adam makes its state.
+            step()
+        seconds, _ = common.time_interleaved(steps, options.steps)
+        found[name] = common.medians(seconds)
+        ratios[name] = {kind: common.ratio(seconds, kind, "plain") for kind in steps if kind != "plain"}
+    return {
+        "regularizer_ratio": max(each["chain"] for each in ratios.values()),
+        "regularizer_ratios": ratios,
+        "median_seconds_step": found,
+        "images": options.images,
+        "steps": options.steps,
+    }
+
+
+def print_figures(figures: dict[str, Any]) -> None:
+    for size, key in (("all", "median_seconds"), ("half", "median_seconds_half")):
+        rows = [
+            (f"{norm}: {form}", value, value / seconds["ours"])
+            for norm, seconds in figures[key].items()
+            for form, value in seconds.items()
+        ]
+        number, coordinates = figures["num_differences"][size], figures["coordinates"]
+        common.print_table((f"{number:,} differences of {coordinates}", "seconds", "in units of ours"), rows)
+    many = [(norm, value, figures["peak_megabytes_many"][norm]) for norm, value in figures["seconds_many"].items()]
+    common.print_table((f"ours, {figures['num_differences']['many']:,} differences", "seconds", "peak memory, MB"), many)
+    print(f"One tensor of their pairs: {figures['pair_megabytes_many']:,} MB; machine: {figures['machine_megabytes']:,} MB.")
+    for name, seconds in figures["median_seconds_step"].items():
+        rows = [
+            (kind, value, 1.0 if kind == "plain" else figures["regularizer_ratios"][name][kind])
+            for kind, value in seconds.items()
+        ]
+        common.print_table((f"step, {name}", "seconds", "in units of plain"), rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark and return the figures of its last line."""
+    parser = common.make_parser(__doc__, SIZES)
+    parser.add_argument("--measure-memory", choices=NORMS, help=argparse.SUPPRESS)
+    options = common.read_arguments(parser, SIZES, arguments)
+    if options.measure_memory:
+        megabytes = measure_memory(options)
+        print(json.dumps(megabytes))
+        return megabytes
+    figures = measure_steps(options) | measure_norm(options) | measure_many(options)
+    print_figures(figures)
+    return common.finish(figures, BOUNDS, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,386 @@
+"""Do the bounds of difference alignment show in trained networks: a smaller spread of distances, a smaller generalization gap?
+
+After Chen et al., Robust Similarity Learning with Difference Alignment Regularization, ICLR 2024. Theorem 2 bounds the spread
+|d(x, x̂) − d(z, ẑ)| of distances, over max d, by a term that falls with the weight λ; Theorem 3 bounds the difference between
+held-out and training loss by terms that fall with λ and with the length n of the chain. A small convolutional network learns
+embeddings of scikit-learn's digits from few images with one loss or another, and both are measured against λ and n.
+
+    python experiments/alignment_bounds.py [--quick] [--out DIRECTORY]
+
+Prints the tables, writes a figure and every run (`runs.csv`), and prints as its last line one JSON object. Runs that stand in
+`runs.csv` already are not repeated: an interrupted experiment goes on where it was; delete the file to start again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from lightning_netsim.demos import DigitsDataModule
+from lightning_netsim.functional.difference_alignment import ctv_norm
+from lightning_netsim.losses import ContrastiveLoss, DifferenceAlignmentLoss, MetricLearningLoss
+from lightning_netsim.losses.criterion import AbstractEmbeddingLoss
+from lightning_netsim.report import style
+
+CLASSES, WIDTH, BATCH, LEARNING_RATE = 10, 64, 64, 1e-3
+# The share of the images that is held out: few are trained on, so that there is a gap to see.
+HELD_OUT = 0.8
+# Batches over which a loss is averaged, the same for every network of a seed.
+LOSS_BATCHES = 100
+WEIGHTS = (0.0, 0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
+LENGTHS = (2, 4, 8, 16, 32, 63)
+# With the sum over the pairs of a chain instead of their mean, the same sum at the greatest length as the greatest weight.
+SUM_WEIGHT = 0.005
+LOSSES = ("N-pair", "Proxy-Anchor", "contrastive")
+
+
+class RunLog:
+    """The log of runs, a CSV file: a run that stands in it is not repeated."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[tuple[str, ...], dict[str, float]] = {}
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    found = {name: float(value) for name, value in row.items() if name.startswith("=")}
+                    key = tuple(value for name, value in row.items() if not name.startswith("="))
+                    self.rows[key] = {name[1:]: value for name, value in found.items()}
+
+    def get(self, key: dict[str, Any], make: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Return what the run of this key has found, or make it and write it down; columns of what is found begin with "="."""
+        place = tuple(map(str, key.values()))
+        if place not in self.rows:
+            found = {name: float(f"{value:.6g}") for name, value in make().items()}
+            row = key | {f"={name}": value for name, value in found.items()}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = not self.path.is_file()
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(row))
+                if fresh:
+                    writer.writeheader()
+                writer.writerow(row)
+            self.rows[place] = found
+        return self.rows[place]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a network is trained with.
+
+    Attributes:
+        loss: one of `LOSSES`.
+        weight: λ; 0 for the loss alone.
+        difference: what is aligned, see `DifferenceAlignmentLoss`.
+        norm: G, see `DifferenceAlignmentLoss`.
+        length: n, the length of the chain; None for that of the batch.
+        total: whether λ weighs the sum over the n(n − 1)/2 pairs of differences, as in the paper, instead of their mean.
+    """
+
+    loss: str
+    weight: float = 0.0
+    difference: str = "distance"
+    norm: str = "squared_l2"
+    length: int | None = None
+    total: bool = False
+
+    def __str__(self) -> str:
+        if self.weight == 0:
+            return self.loss
+        chain = f" n={self.length}" * (self.length is not None) + " sum" * self.total
+        return f"{self.loss} + {self.weight:g} {self.difference} {self.norm}{chain}"
+
+    @property
+    def normalize(self) -> bool:
+        """Whether embeddings are compared by direction alone; the contrastive loss compares them as they are."""
+        return self.loss != "contrastive"
+
+    def criterion(self) -> AbstractEmbeddingLoss:
+        if self.loss == "N-pair":
+            return MetricLearningLoss("NPairsLoss")
+        if self.loss == "Proxy-Anchor":
+            return MetricLearningLoss("ProxyAnchorLoss", {"num_classes": CLASSES, "embedding_size": WIDTH})
+        return ContrastiveLoss()
+
+    def factor(self) -> float:
+        """Return what the mean over the pairs of differences is multiplied with."""
+        length = BATCH - 1 if self.length is None else self.length
+        return self.weight * (length * (length - 1) / 2 if self.total else 1.0)
+
+
+ARMS = {
+    "N-pair": Setting("N-pair"),
+    "N-pair, G = L2": Setting("N-pair", norm="l2"),
+    "N-pair, vectors": Setting("N-pair", difference="signed"),
+    "Proxy-Anchor": Setting("Proxy-Anchor"),
+    "contrastive": Setting("contrastive"),
+}
+CHAINS = {
+    "N-pair": Setting("N-pair", 1.0),
+    "N-pair, sum": Setting("N-pair", SUM_WEIGHT, total=True),
+    "Proxy-Anchor": Setting("Proxy-Anchor", 1.0),
+    "contrastive": Setting("contrastive", 1.0),
+    "contrastive, sum": Setting("contrastive", SUM_WEIGHT, total=True),
+}
+
+
+def make_network() -> nn.Module:
+    """Return a network of two convolutions that maps digits of 8×8 pixels to embeddings: 13,056 parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, kernel_size=3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, kernel_size=3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128, WIDTH),
+    )
+
+
+def load(seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return training and held-out images with labels, of the same classes."""
+    train, held_out = (part.tensors for part in DigitsDataModule(val_fraction=HELD_OUT, seed=seed).load_sets())
+    return (train[0], train[1]), (held_out[0], held_out[1])
+
+
+def run(setting: Setting, seed: int, steps: int) -> dict[str, float]:
+    """Train a network and measure it; split, initial weights and batches depend on the seed alone."""
+    start = time.perf_counter()
+    train, held_out = load(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network, criterion = make_network(), setting.criterion()
+    alignment = DifferenceAlignmentLoss(
+        setting.difference, setting.norm, num_differences=setting.length, normalize=setting.normalize, seed=seed
+    )
+    optimizer = torch.optim.Adam([*network.parameters(), *criterion.parameters()], LEARNING_RATE)
+    draws = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        chosen = torch.randperm(len(train[1]), generator=draws)[:BATCH]
+        embeddings, labels = network(train[0][chosen]), train[1][chosen]
+        loss = criterion(embeddings, labels)
+        if setting.weight > 0:
+            loss = loss + setting.factor() * alignment(embeddings, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = measure(network, criterion, setting.normalize, train, held_out)
+    return found | {"seconds": time.perf_counter() - start}
+
+
+@torch.no_grad()
+def measure(
+    network: nn.Module,
+    criterion: AbstractEmbeddingLoss,
+    normalize: bool,
+    train: tuple[Tensor, Tensor],
+    held_out: tuple[Tensor, Tensor],
+) -> dict[str, float]:
+    """Return spread, loss and R@1 of both parts, the gap of the loss, and max d.
+
+    Both spreads are divided by the greatest distance of two training images, as the theorem has it.
+    """
+    found = {}
+    for part, (images, labels) in (("train", train), ("test", held_out)):
+        embeddings = network(images)
+        found[f"loss_{part}"] = mean_loss(criterion, embeddings, labels)
+        compared = F.normalize(embeddings.double(), dim=1) if normalize else embeddings.double()
+        distances = torch.cdist(compared, compared, compute_mode="donot_use_mm_for_euclid_dist")
+        if part == "train":
+            found["max_distance"] = float(distances.max())
+        found[f"spread_{part}"] = spread(distances, labels) / found["max_distance"]
+        nearest = distances.fill_diagonal_(math.inf).argmin(1)
+        found[f"recall_{part}"] = float((labels[nearest] == labels).double().mean())
+    return found | {"gap": found["loss_test"] - found["loss_train"]}
+
+
+def mean_loss(criterion: AbstractEmbeddingLoss, embeddings: Tensor, labels: Tensor) -> float:
+    """Return the mean of a loss over batches as large as those of training, always the same ones."""
+    draws = torch.Generator().manual_seed(0)
+    batches = [torch.randperm(len(labels), generator=draws)[:BATCH] for _ in range(LOSS_BATCHES)]
+    return sum(float(criterion(embeddings[batch], labels[batch])) for batch in batches) / LOSS_BATCHES
+
+
+def spread(distances: Tensor, labels: Tensor) -> float:
+    """Return the mean of |d(x, x̂) − d(z, ẑ)| over all pairs of pairs, each of two samples of different classes."""
+    apart = (labels.unsqueeze(1) != labels).triu(diagonal=1)
+    return float(ctv_norm(distances[apart].unsqueeze(1), norm="l1", reduction="mean"))
+
+
+def spearman(places: Sequence[float], values: Sequence[float]) -> float:
+    """Return the rank correlation; 0 where all values are the same."""
+    if len(set(values)) == 1:
+        return 0.0
+    return float(pd.Series(places).corr(pd.Series(values), method="spearman"))
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    series = pd.Series(values)
+    return float(series.mean()), float(series.sem()) if len(series) > 1 else 0.0
+
+
+def follow(log: RunLog, settings: dict[float, Setting], steps: int, seeds: Sequence[int]) -> dict[str, Any]:
+    """Train at each place on an axis and every seed; return means, standard errors and rank correlations with the place.
+
+    `gap_change` is the gap at a place minus that at the first one, paired by seed.
+    """
+    runs = {
+        place: [
+            log.get({"setting": str(some), "seed": seed, "steps": steps}, lambda some=some, seed=seed: run(some, seed, steps))
+            for seed in seeds
+        ]
+        for place, some in settings.items()
+    }
+    places, first = list(settings), next(iter(settings))
+    found: dict[str, Any] = {"places": places}
+    for name in next(iter(runs.values()))[0]:
+        series = {place: [row[name] for row in rows] for place, rows in runs.items()}
+        found[name], found[f"{name}_se"] = (
+            [round(value, 5) for value in column]
+            for column in zip(*(mean_and_error(values) for values in series.values()), strict=True)
+        )
+        found[f"{name}_rho"] = round(spearman(places, found[name]), 3)
+        by_seed = [spearman(places, [series[place][seed] for place in places]) for seed in range(len(seeds))]
+        found[f"{name}_rho_by_seed"] = [round(value, 3) for value in mean_and_error(by_seed)]
+    changes = [
+        mean_and_error([row["gap"] - other["gap"] for row, other in zip(runs[place], runs[first], strict=True)])
+        for place in places
+    ]
+    found["gap_change"] = [[round(value, 5) for value in change] for change in changes]
+    return found
+
+
+def print_table(name: str, axis: str, found: dict[str, Any]) -> None:
+    print(f"\n{name}\n| {axis} | spread/max d, training | held-out | max d | loss, training | gap | change of the gap | R@1 |")
+    print("|---:|---:|---:|---:|---:|---:|---:|---:|")
+    for row, place in enumerate(found["places"]):
+        cells = [
+            f"{found[key][row]:.{digits}f} ± {found[f'{key}_se'][row]:.{digits}f}"
+            for key, digits in (("spread_train", 4), ("spread_test", 4), ("max_distance", 2), ("loss_train", 3), ("gap", 4))
+        ]
+        cells += ["{:+.4f} ± {:.4f}".format(*found["gap_change"][row])] if row else [""]
+        cells += [f"{100 * found['recall_test'][row]:.1f} ± {100 * found['recall_test_se'][row]:.1f}"]
+        print(f"| {place:g} | {' | '.join(cells)} |")
+    keys = ("spread_train", "spread_test", "gap")
+    rho = [f"{found[f'{key}_rho']:+.2f} ({'{:+.2f} ± {:.2f}'.format(*found[f'{key}_rho_by_seed'])})" for key in keys]
+    print(f"| ρ | {rho[0]} | {rho[1]} | | | {rho[2]} | | |")
+
+
+def plot(by_weight: dict[str, Any], by_length: dict[str, Any], seeds: int) -> Figure:
+    """Draw spread and gap against λ, and the gap against the length of the chain."""
+    reading = (
+        f"Mean and standard error of {seeds} seeds. Left: mean |d(x, x̂) − d(z, ẑ)| of pairs of different classes over max d, "
+        "held-out images (training images dashed). Middle and right: held-out minus training loss, each over that at the "
+        "left end of its axis; the losses differ in kind and scale."
+    )
+    with style.styled():
+        figure = style.new_figure(11, 4.0, "Difference alignment: spread of distances and generalization gap", reading)
+        left, middle, right = (style.add_axes(figure, start, 0.6, 11 - start - 2.85, 1.0) for start in (0.7, 4.35, 8.0))
+        colors = dict(zip(dict.fromkeys([*by_weight, *by_length]), style.CYCLE, strict=False))
+        for name, found in by_weight.items():
+            places = [place or min(found["places"][1:]) / 5 for place in found["places"]]
+            left.errorbar(
+                places,
+                found["spread_test"],
+                yerr=found["spread_test_se"],
+                color=colors[name],
+                marker="o",
+                markersize=3,
+                label=name,
+            )
+            left.plot(places, found["spread_train"], color=colors[name], linestyle="--", linewidth=0.9)
+            _draw_gap(middle, places, found, colors[name], name)
+        for name, found in by_length.items():
+            _draw_gap(right, found["places"], found, colors[name], name)
+        for axes, label, title in (
+            (left, "λ (leftmost: 0)", "spread / max d"),
+            (middle, "λ (leftmost: 0)", "gap, relative"),
+            (right, "length of the chain", "gap, relative"),
+        ):
+            axes.set_xscale("log")
+            axes.minorticks_off()
+            axes.set_xlabel(label)
+            axes.set_ylabel(title)
+        lengths = next(iter(by_length.values()))["places"]
+        right.set_xticks(lengths, [f"{length:g}" for length in lengths])
+        left.legend(fontsize=7)
+        right.legend(fontsize=7)
+    return figure
+
+
+def _draw_gap(axes: Any, places: Sequence[float], found: dict[str, Any], color: str, name: str) -> None:
+    unit = found["gap"][0]
+    values, errors = ([value / unit for value in found[key]] for key in ("gap", "gap_se"))
+    axes.errorbar(places, values, yerr=errors, color=color, marker="o", markersize=3, label=name)
+
+
+def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument(
+        "--quick", action="store_true", help="two arms, 3 weights and lengths, 2 seeds: only to see that it works"
+    )
+    parser.add_argument("--steps", type=int, help="steps of training (300)")
+    parser.add_argument("--seeds", type=int, help="networks for each setting (8)")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--out", type=Path, default=Path("runs/alignment_bounds"), help="directory of the log and the figure")
+    options = parser.parse_args(arguments)
+    for name, value in ({"steps": 20, "seeds": 2} if options.quick else {"steps": 300, "seeds": 8}).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the experiment and return the figures of its last line."""
+    options = read_arguments(arguments)
+    torch.set_num_threads(options.threads)
+    log = RunLog(options.out / "runs.csv")
+    seeds = range(options.seed, options.seed + options.seeds)
+    weights, lengths = (WEIGHTS[::3], LENGTHS[::2]) if options.quick else (WEIGHTS, LENGTHS)
+    names = ("N-pair", "contrastive") if options.quick else (*ARMS, *CHAINS)
+    by_weight, by_length = {}, {}
+    for name in (name for name in ARMS if name in names):
+        settings = {weight: replace(ARMS[name], weight=weight) for weight in weights}
+        by_weight[name] = follow(log, settings, options.steps, seeds)
+        print_table(f"{name}, against λ", "λ", by_weight[name])
+    for name in (name for name in CHAINS if name in names):
+        chains = {float(length): replace(CHAINS[name], length=length) for length in lengths}
+        by_length[name] = follow(log, chains, options.steps, seeds)
+        print_table(f"{name}, λ = {CHAINS[name].weight:g}, against n", "n", by_length[name])
+    figure = plot(by_weight, by_length, options.seeds)
+    style.save_figure(figure, options.out / "alignment_bounds.png", dpi=100)
+    print(f"\nThe figure and all runs are in {options.out}/")
+    main_arm = by_weight["N-pair"]
+    figures = {
+        "weights": list(weights),
+        "lengths": list(lengths),
+        "spread_train": main_arm["spread_train"],
+        "spread_test": main_arm["spread_test"],
+        "spread_rho": {name: found["spread_test_rho"] for name, found in by_weight.items()},
+        "gap_lambda_rho": {name: found["gap_rho"] for name, found in by_weight.items()},
+        "gap_chain_rho": {name: found["gap_rho"] for name, found in by_length.items()},
+        "by_weight": by_weight,
+        "by_length": by_length,
+        "options": {name: getattr(options, name) for name in ("steps", "seeds", "seed")},
+    }
+    print(json.dumps(figures))
+    return figures
+
+
+if __name__ == "__main__":
+    main()

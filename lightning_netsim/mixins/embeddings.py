@@ -1,0 +1,161 @@
+"""What the mixins of embeddings share: take them where a layer puts them out in the training step, and find their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_netsim._checks import check_labels, check_layer, expected
+from lightning_netsim.batches import find_outputs, find_views, split_batch
+from lightning_netsim.estimators import PseudoLabels
+from lightning_netsim.jacobian.trees import batch_size
+from lightning_netsim.losses import AbstractEmbeddingLoss, MetricLearningLoss
+from lightning_netsim.mixins.regularized import AbstractRegularizer, RegularizedModule, Term, made_criterion
+from lightning_netsim.mixins.schedule import ScheduleLike
+
+#: What a criterion of embeddings is: (embeddings, labels) in, a scalar out.
+EmbeddingCriterion = AbstractEmbeddingLoss | Callable[..., Any]
+
+
+class EmbeddingRegularizer(AbstractRegularizer):
+    """A term of the embeddings of a layer, by the `<name>_criterion` that the module has at the time.
+
+    Args:
+        name: the prefix of its settings.
+        weight: of the term.
+        every_n_steps: how often it is added.
+        layer: the module whose output are the embeddings; None for what the LightningModule returns.
+        labels: "batch", "instance", or a number of clusters.
+        across_processes: whether all processes compare their samples with those of the others.
+        needs_pairs: whether the criterion is of no use where no two samples share a label.
+        learning_rate: of the criterion's own parameters; None for that of the module.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weight: ScheduleLike,
+        every_n_steps: int,
+        *,
+        layer: str | None,
+        labels: int | str,
+        across_processes: bool = False,
+        needs_pairs: bool = False,
+        learning_rate: float | None = None,
+    ) -> None:
+        super().__init__(name, weight, every_n_steps)
+        if labels not in ("batch", "instance") and (isinstance(labels, (str, bool)) or labels < 2):
+            raise expected(f"{name}_labels", "'batch', 'instance', or a number of clusters from 2", repr(labels))
+        self.learning_rate = learning_rate
+        self._layer, self._labels = layer, labels
+        self._across_processes, self._needs_pairs = across_processes, needs_pairs
+        self._epoch: int | None = None
+
+    def prepare(self, module: LightningModule) -> None:
+        self._source(module)
+
+    @contextmanager
+    def watch(self, module: RegularizedModule, batch: Any, batch_idx: int) -> Iterator[Term]:
+        seen: list[Tensor] = []
+
+        def hook(part: nn.Module, args: Any, output: Any) -> None:
+            if (
+                module._is_watched and torch.is_grad_enabled()
+            ):  # A pass without a graph, as of a teacher, is not what is trained.
+                # A copy: what follows may change the output in place.
+                seen.append((output.flatten(1) if isinstance(output, Tensor) else find_outputs(output)).clone())
+
+        handle = self._source(module).register_forward_hook(hook)
+        try:
+            yield lambda: self._term(module, batch, seen)
+        finally:
+            handle.remove()
+
+    def _source(self, module: LightningModule) -> nn.Module:
+        """Return the module whose output are the embeddings."""
+        if self._layer is None:
+            return module
+        parts: dict[str, nn.Module] = dict(module.named_modules())
+        return parts[check_layer(f"{self.name}_layer", self._layer, parts)]
+
+    def _term(self, module: LightningModule, batch: Any, seen: list[Tensor]) -> Tensor:
+        embeddings = self._joined(seen)
+        labels = self._labels_of(module, batch, embeddings)
+        if self._needs_pairs and self._labels == "instance" and len(torch.unique(labels)) == len(labels):
+            remedy = "Let the batch be ([first views, second views], ...), or the step run the module on both."
+            raise expected("batch", "several views of each sample", "one", remedy)
+        if self._across_processes and module._trainer is not None and module.trainer.world_size > 1:
+            embeddings, labels = gathered(module, embeddings), gathered(module, labels)
+        term: Tensor = self.criterion(module)(embeddings, labels)
+        return term
+
+    def _joined(self, seen: list[Tensor]) -> Tensor:
+        if not seen:
+            where = "the LightningModule itself" if self._layer is None else repr(self._layer)
+            remedy = (
+                f"Name a layer by `{self.name}_layer=`; the inside of compiled code and calls without gradients are not seen."
+            )
+            raise expected(f"{self.name}_layer", "a module that the training step calls", f"{where}, which it does not", remedy)
+        return torch.cat(seen)
+
+    def _labels_of(self, module: LightningModule, batch: Any, embeddings: Tensor) -> Tensor:
+        """Return the label of each row: views of all samples come one after the other."""
+        inputs, given, _ = split_batch(batch)
+        in_batch = isinstance(given, Tensor) and given.ndim > 0
+        views = find_views(inputs)
+        size = len(given) if in_batch else batch_size(views[0] if views else inputs)
+        rows = len(embeddings)
+        if not size or rows % size:
+            got = f"{rows} rows from a batch of {size}"
+            remedy = f"Name the layer by `{self.name}_layer=` that puts out one row for each sample and view."
+            raise expected("embeddings", "one or more rows for each sample", got, remedy)
+        return self._labels_of_samples(module, given, size, embeddings).repeat(rows // size)
+
+    def _labels_of_samples(self, module: LightningModule, given: Any, size: int, embeddings: Tensor) -> Tensor:
+        if self._labels == "batch":
+            if not isinstance(given, Tensor):
+                remedy = (
+                    f"Give the batch as (inputs, labels), or set `{self.name}_labels` to 'instance' or a number of clusters."
+                )
+                raise expected("labels", "the class of each sample", "none", remedy)
+            column = given.ndim == 2 and given.shape[1] == 1
+            return check_labels("labels", given.squeeze(1) if column else given, size).to(embeddings.device)
+        instances = torch.arange(size, device=embeddings.device) * _world_size(module) + module.global_rank
+        if self._labels == "instance":
+            return instances
+        clusters: PseudoLabels = getattr(module, f"{self.name}_clusters")
+        if self._epoch is not None and self._epoch != module.current_epoch:
+            clusters.refresh()
+        self._epoch = module.current_epoch
+        means = F.normalize(embeddings.detach().float(), dim=1).view(-1, size, embeddings.shape[1]).sum(0)
+        clusters.update(means)
+        return instances if clusters.centers is None else clusters.assign(means)
+
+
+def _world_size(module: LightningModule) -> int:
+    return 1 if module._trainer is None else module.trainer.world_size
+
+
+def gathered(module: LightningModule, rows: Tensor) -> Tensor:
+    """Return the rows of all processes, of the first process first, on the graph.
+
+    A gradient that reaches a row is the sum of what all processes send. As data-parallel training averages gradients over the
+    processes, a term that each of them computes of all rows is differentiated as one process with all rows would.
+    """
+    lengths: Any = module.all_gather(torch.tensor(len(rows), device=rows.device))
+    sizes = lengths.tolist()
+    padded = F.pad(rows, [0, 0] * (rows.ndim - 1) + [0, max(sizes) - len(rows)])
+    everyone: Any = module.all_gather(padded, sync_grads=rows.requires_grad)
+    return torch.cat([part[:size] for part, size in zip(everyone, sizes, strict=True)])
+
+
+def embedding_criterion(name: str, criterion: EmbeddingCriterion | Mapping[str, Any] | None) -> AbstractEmbeddingLoss | None:
+    """Return a criterion of embeddings; a function of (embeddings, labels) becomes one."""
+    made = made_criterion(name, criterion, "a module of `lightning_netsim.losses`, or a function of (embeddings, labels)")
+    return made if made is None or isinstance(made, AbstractEmbeddingLoss) else MetricLearningLoss(made)

@@ -1,0 +1,471 @@
+"""Retrieval and clustering of embeddings against loops over queries, against other libraries, and in two processes.
+
+Run as a script with a directory and a rank as arguments, this is one of two processes that share the samples.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_netsim._checks import NetsimError
+from lightning_netsim.estimators import EmbeddingMetrics, LinearProbe, PseudoLabels
+from lightning_netsim.index import find_clusters
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = (1, 2, 3, 5, 9, 20, 1)  # Two classes have a single sample.
+RETRIEVAL = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "knn_accuracy")
+
+
+def samples(seed: int, sizes: tuple[int, ...] = SIZES, width: int = 6, signal: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return embeddings around one direction for each class, of any length and in random order, and their labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    directions = torch.randn(len(sizes), width, generator=torch.Generator().manual_seed(99))
+    embeddings = signal * directions[labels] + torch.randn(len(labels), width, generator=generator)
+    embeddings = embeddings * (0.1 + 5 * torch.rand(len(labels), 1, generator=generator))
+    order = torch.randperm(len(labels), generator=generator)
+    return embeddings[order], labels[order]
+
+
+def figures(
+    embeddings: Tensor, labels: Tensor, reference: tuple[Tensor, Tensor] | None = None, **settings: Any
+) -> dict[str, float]:
+    metrics = EmbeddingMetrics(**settings)
+    metrics.update(embeddings, labels)
+    if reference is not None:
+        metrics.update(*reference, reference=True)
+    return {name: value.item() for name, value in metrics.compute().items()}
+
+
+def unit(vector: Tensor) -> Tensor | None:
+    """Return the vector at length 1 in float64, or None where it has no direction."""
+    vector = vector.double()
+    return vector / vector.norm() if bool(torch.isfinite(vector).all()) and bool(vector.any()) else None
+
+
+def slow_retrieval(
+    embeddings: Tensor,
+    labels: Tensor,
+    reference: tuple[Tensor, Tensor] | None = None,
+    recall_at: tuple[int, ...] = (1, 2, 4, 8),
+    num_neighbors: int = 20,
+) -> dict[str, float]:
+    """Return the figures by sorting, for each query, all samples that it may find by their cosine."""
+    gallery, gallery_labels = (embeddings, labels) if reference is None else reference
+    queries, candidates = [unit(row) for row in embeddings], [unit(row) for row in gallery]
+    hits: dict[int, list[bool]] = {k: [] for k in recall_at}
+    precisions, right = [], []
+    for i, query in enumerate(queries):
+        label, found, num_relevant = int(labels[i]), [], 0
+        for j, candidate in enumerate(candidates):
+            if reference is None and i == j:
+                continue
+            num_relevant += int(gallery_labels[j]) == label
+            if query is not None and candidate is not None:
+                found.append((float(query @ candidate), int(gallery_labels[j])))
+        found.sort(reverse=True)
+        for k in recall_at:
+            hits[k].append(any(other == label for _, other in found[:k]))
+        if num_relevant:
+            matches = [other == label for _, other in found]
+            precision = [sum(matches[: n + 1]) / (n + 1) for n, match in enumerate(matches[:num_relevant]) if match]
+            precisions.append(sum(precision) / num_relevant)
+        votes: dict[int, float] = {}
+        for cosine, other in found[:num_neighbors]:
+            votes[other] = votes.get(other, 0.0) + math.exp(cosine / 0.07)
+        right.append(bool(votes) and max(votes, key=lambda each: votes[each]) == label)
+    result = {f"recall@{k}": sum(hit) / len(hit) for k, hit in hits.items()}
+    result["map@r"] = sum(precisions) / len(precisions)
+    return {**result, "knn_accuracy": sum(right) / len(right)}
+
+
+def check(found: dict[str, float], wanted: dict[str, float]) -> None:
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-6, nan_ok=True)
+
+
+# Against loops
+
+
+@pytest.mark.parametrize("signal", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_each_sample_is_looked_up_among_all_others(seed: int, signal: float) -> None:
+    embeddings, labels = samples(seed, signal=signal)
+    found = figures(embeddings, labels)
+    assert tuple(found) == (*RETRIEVAL, "nmi")
+    assert 0 < found["recall@1"] < 1
+    check(found, slow_retrieval(embeddings, labels))
+
+
+@pytest.mark.parametrize("num_neighbors", [1, 3, 100])
+def test_the_number_of_neighbors_that_vote(num_neighbors: int) -> None:
+    embeddings, labels = samples(2)
+    found = figures(embeddings, labels, num_neighbors=num_neighbors)
+    check(found, slow_retrieval(embeddings, labels, num_neighbors=num_neighbors))
+    if num_neighbors == 1:
+        assert found["knn_accuracy"] == found["recall@1"]
+
+
+def test_queries_in_a_gallery_may_find_their_own_copy() -> None:
+    gallery = samples(3, (4, 6, 1, 12, 3))
+    embeddings, labels = samples(4, (3, 2, 5, 1, 2, 4))  # The last class is not in the gallery.
+    check(figures(embeddings, labels, gallery), slow_retrieval(embeddings, labels, gallery))
+    found = figures(*gallery, gallery)
+    check(found, slow_retrieval(*gallery, gallery))
+    assert found["recall@1"] == 1 > figures(*gallery)["recall@1"]
+
+
+def test_a_gallery_of_other_classes() -> None:
+    embeddings, labels = samples(5)
+    found = figures(embeddings, labels, (embeddings, labels + 10))
+    assert {found[name] for name in RETRIEVAL if name != "map@r"} == {0}
+    assert math.isnan(found["map@r"])
+
+
+def test_embeddings_without_a_direction_find_nothing_and_are_not_found() -> None:
+    embeddings, labels = samples(6)
+    broken = embeddings.clone()
+    broken[3], broken[7, 0], broken[11] = 0, math.nan, math.inf
+    broken[20:23] = 0
+    found = figures(broken, labels)
+    check(found, slow_retrieval(broken, labels))
+    assert 0 < found["recall@1"] < figures(embeddings, labels)["recall@1"]
+    assert math.isfinite(found["nmi"])
+    gallery = samples(7)
+    check(figures(broken, labels, gallery), slow_retrieval(broken, labels, gallery))
+    check(figures(*gallery, (broken, labels)), slow_retrieval(*gallery, (broken, labels)))
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, -math.inf])
+def test_nothing_but_embeddings_without_a_direction(value: float) -> None:
+    found = figures(torch.full((6, 3), value), torch.arange(6) % 2)
+    assert {found[name] for name in RETRIEVAL} == {0}
+    assert math.isfinite(found["nmi"])
+
+
+def test_unlabeled_samples_are_left_out() -> None:
+    embeddings, labels = samples(8)
+    extra = torch.cat([embeddings, samples(9)[0]])  # They would be found if they were kept.
+    unlabeled = torch.cat([labels, torch.full((len(labels),), -1)])
+    order = torch.randperm(len(extra))
+    found = figures(extra[order], unlabeled[order])
+    check(found, slow_retrieval(embeddings, labels))
+    gallery = samples(10)
+    check(figures(*gallery, (extra[order], unlabeled[order])), slow_retrieval(*gallery, (embeddings, labels)))
+
+
+# Invariance
+
+
+def test_lengths_and_the_order_of_embeddings_do_not_matter() -> None:
+    embeddings, labels = samples(11)
+    wanted = {name: value for name, value in figures(embeddings, labels).items() if name != "nmi"}
+    length = 10 ** torch.linspace(-4, 4, len(labels)).unsqueeze(1)
+    check(figures(embeddings * length, labels), wanted)
+    check(figures(embeddings.double() * 1e6, labels), wanted)
+    order = torch.randperm(len(labels))
+    check(figures(embeddings[order], labels[order]), wanted)
+    rotation = torch.linalg.qr(torch.randn(6, 6)).Q
+    check(figures(embeddings @ rotation, labels), wanted)
+    names = torch.tensor([40, 3, 7, 100, 0, 12, 55])  # What the classes are called does not matter either.
+    check(figures(embeddings, names[labels]), wanted)
+
+
+def test_batches_equal_one_update() -> None:
+    embeddings, labels = samples(12)
+    gallery = samples(13)
+    for reference in (None, gallery):
+        metrics = EmbeddingMetrics()
+        for part in zip(embeddings.split(7), labels.split(7), strict=True):
+            metrics.update(*part)
+        if reference is not None:
+            for part in zip(gallery[0].split(11), gallery[1].split(11), strict=True):
+                metrics.update(*part, reference=True)
+        found = {name: value.item() for name, value in metrics.compute().items()}
+        assert found == figures(embeddings, labels, reference)
+
+
+def test_batches_are_copied() -> None:
+    embeddings, labels = samples(14)
+    metrics, buffer, names = EmbeddingMetrics(), torch.empty_like(embeddings), torch.empty_like(labels)
+    for shift in (0, 1):
+        buffer.copy_(samples(14 + shift)[0])
+        names.copy_(samples(14 + shift)[1])
+        metrics.update(buffer.requires_grad_(), names)
+        buffer = buffer.detach()
+    whole = [torch.cat(parts) for parts in zip(samples(14), samples(15), strict=True)]
+    assert {name: value.item() for name, value in metrics.compute().items()} == figures(whole[0], whole[1])
+
+
+def test_half_precision() -> None:
+    embeddings, labels = samples(16)
+    embeddings = embeddings.half()
+    check(figures(embeddings, labels), slow_retrieval(embeddings, labels))
+
+
+# Against other libraries
+
+
+def test_other_libraries_find_the_same() -> None:
+    calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
+    embeddings, labels = samples(17, (2, 3, 5, 9, 20, 16))  # It leaves out classes of one sample, we call them failures.
+    embeddings = F.normalize(embeddings, dim=1)
+    include = ("precision_at_1", "mean_average_precision_at_r")
+    peer = calculator.AccuracyCalculator(include=include, k="max_bin_count", device=torch.device("cpu"))
+    wanted, found = peer.get_accuracy(embeddings, labels), figures(embeddings, labels)
+    assert found["recall@1"] == pytest.approx(wanted["precision_at_1"], abs=1e-6)
+    assert found["map@r"] == pytest.approx(wanted["mean_average_precision_at_r"], abs=1e-6)
+    gallery, names = samples(18, (2, 3, 5, 9, 20, 16))
+    gallery = F.normalize(gallery, dim=1)
+    wanted = peer.get_accuracy(embeddings, labels, gallery, names, ref_includes_query=False)
+    found = figures(embeddings, labels, (gallery, names))
+    assert found["recall@1"] == pytest.approx(wanted["precision_at_1"], abs=1e-6)
+    assert found["map@r"] == pytest.approx(wanted["mean_average_precision_at_r"], abs=1e-6)
+
+
+def test_another_library_clusters_about_as_well() -> None:
+    calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
+    embeddings, labels = samples(19, (30, 30, 30, 30))
+    embeddings = F.normalize(embeddings, dim=1)
+    peer = calculator.AccuracyCalculator(include=("NMI",), device=torch.device("cpu"))
+    wanted, found = peer.get_accuracy(embeddings, labels)["NMI"], figures(embeddings, labels)["nmi"]
+    assert 0.1 < wanted < 0.9
+    assert found == pytest.approx(wanted, abs=0.15)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_mutual_information_is_that_of_the_clusters_found(seed: int) -> None:
+    peer = pytest.importorskip("sklearn.metrics").normalized_mutual_info_score
+    embeddings, labels = samples(20, (30, 10, 25, 2, 40))
+    vectors = F.normalize(embeddings, dim=1)
+    clusters = (vectors @ find_clusters(vectors, 5, seed, num_starts=3).mT).argmax(1)
+    wanted = peer(labels.numpy(), clusters.numpy(), average_method="arithmetic")
+    assert 0.1 < wanted < 0.9
+    assert figures(embeddings, labels, seed=seed)["nmi"] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_separated_clusters() -> None:
+    labels = torch.arange(60) % 3
+    embeddings = torch.eye(4)[labels] + 0.02 * torch.randn(60, 4)
+    assert figures(embeddings, labels)["nmi"] == pytest.approx(1)
+    assert figures(embeddings, labels.flip(0).sort().values)["nmi"] < 0.1
+
+
+# Small sets
+
+
+def test_no_sample() -> None:
+    empty = torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)
+    unlabeled = torch.ones(4, 3), torch.full((4,), -1)
+    for held in (empty, unlabeled):
+        assert all(math.isnan(value) for value in figures(*held).values())
+        assert all(math.isnan(value) for value in figures(*held, samples(21, width=3)).values())
+    embeddings, labels = samples(22)
+    assert figures(embeddings, labels, (torch.zeros(0, 6), empty[1])) == figures(embeddings, labels)
+
+
+def test_compute_before_any_update() -> None:
+    with pytest.warns(UserWarning, match="before the ``update`` method"):
+        values = EmbeddingMetrics().compute()
+    assert tuple(values) == (*RETRIEVAL, "nmi")
+    assert all(value.isnan() for value in values.values())
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"), [([4], {0.0, math.nan}), ([4, 4], {1.0}), ([4, 1], {0.0, math.nan}), ([2, 2, 2], {1.0})]
+)
+def test_few_samples(labels: list[int], found: set[float]) -> None:
+    values = figures(torch.randn(len(labels), 3), torch.tensor(labels))
+    precision = values.pop("map@r")
+    assert math.isfinite(values.pop("nmi"))
+    assert set(values.values()) == {value for value in found if not math.isnan(value)}
+    # No query has anything to find where each class has one sample.
+    assert math.isnan(precision) if any(math.isnan(value) for value in found) else precision == 1
+
+
+def test_a_gallery_of_one_sample() -> None:
+    one = torch.tensor([[1.0, 0.0]]), torch.tensor([2])
+    queries = torch.tensor([[3.0, 1.0], [0.0, 1.0], [-1.0, 0.0]]), torch.tensor([2, 1, 2])
+    check(figures(*queries, one), slow_retrieval(*queries, one))
+    assert figures(*queries, one)["recall@8"] == pytest.approx(2 / 3)
+
+
+# Settings
+
+
+def test_what_is_not_asked_for_is_not_computed() -> None:
+    embeddings, labels = samples(23)
+    every = figures(embeddings, labels, recall_at=(3, 1))
+    few = figures(embeddings, labels, recall_at=(3, 1), map_at_r=False, nmi=False)
+    assert tuple(few) == ("recall@3", "recall@1", "knn_accuracy")
+    assert few == {name: every[name] for name in few}
+    check(few, {"recall@3": slow_retrieval(embeddings, labels, recall_at=(3,))["recall@3"]})
+
+
+def test_the_seed_of_the_clustering() -> None:
+    embeddings, labels = samples(24, (20, 20, 20, 20, 20), signal=0.3)
+    state = torch.random.get_rng_state()
+    values = [figures(embeddings, labels, seed=seed) for seed in (0, 0, 1, 2)]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert values[0] == values[1]
+    assert len({value.pop("nmi") for value in values}) > 1
+    assert values[0] == values[2] == values[3]
+
+
+def test_bad_input_is_named() -> None:
+    embeddings, labels = samples(25)
+    metrics = EmbeddingMetrics()
+    with pytest.raises(NetsimError, match=r"Expected `embeddings` to be a floating-point tensor of shape \(B, h\)"):
+        metrics.update(embeddings[0], labels)
+    with pytest.raises(NetsimError, match=r"Expected `embeddings` to be .*, but got dtype torch.int64"):
+        metrics.update(labels.unsqueeze(1), labels)
+    for wrong in (labels[1:], labels.float(), labels.unsqueeze(1), labels.tolist()):
+        with pytest.raises(NetsimError, match="Expected `labels` to be a tensor of 41 class numbers, one for each sample"):
+            metrics.update(embeddings, wrong)  # type: ignore[arg-type]
+    metrics.update(embeddings, labels)
+    assert {name: value.item() for name, value in metrics.compute().items()} == figures(embeddings, labels)
+    metrics.update(embeddings[:, 1:], labels, reference=True)
+    with pytest.raises(NetsimError, match=r"of shape \(n, 5\), but got shape \(41, 6\)"):
+        metrics.compute()
+    for name, value in (("recall_at", (1, 0)), ("num_neighbors", 0)):
+        with pytest.raises(NetsimError, match=f"Expected `{name}` to be a positive int, but got 0"):
+            EmbeddingMetrics(**{name: value})  # type: ignore[arg-type]
+
+
+# As a metric
+
+
+def test_reset_forgets() -> None:
+    metrics, gallery = EmbeddingMetrics(), samples(26)
+    metrics.update(*samples(27))
+    metrics.update(*gallery, reference=True)
+    metrics.compute()
+    metrics.reset()
+    metrics.update(*gallery)
+    assert {name: value.item() for name, value in metrics.compute().items()} == figures(*gallery)
+
+
+def test_more_can_be_added_after_compute() -> None:
+    first, second = samples(28), samples(29)
+    metrics = EmbeddingMetrics()
+    for seed in (28, 29):
+        metrics.update(*samples(seed))
+        last = {name: value.item() for name, value in metrics.compute().items()}
+    assert last == figures(torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]]))
+
+
+def test_inference_mode() -> None:
+    embeddings, labels = samples(30)
+    metrics, wanted = EmbeddingMetrics(), figures(embeddings, labels)
+    with torch.inference_mode():
+        metrics.update(embeddings[:20].clone(), labels[:20].clone())
+        metrics.compute()
+        metrics.update(embeddings[20:].clone(), labels[20:].clone())
+        inside = {name: value.item() for name, value in metrics.compute().items()}
+    assert inside == wanted
+    metrics.update(embeddings[:0], labels[:0])  # Outside, what is held can still be used.
+    assert {name: value.item() for name, value in metrics.compute().items()} == wanted
+
+
+class Module(L.LightningModule):
+    """Embed by one layer, and log the figures of each validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 4)
+        self.metrics = EmbeddingMetrics()
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.layer(batch[0]), batch[1] % 4)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.seen.append((self.layer(batch[0]).detach().clone(), batch[1]))
+        self.metrics.update(self.layer(batch[0]), batch[1])
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self.metrics.compute())
+        self.metrics.reset()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_lightning_module_logs_the_figures(tmp_path: Path) -> None:
+    module, loader = Module(), torch.utils.data.DataLoader(list(zip(*samples(31), strict=True)), batch_size=8)
+    settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(max_epochs=2, num_sanity_val_steps=1, enable_model_summary=False, **settings)
+    trainer.fit(module, loader, loader)
+    logged = [dict(trainer.callback_metrics), trainer.validate(module, loader, verbose=False)[0]]
+    assert len(module.seen) == 1 + 3 * 6  # The sanity check, two epochs and the validation by itself.
+    for values, held in zip(logged, (module.seen[7:13], module.seen[13:]), strict=True):
+        wanted = figures(torch.cat([one for one, _ in held]), torch.cat([labels for _, labels in held]))
+        check({name: float(value) for name, value in values.items()}, wanted)
+    assert not module.metrics.state_dict()
+
+
+# Two processes
+
+
+def shared_figures(parts: slice) -> dict[str, Any]:
+    """Return what is found of every part of the samples; the gallery has a part that is smaller in one of the processes."""
+    queries, gallery = samples(32), samples(33)
+    alone, searched, probe, clusters = EmbeddingMetrics(nmi=False), EmbeddingMetrics(), LinearProbe(), PseudoLabels(3)
+    alone.update(*(each[parts] for each in queries))
+    for metric in (searched, probe):
+        metric.update(*(each[parts] for each in queries))
+        for batch in zip(*(each[parts].split(8) for each in gallery), strict=True):
+            metric.update(*batch, reference=True)
+    clusters.update(queries[0][parts])
+    clusters.refresh()
+    known = {name: value for name, value in searched.compute().items() if name != "nmi"}  # It depends on the order.
+    return {
+        "alone": alone.compute(),
+        "searched": known,
+        "probe": {"accuracy": probe.compute()},
+        "again": {**alone.compute(), "held": torch.tensor(len(alone.queries()))},
+        "clusters": clusters.centers,
+    }
+
+
+def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+    if not dist.is_available():
+        pytest.skip("this build of torch has no torch.distributed")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(tmp_path)]
+    running = [
+        subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE, text=True) for rank in (0, 1)
+    ]
+    errors = [process.communicate(timeout=240)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], "\n".join(error[-2000:] for error in errors)
+    two = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    one = shared_figures(slice(None))
+    for found in two:
+        for name in ("alone", "searched", "probe"):
+            check({key: float(value) for key, value in found[name].items()}, {k: float(v) for k, v in one[name].items()})
+        assert found["again"].pop("held") < 41  # A process keeps its own part only.
+        assert found["again"] == found["alone"]
+        assert found["clusters"].shape == (3, 6)
+    assert torch.equal(two[0]["clusters"], two[1]["clusters"])
+
+
+def main(path: Path, rank: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path / 'meet'}", rank=rank, world_size=2)
+    torch.save(shared_figures((slice(None, 15), slice(15, None))[rank]), path / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

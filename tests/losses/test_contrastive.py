@@ -1,0 +1,239 @@
+"""Losses of embeddings as modules: the same numbers as pytorch-metric-learning, and what they say of bad input."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.cli import instantiate_class
+from pytorch_metric_learning import losses, miners
+from torch import Tensor, nn
+
+from lightning_netsim import NetsimError
+from lightning_netsim.losses import ContrastiveLoss, MetricLearningLoss
+from tests import oracles
+
+PROXIES = {"num_classes": 5, "embedding_size": 3}
+LOSSES: dict[str, dict[str, Any] | None] = {
+    "NTXentLoss": {"temperature": 0.2},
+    "SupConLoss": None,
+    "TripletMarginLoss": {"margin": 0.4},
+    "NPairsLoss": {},
+    "ProxyAnchorLoss": PROXIES,
+    "ContrastiveLoss": {"neg_margin": 0.7},
+}
+MINERS: dict[str, dict[str, Any] | None] = {
+    "MultiSimilarityMiner": {"epsilon": 0.2},
+    "TripletMarginMiner": {"margin": 0.3},
+    "BatchHardMiner": None,
+}
+
+
+def random(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def batch(seed: int) -> tuple[Tensor, Tensor]:
+    return random(seed, 15, 3).requires_grad_(), torch.arange(15) % 5
+
+
+def seeded(make: Callable[[], Any]) -> Any:
+    """Return what is made from a fixed random state: proxies are drawn."""
+    torch.manual_seed(1)
+    return make()
+
+
+def check(found: Tensor, wanted: Tensor, *leaves: Tensor) -> None:
+    """Hold the value, and the gradient by each of `leaves`, to rounding."""
+    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=0)
+    for x in leaves:
+        mine, other = (torch.autograd.grad(value, x, retain_graph=True)[0] for value in (found, wanted))
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-14 * max(1.0, float(other.abs().max())))
+
+
+@pytest.mark.parametrize("miner", [None, *MINERS])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_criterion_is_what_it_is_without_the_adapter(name: str, miner: str | None) -> None:
+    x, labels = batch(2)
+    arguments, miner_args = LOSSES[name], None if miner is None else MINERS[miner]
+    criterion = seeded(lambda: MetricLearningLoss(name, arguments, miner, miner_args))
+    bare = seeded(lambda: getattr(losses, name)(**(arguments or {})))
+    mined = None if miner is None else getattr(miners, miner)(**(miner_args or {}))(x, labels)
+    wanted = bare(x, labels, mined)
+    assert float(wanted.detach()) > 0
+    check(criterion(x, labels), wanted, x)
+    assert [float(p.detach().sum()) for p in criterion.parameters()] == [float(p.detach().sum()) for p in bare.parameters()]
+
+
+def test_what_a_criterion_learns_are_its_parameters() -> None:
+    x, labels = batch(3)
+    criterion = MetricLearningLoss("ProxyAnchorLoss", PROXIES)
+    names = [name for name, _ in criterion.named_parameters()]
+    assert names == list(criterion.state_dict()) == ["loss.proxies"]
+    before = criterion.loss.proxies.detach().clone()  # type: ignore[union-attr, operator]
+    optimizer = torch.optim.SGD(criterion.parameters(), lr=0.1)
+    first = criterion(x.float(), labels)
+    first.backward()
+    optimizer.step()
+    assert not torch.equal(before, criterion.loss.proxies)  # type: ignore[arg-type, union-attr]
+    assert float(criterion(x.float(), labels).detach()) < float(first.detach())
+    for other in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        assert torch.equal(other(x, labels), criterion(x, labels))
+
+
+class Counted(nn.Module):
+    """A criterion and a miner that no library has: the mean square of the chosen samples, the chosen being the first ones."""
+
+    def forward(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any = None) -> Tensor:
+        return embeddings[: 4 if indices_tuple is None else indices_tuple].square().mean()
+
+
+def test_an_object_instead_of_a_name() -> None:
+    x, labels = batch(4)
+    check(MetricLearningLoss(Counted())(x, labels), x[:4].square().mean(), x)
+    check(MetricLearningLoss(Counted(), miner=lambda embeddings, labels: 7)(x, labels), x[:7].square().mean(), x)
+    library = losses.NTXentLoss(temperature=0.3)
+    check(MetricLearningLoss(library)(x, labels), library(x, labels), x)
+    proxies = losses.ProxyAnchorLoss(**PROXIES)
+    assert next(MetricLearningLoss(proxies).parameters()) is proxies.proxies
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_samples_without_a_label_are_left_out(name: str) -> None:
+    x, labels = batch(5)
+    labels[[0, 4, 5, 13]] = torch.tensor([-1, -2, -1, -1])
+    criterion, known = MetricLearningLoss(name, LOSSES[name], "MultiSimilarityMiner"), labels >= 0
+    found = criterion(x, labels)
+    check(found, criterion(x[known], labels[known]), x)
+    assert not torch.autograd.grad(found, x)[0][~known].any()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_precision_is_float32_or_better(name: str) -> None:
+    x, labels = random(6, 15, 3), torch.arange(15) % 5
+    criterion, half = MetricLearningLoss(name, LOSSES[name]), x.half().requires_grad_()
+    wanted = criterion(half.float(), labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [criterion(half, labels), criterion(half.float(), labels)]
+    for value in (*found, criterion(half, labels)):
+        assert value.dtype == torch.float32
+        assert torch.equal(value, wanted)
+    assert torch.autograd.grad(found[0], half)[0].dtype == torch.float16
+
+
+PAIRLESS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor | None]]] = {
+    "no sample": lambda x: (x[:0], torch.zeros(0).long()),
+    "one sample": lambda x: (x[:1], torch.zeros(1).long()),
+    "no label": lambda x: (x, torch.full((15,), -1)),
+    "all different": lambda x: (x, None),
+}
+
+
+@pytest.mark.parametrize("miner", [None, "MultiSimilarityMiner"])
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in ("ProxyAnchorLoss", "ContrastiveLoss")])
+@pytest.mark.parametrize("case", PAIRLESS)
+def test_a_batch_without_pairs_gives_a_zero_with_a_graph(case: str, name: str, miner: str | None) -> None:
+    x, _ = batch(7)
+    loss = MetricLearningLoss(name, LOSSES[name], miner)(*PAIRLESS[case](x))
+    assert loss.shape == ()
+    assert float(loss.detach()) == 0
+    loss.backward()
+    assert x.grad is not None
+    assert not x.grad.any()
+
+
+def test_a_criterion_that_finds_nothing_may_return_a_constant() -> None:
+    x, labels = batch(8)
+    loss = MetricLearningLoss(lambda embeddings, labels, mined: torch.zeros(()))(x, labels)
+    loss.backward()
+    assert x.grad is not None
+    assert not x.grad.any()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_name_and_its_arguments_make_it_again(name: str) -> None:
+    x, labels = batch(9)
+    criterion = seeded(lambda: MetricLearningLoss(name, LOSSES[name], "TripletMarginMiner", {"margin": 0.1}))
+    config = criterion.config()
+    arguments = {"loss": name, "loss_args": LOSSES[name], "miner": "TripletMarginMiner", "miner_args": {"margin": 0.1}}
+    assert config["init_args"] == arguments
+    again = seeded(lambda: instantiate_class((), config))
+    assert type(again) is MetricLearningLoss
+    assert again.config() == config
+    assert torch.equal(again(x, labels), criterion(x, labels))
+
+
+def test_the_contrastive_loss_of_siamese_networks() -> None:
+    x, labels = random(10, 9, 3).requires_grad_(), torch.tensor([0, 1, 0, 2, -1, 1, 1, 2, -1])
+    criterion = ContrastiveLoss(margin=5.0)
+    check(criterion(x, labels), oracles.contrastive(x, labels, 5.0), x)
+    assert float(criterion(x * 0, labels).detach()) == 2.5
+    config = criterion.config()
+    assert config == {"class_path": "lightning_netsim.losses.contrastive.ContrastiveLoss", "init_args": {"margin": 5.0}}
+    assert torch.equal(instantiate_class((), config)(x, labels), criterion(x, labels))
+    # Without labels, all are pushed apart.
+    check(criterion(x), oracles.contrastive(x, torch.arange(9), 5.0), x)
+
+
+@pytest.mark.parametrize("missing", ["pytorch_metric_learning", "pytorch_metric_learning.losses"])
+def test_a_missing_package_is_said_with_the_way_to_get_it(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pytorch_metric_learning.losses", "pytorch_metric_learning.miners"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(NetsimError, match=r"Expected `loss` .* pytorch-metric-learning, .* but got 'NTXentLoss'") as caught:
+        MetricLearningLoss("NTXentLoss")
+    assert "pip install 'lightning-netsim[metric-learning]'" in str(caught.value)
+    x, labels = batch(11)
+    check(MetricLearningLoss(Counted())(x, labels), x[:4].square().mean(), x)
+
+
+X, LABELS = torch.eye(3), torch.arange(3)
+
+
+def proxies() -> MetricLearningLoss:
+    return MetricLearningLoss("ProxyAnchorLoss", PROXIES)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ContrastiveLoss(0), "Expected `margin` to be a positive number, but got 0"),
+        (lambda: ContrastiveLoss()(X, LABELS[:2]), r"Expected `labels` .* but got torch.int64 of shape \(2,\)"),
+        (lambda: ContrastiveLoss()(X, LABELS.double()), r"Expected `labels` .* but got torch.float64 of shape \(3,\)"),
+        (lambda: ContrastiveLoss()(X / 0, LABELS), "Expected `embeddings` to be finite"),
+        (lambda: MetricLearningLoss("NTXentLos"), "but got 'NTXentLos'. Did you mean 'NTXentLoss'?"),
+        (lambda: MetricLearningLoss("nn"), "Expected `loss` to be one of 'AngularLoss', .*, but got 'nn'"),
+        (
+            lambda: MetricLearningLoss("NTXentLoss", miner="MultiSimilarityMine"),
+            "Expected `miner` .* but got 'MultiSimilarityMine'. Did you mean 'MultiSimilarityMiner'?",
+        ),
+        (lambda: MetricLearningLoss("ProxyAnchorLoss"), "Expected `loss_args` to be the arguments of ProxyAnchorLoss"),
+        (
+            lambda: MetricLearningLoss("NTXentLoss", {"temprature": 1}),
+            r"Expected `loss_args` to be the arguments of NTXentLoss, but got \{'temprature': 1\} \(.*temprature.*\)",
+        ),
+        (
+            lambda: MetricLearningLoss("NTXentLoss", None, "TripletMarginMiner", {"width": 1}),
+            r"Expected `miner_args` to be the arguments of TripletMarginMiner, but got \{'width': 1\}",
+        ),
+        (lambda: MetricLearningLoss(Counted(), {"a": 1}), r"Expected `loss_args` .* but got \{'a': 1\} beside an object"),
+        (lambda: MetricLearningLoss(3), "Expected `loss` to be the name of a class, or a function .*, but got 3"),  # type: ignore[arg-type]
+        (lambda: MetricLearningLoss("NTXentLoss", miner=3), "Expected `miner` to be .*, but got 3"),  # type: ignore[arg-type]
+        (
+            lambda: proxies()(X, torch.tensor([0, 5, 1])),
+            r"Expected `num_classes` to be above every label .* \(5\), but got a label 5",
+        ),
+        (lambda: proxies()(X, LABELS[:2]), r"Expected `labels` .* but got torch.int64 of shape \(2,\)"),
+        (lambda: proxies()(X, LABELS.float()), "Expected `labels` .* but got torch.float32"),
+        (lambda: proxies()(X * float("nan"), LABELS), "Expected `embeddings` to be finite, but got"),
+    ],
+)
+def test_bad_arguments_are_refused(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(NetsimError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,137 @@
+"""Centers of clusters of unit vectors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_netsim._checks import NetsimError
+from lightning_netsim.index import find_clusters
+
+
+def unit_features(seed: int, n: int, k: int = 16) -> Tensor:
+    return F.normalize(torch.randn(n, k, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def blobs(directions: Tensor, size: int, spread: float = 0.05) -> tuple[Tensor, Tensor]:
+    """Return `size` unit vectors around each direction, in random order, and the number of the direction."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(len(directions)).repeat(size)[torch.randperm(size * len(directions), generator=generator)]
+    noise = torch.randn(len(labels), directions.shape[1], generator=generator)
+    return F.normalize(directions[labels] + spread * noise, dim=1), labels
+
+
+def objective(features: Tensor, centers: Tensor) -> float:
+    """Return the sum of the similarities of each sample to its center, in float64."""
+    return sum(max(float(center @ feature) for center in centers.double()) for feature in features.double())
+
+
+@pytest.mark.parametrize("num_clusters", [1, 3, 10, 60])
+def test_centers_are_unit_vectors(num_clusters: int) -> None:
+    centers = find_clusters(unit_features(0, 60), num_clusters)
+    assert centers.shape == (num_clusters, 16)
+    assert centers.dtype == torch.float32
+    torch.testing.assert_close(centers.norm(dim=1), torch.ones(num_clusters), rtol=0, atol=1e-5)
+
+
+def test_the_center_of_one_cluster_is_the_direction_of_the_mean() -> None:
+    features = F.normalize(unit_features(1, 50) + 1, dim=1)
+    center = F.normalize(features.double().mean(0), dim=0)
+    torch.testing.assert_close(find_clusters(features, 1)[0].double(), center, rtol=0, atol=1e-5)
+
+
+def test_each_center_is_the_direction_of_the_mean_of_its_samples() -> None:
+    features, _ = blobs(torch.eye(16)[:3], 30)
+    centers = find_clusters(features, 3, num_starts=5)
+    nearest = (features @ centers.mT).argmax(1)
+    for cluster in range(3):
+        mean = F.normalize(features[nearest == cluster].double().mean(0), dim=0)
+        torch.testing.assert_close(centers[cluster].double(), mean, rtol=0, atol=1e-5)
+
+
+def test_blobs_are_found() -> None:
+    directions = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])  # Opposite vectors are not alike.
+    features, labels = blobs(directions, 40)
+    centers = find_clusters(features, 3, num_starts=5)
+    nearest = (features @ centers.mT).argmax(1)
+    assert len(set(zip(labels.tolist(), nearest.tolist(), strict=True))) == 3
+    assert nearest.unique().numel() == 3
+
+
+def test_more_starts_are_never_worse() -> None:
+    features = unit_features(2, 80)
+    values = [objective(features, find_clusters(features, 8, seed=3, num_starts=starts)) for starts in (1, 2, 10)]
+    assert values[0] <= values[1] + 1e-4
+    assert values[1] <= values[2] + 1e-4
+    assert values[0] < values[2] - 1e-2  # A single start is not the best for this seed.
+
+
+def test_as_many_clusters_as_samples() -> None:
+    features = unit_features(3, 9)
+    nearest = (features @ find_clusters(features, 9).mT).argmax(1)
+    assert nearest.sort().values.tolist() == list(range(9))
+
+
+def test_fewer_different_samples_than_clusters() -> None:
+    features = torch.eye(3)[[0, 0, 0, 1, 1]]
+    centers = find_clusters(features, 4)
+    torch.testing.assert_close(centers.norm(dim=1), torch.ones(4), rtol=0, atol=1e-3)
+    torch.testing.assert_close((features @ centers.mT).amax(1), torch.ones(5), rtol=0, atol=1e-3)
+
+
+def test_the_seed_decides() -> None:
+    features = unit_features(4, 200)
+    before = torch.random.get_rng_state()
+    first = find_clusters(features, 7, seed=1)
+    assert torch.equal(find_clusters(features, 7, seed=1), first)
+    assert not torch.equal(find_clusters(features, 7, seed=2), first)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_precisions_and_layouts(dtype: torch.dtype) -> None:
+    features = unit_features(5, 30).to(dtype)
+    strided = torch.stack([features, -features], dim=2)[..., 0].requires_grad_()
+    assert not strided.is_contiguous()
+    centers = find_clusters(strided, 3)
+    assert centers.dtype == dtype
+    assert not centers.requires_grad
+    torch.testing.assert_close(centers, find_clusters(features.float(), 3).to(dtype))
+
+
+def test_inference_mode() -> None:
+    features = unit_features(6, 30)
+    with torch.inference_mode():
+        inside = find_clusters(features.clone(), 3)
+    assert torch.equal(inside.clone(), find_clusters(features, 3))
+
+
+def test_the_input_is_left_as_it_is() -> None:
+    features = unit_features(7, 30)
+    before = features.clone()
+    find_clusters(features, 4)
+    assert torch.equal(features, before)
+
+
+def test_bad_input_is_named() -> None:
+    features = unit_features(8, 5)
+    with pytest.raises(NetsimError, match="`num_clusters` to be at most 5, the number of samples, but got 6. Ask for fewer"):
+        find_clusters(features, 6)
+    with pytest.raises(NetsimError, match="`num_clusters` to be at most 0, the number of samples, but got 1"):
+        find_clusters(features[:0], 1)
+    for number in (0, -2, 2.0, True):
+        with pytest.raises(NetsimError, match="Expected `num_clusters` to be a positive int"):
+            find_clusters(features, number)  # type: ignore[arg-type]
+    for value in (math.nan, math.inf):
+        broken = features.clone()
+        broken[2, 1] = value
+        with pytest.raises(NetsimError, match="Expected `features` to be finite, but got 1 non-finite of 80 entries"):
+            find_clusters(broken, 2)
+    with pytest.raises(NetsimError, match="Expected `features` to be a floating-point tensor of shape"):
+        find_clusters(features[0], 1)
+    with pytest.raises(NetsimError, match="Expected `features` to be a floating-point tensor of shape"):
+        find_clusters(torch.ones(4, 2, dtype=torch.int64), 1)
