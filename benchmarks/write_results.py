@@ -320,8 +320,8 @@ def ctv_section(figures: Figures) -> Iterator[str]:
     )
     yield (
         f"Of {numbers['many']:,} differences, `ctv_norm` and its gradient take: {many}. One tensor of their pairwise "
-        f"differences has {number(figures['pair_megabytes_many'])} MB, and the pairwise form holds three or four; this machine has "
-        f"{number(figures['machine_megabytes'])} MB."
+        f"differences has {number(figures['pair_megabytes_many'])} MB, and the pairwise form holds three or four; "
+        f"this machine has {number(figures['machine_megabytes'])} MB."
     )
     yield (
         f"A training step (forward, backward, Adam) of {figures['images']} images on the MNIST network with 64 outputs. "

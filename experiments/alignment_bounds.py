@@ -131,9 +131,7 @@ ARMS = {
 CHAINS = {
     "N-pair": Setting("N-pair", 1.0),
     "N-pair, sum": Setting("N-pair", SUM_WEIGHT, total=True),
-    "Proxy-Anchor": Setting("Proxy-Anchor", 1.0),
     "contrastive": Setting("contrastive", 1.0),
-    "contrastive, sum": Setting("contrastive", SUM_WEIGHT, total=True),
 }
 
 

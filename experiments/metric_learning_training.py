@@ -36,7 +36,7 @@ BATCH = {DIGITS: (5, 8), OMNIGLOT: (32, 4), VALIDATION: (32, 4)}
 VALIDATION_ALPHABETS = 5
 # Curves along training, distances and recall of seen classes take one of so many classes: all digits, a quarter of Omniglot.
 THINNED = {DIGITS: 1, OMNIGLOT: 4, VALIDATION: 4}
-POINTS = {DIGITS: 10, OMNIGLOT: 5, VALIDATION: 1}
+POINTS = {DIGITS: 10, OMNIGLOT: 4, VALIDATION: 1}
 # Distances of normalized embeddings lie in [0, 2]; those of this many images are counted in bins.
 BINS, COUNTED = 50, 1500
 

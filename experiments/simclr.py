@@ -1,7 +1,7 @@
 """Learn features of digits without labels: does it help SimCLR to align the differences of its embeddings?
 
 After the self-supervised experiments of Chen et al., Robust Similarity Learning with Difference Alignment Regularization, ICLR
-2024, at a size that one core can train: a small convolutional network on 8,000 MNIST images, two random affine views of each.
+2024, at a size that one core can train: a small convolutional network on 6,000 MNIST images, two random affine views of each.
 Alignment is "cluster-free" (each image is a class of its own) or "cluster-used" (clusters of the last epoch are the classes).
 Temperature and λ are chosen on training images that are held out; fresh seeds are then judged on test images, by what nearest
 neighbors, a linear probe and k-means find in the features before the projection head.
@@ -280,16 +280,16 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--data-dir", required=True, help="directory with MNIST/raw in it")
     parser.add_argument("--quick", action="store_true", help="512 images, 2 epochs, 2 seeds: only to see that it works")
-    parser.add_argument("--images", type=int, help="training images (8,000)")
-    parser.add_argument("--epochs", type=int, help="epochs of training (12)")
-    parser.add_argument("--batch-size", type=int, help="images in a batch, of each of which there are two views (256)")
+    parser.add_argument("--images", type=int, help="training images (6,000)")
+    parser.add_argument("--epochs", type=int, help="epochs of training (10)")
+    parser.add_argument("--batch-size", type=int, help="images in a batch, of each of which there are two views (128)")
     parser.add_argument("--seeds", type=int, help="networks for each arm (6)")
     parser.add_argument("--search-seeds", type=int, help="networks for each setting that is tried (2)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed; those of the search follow 1,000 later")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--out", type=Path, default=Path("runs/simclr"), help="directory of the log and the figure")
     options = parser.parse_args(arguments)
-    full = {"images": 8000, "epochs": 12, "batch_size": 256, "seeds": 6, "search_seeds": 2}
+    full = {"images": 6000, "epochs": 10, "batch_size": 128, "seeds": 6, "search_seeds": 2}
     quick = {"images": 512, "epochs": 2, "batch_size": 64, "seeds": 2, "search_seeds": 1}
     for name, value in (quick if options.quick else full).items():
         if getattr(options, name) is None:

@@ -57,7 +57,8 @@ def _samples(result: SimilarityResult) -> pd.DataFrame:
     )
     if queries.labels is not None:
         table["label"] = queries.labels
-        table["prediction"] = result.predictions
+        if _are_of_classes(result.predictions, queries.labels):
+            table["prediction"] = result.predictions
     table["soft_count"] = soft.numpy()
     table["neighbor_fraction"] = (soft / result.counts.num_reference).numpy()
     for prefix, counts in (("hard_count", result.counts.hard), ("power_count", result.counts.power)):
@@ -68,6 +69,12 @@ def _samples(result: SimilarityResult) -> pd.DataFrame:
     table["gradient_norm"] = result.norm.double().numpy()
     table["rank"] = result.rank.numpy()
     return table
+
+
+def _are_of_classes(predictions: list[Any], labels: list[Any]) -> bool:
+    """Return whether the largest outputs can be predicted classes: of embeddings they lie far beyond the labels."""
+    whole = all(isinstance(value, int) for value in (*predictions, *labels))
+    return not whole or max(labels, default=-1) < 0 or max(predictions) < 2 * (max(labels) + 1)
 
 
 def _are_classes(labels: Sequence[Any] | None) -> bool:

@@ -64,11 +64,13 @@ def test_configuration_says_what_it_answers_how_to_run_it_and_how_to_read_it(pat
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_configuration_runs_and_writes_its_tables(path: Path, run: Run, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    needs_data = "data_dir" in path.read_text(encoding="utf-8")
+    needs_data = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["class_path"] == "MNISTDataModule"
     extra = [f"--data.data_dir={request.getfixturevalue('data_dir')}"] if needs_data else []
     cli = run("fit", f"--config={path}", *SMALL, "--data.batch_size=32", *extra)
     assert cli.trainer.global_step == 2
-    assert torch.isfinite(cli.trainer.callback_metrics["val_loss"])
+    figures = cli.trainer.callback_metrics
+    assert torch.isfinite(figures.get("val_loss", figures.get("val_recall@1")))
+    assert all(torch.isfinite(value) for name, value in figures.items() if name.startswith("netsim/"))
     [log_dir] = (tmp_path / "runs" / path.stem).iterdir()
     assert (log_dir / "config.yaml").is_file()
     [epoch] = (log_dir / "netsim").iterdir()
@@ -159,6 +161,31 @@ def test_every_criterion_runs_from_yaml(name: str, run: Run, tmp_path: Path) -> 
     run("fit", f"--config={log_dir / 'config.yaml'}", f"--ckpt_path={checkpoint}", "--trainer.max_epochs=2")
     again = type(cli.model).load_from_checkpoint(checkpoint)
     assert repr(again.similarity_criterion) == repr(cli.model.similarity_criterion)
+
+
+EMBEDDING_LOSSES = {
+    "ContrastiveLoss": "margin: 0.5",
+    "MetricLearningLoss": "loss: ProxyAnchorLoss, loss_args: {num_classes: 10, embedding_size: 64}, miner: MultiSimilarityMiner",
+}
+
+
+@pytest.mark.parametrize("name", EMBEDDING_LOSSES)
+def test_every_loss_of_embeddings_runs_from_yaml(name: str, run: Run, tmp_path: Path) -> None:
+    criterion = f"{{class_path: {name}, init_args: {{{EMBEDDING_LOSSES[name]}}}}}"
+    alignment = "{class_path: DifferenceAlignmentLoss, init_args: {norm: l2, pairs: all, num_differences: 50}}"
+    options = f"contrastive_criterion: {criterion}, alignment_criterion: {alignment}, contrastive_labels: 5"
+    (tmp_path / "losses.yaml").write_text(
+        f"model: {{class_path: MetricLearner, init_args: {{{options}}}}}\ndata: DigitsDataModule\n", encoding="utf-8"
+    )
+    cli = run("fit", "--config=plain.yaml", "--config=losses.yaml", *SMALL)
+    assert type(cli.model.contrastive_criterion).__name__ == name
+    assert {"netsim/contrastive_loss", "netsim/alignment_loss"} <= cli.trainer.callback_metrics.keys()
+    checkpoint = cli.trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+    again = type(cli.model).load_from_checkpoint(checkpoint)
+    assert again.contrastive_criterion.config() == cli.model.contrastive_criterion.config()
+    assert again.alignment_criterion.config() == cli.model.alignment_criterion.config()
+    [log_dir] = (tmp_path / "runs" / "lightning_logs").iterdir()
+    run("fit", f"--config={log_dir / 'config.yaml'}", f"--ckpt_path={checkpoint}", "--trainer.max_epochs=2")
 
 
 def test_a_run_draws_by_the_counts_of_another(run: Run, tmp_path: Path) -> None:

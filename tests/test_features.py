@@ -194,7 +194,7 @@ def test_activations_of_a_named_layer() -> None:
 
 def test_activations_that_do_not_exist() -> None:
     model, inputs = cases.build("conv2d")
-    with pytest.raises(ValueError, match=r"`layer` to be the name of a module in the model, but got 'head'. There are '0', '1', '2', '3'\."):
+    with pytest.raises(ValueError, match=r"the name of a module in the model, but got 'head'. There are '0', '1', '2', '3'\."):
         ActivationFeatures(model, model, layer="head")
     assert not ActivationFeatures(model[:2], model[:2]).is_possible
     with pytest.raises(ValueError, match="a module that the forward pass calls, but got none"):

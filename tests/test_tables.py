@@ -53,6 +53,20 @@ SETTINGS = SweepSettings(k=2, directions="all", thresholds=(0.9,), powers=(1.5,)
 INDEX = [3, 5, 7, 9]
 
 
+@pytest.mark.parametrize(
+    ("labels", "largest", "shown"),
+    [
+        ([0, 1, 1, 0], 3, True),
+        ([0, 1, 1, 0], 4, False),  # The 5th output of an embedding is no class.
+        (["a", "b", "b", "a"], 40, True),
+        ([-1, -1, -1, -1], 40, True),
+    ],
+)
+def test_predictions_are_shown_where_outputs_can_be_classes(labels: list[Any], largest: int, shown: bool) -> None:
+    table = make_record(made(samples(INDEX, labels), predictions=[0, largest, 1, 0]), SETTINGS, {}).samples
+    assert ("prediction" in table) == shown
+
+
 def test_samples_table_has_one_row_for_each_query() -> None:
     table = make_record(made(samples(INDEX, [0, 1, 1, 0])), SETTINGS, {}).samples
     assert table["sample_id"].tolist() == table["index"].tolist() == INDEX

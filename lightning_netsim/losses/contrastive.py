@@ -76,11 +76,16 @@ class MetricLearningLoss(AbstractEmbeddingLoss):
         self.loss = _made("loss", loss, loss_args)
         self.miner = None if miner is None else _made("miner", miner, miner_args)
 
+    @property
+    def num_classes(self) -> int | None:
+        """Return how many classes have a proxy; None where the loss has no proxies."""
+        number = getattr(self.loss, "num_classes", None)
+        return number if isinstance(number, int) else None
+
     def compute(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        num_classes = getattr(self.loss, "num_classes", None)
-        if isinstance(num_classes, int) and len(labels) and int(labels.max()) >= num_classes:
-            got = f"a label {int(labels.max())}"
-            raise expected("num_classes", f"above every label to have a proxy for each class ({num_classes})", got)
+        if self.num_classes is not None and len(labels) and int(labels.max()) >= self.num_classes:
+            wanted = f"whole numbers below the {self.num_classes} classes that the loss has proxies for"
+            raise expected("labels", wanted, f"a label {int(labels.max())}", "Set `num_classes` in `loss_args`.")
         if not len(embeddings):
             return embeddings.sum() * 0
         mined = () if self.miner is None else (self.miner(embeddings, labels),)

@@ -37,6 +37,11 @@ class AbstractCriterion(nn.Module, ABC):
 class AbstractEmbeddingLoss(AbstractCriterion):
     """A criterion of embeddings and their labels, computed in float32 or better, also under autocast."""
 
+    @property
+    def num_classes(self) -> int | None:
+        """Return how many classes it knows; None where it takes any."""
+        return None
+
     def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the criterion.
 

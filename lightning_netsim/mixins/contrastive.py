@@ -35,7 +35,7 @@ class ContrastiveMixin(RegularizedModule):
             LightningModule returns.
         contrastive_labels: "batch" for the labels of the batch, a negative one for none; "instance" for a class of its own
             for each sample, of which there have to be several views; or a number k, for k clusters of the embeddings of the
-            epoch before, by k-means, and "instance" in the first epoch.
+            epoch before, by k-means, and "instance" in the first epoch, or nothing for a loss with proxies.
         contrastive_every_n_steps: add the term to every n-th optimizer step only.
         contrastive_learning_rate: of the criterion's own parameters; None for the rate of the first group of the optimizer.
         contrastive_across_processes: whether samples are compared with those of all processes, as one process with the joint

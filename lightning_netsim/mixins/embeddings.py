@@ -135,7 +135,8 @@ class EmbeddingRegularizer(AbstractRegularizer):
         self._epoch = module.current_epoch
         means = F.normalize(embeddings.detach().float(), dim=1).view(-1, size, embeddings.shape[1]).sum(0)
         clusters.update(means)
-        return instances if clusters.centers is None else clusters.assign(means)
+        known = getattr(self.criterion(module), "num_classes", None)  # Of which there are fewer than samples.
+        return instances if clusters.centers is None and known is None else clusters.assign(means)
 
 
 def _world_size(module: LightningModule) -> int:

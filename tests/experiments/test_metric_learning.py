@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import metric_learning
+from experiments import metric_learning, metric_learning_training
 from experiments.metric_learning import Log, gain
 from experiments.metric_learning_training import (
     DIGITS,
@@ -127,7 +127,7 @@ def test_every_loss_and_every_alignment_changes_the_network(loss: str, digits: S
 
 
 def test_first_form_is_the_default_of_the_library() -> None:
-    assert list(FORMS)[0] == "distance"
+    assert next(iter(FORMS)) == "distance"
     default = DifferenceAlignmentLoss()
     assert FORMS["distance"] == {"difference": default.difference, "norm": default.norm}
 
@@ -160,7 +160,7 @@ def test_gain_is_taken_seed_by_seed_in_points() -> None:
     # Differences 2, 0 and 4: a deviation of 2 over the root of 3.
     assert gain(better, alone) == {"mean": 2.0, "se": 1.15, "wins": 2}
     assert gain(better[:1], alone[:1])["se"] == 0
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="longer"):
         gain(better[:2], alone)
 
 
@@ -174,10 +174,11 @@ def test_log_repeats_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_tiny_run_prints_its_figures_and_repeats_no_run(
-    drawings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    drawings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(metric_learning_training, "POINTS", dict.fromkeys((DIGITS, OMNIGLOT, VALIDATION), 1))
     out = tmp_path / "out"
-    arguments = ["--quick", "--steps", "2", "2", "--data-dir", str(drawings), "--out", str(out)]
+    arguments = ["--quick", "--steps", "2", "2", "--seeds", "2", "1", "1", "--data-dir", str(drawings), "--out", str(out)]
     figures = metric_learning.main(arguments)
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     for name in ("npair", "proxy", "contrastive", "triplet"):

@@ -149,7 +149,7 @@ def test_a_batch_without_pairs_gives_a_zero_with_a_graph(case: str, name: str, m
 
 def test_a_criterion_that_finds_nothing_may_return_a_constant() -> None:
     x, labels = batch(8)
-    loss = MetricLearningLoss(lambda embeddings, labels, mined: torch.zeros(()))(x, labels)
+    loss = MetricLearningLoss(lambda embeddings, labels: torch.zeros(()))(x, labels)
     loss.backward()
     assert x.grad is not None
     assert not x.grad.any()
@@ -226,7 +226,7 @@ def proxies() -> MetricLearningLoss:
         (lambda: MetricLearningLoss("NTXentLoss", miner=3), "Expected `miner` to be .*, but got 3"),  # type: ignore[arg-type]
         (
             lambda: proxies()(X, torch.tensor([0, 5, 1])),
-            r"Expected `num_classes` to be above every label .* \(5\), but got a label 5",
+            r"Expected `labels` to be whole numbers below the 5 classes .* but got a label 5",
         ),
         (lambda: proxies()(X, LABELS[:2]), r"Expected `labels` .* but got torch.int64 of shape \(2,\)"),
         (lambda: proxies()(X, LABELS.float()), "Expected `labels` .* but got torch.float32"),

@@ -1,0 +1,224 @@
+"""Clusters in place of classes: what is kept, when it is clustered, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+import math
+from io import BytesIO
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_netsim._checks import NetsimError
+from lightning_netsim.estimators import PseudoLabels
+
+KEPT = 256  # For each cluster.
+
+
+def blobs(size: int, shift: int = 0, spread: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Return embeddings of any length around three coordinate axes of eight, in random order, and the number of the blob."""
+    labels = torch.arange(size) % 3
+    labels = labels[torch.randperm(size)]
+    length = 0.1 + 10 * torch.rand(size, 1)
+    return length * (torch.eye(8)[labels + shift] + spread * torch.randn(size, 8)), labels
+
+
+def refreshed(embeddings: Tensor, num_clusters: int = 3, seed: int = 0) -> PseudoLabels:
+    labels = PseudoLabels(num_clusters, seed)
+    labels.update(embeddings)
+    labels.refresh()
+    return labels
+
+
+def centers(labels: PseudoLabels) -> Tensor:
+    assert labels.centers is not None
+    return labels.centers
+
+
+def same_partition(one: Tensor, other: Tensor) -> bool:
+    pairs = set(zip(one.tolist(), other.tolist(), strict=True))
+    return len(pairs) == one.unique().numel() == other.unique().numel()
+
+
+def saved(state: dict[str, object]) -> dict[str, Tensor]:
+    file = BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded: dict[str, Tensor] = torch.load(file, weights_only=True)
+    return loaded
+
+
+def test_there_are_no_labels_before_the_first_refresh() -> None:
+    labels, embeddings = PseudoLabels(3), blobs(12)[0]
+    for _ in range(2):
+        found = labels.assign(embeddings)
+        assert found.tolist() == [-1] * 12
+        assert found.dtype == torch.int64
+        labels.update(embeddings)
+    assert labels.centers is None
+
+
+def test_clusters_are_the_blobs_up_to_their_names() -> None:
+    embeddings, truth = blobs(90)
+    labels = PseudoLabels(3)
+    for batch in embeddings.split(7):
+        labels.update(batch)
+    labels.refresh()
+    found = labels.assign(embeddings)
+    assert found.dtype == torch.int64
+    assert same_partition(found, truth)
+    others, truth = blobs(30)
+    assert same_partition(labels.assign(others), truth)
+    torch.testing.assert_close(centers(labels).norm(dim=1), torch.ones(3), rtol=0, atol=1e-5)
+
+
+def test_a_sample_belongs_to_the_center_with_the_highest_cosine() -> None:
+    embeddings = torch.randn(60, 8)
+    labels = refreshed(embeddings, 5)
+    wanted = [
+        max(range(5), key=lambda each: float(F.cosine_similarity(row, centers(labels)[each].double(), dim=0)))
+        for row in embeddings.double()
+    ]
+    assert len(set(wanted)) == 5
+    assert labels.assign(embeddings).tolist() == wanted
+    assert labels.assign(embeddings * torch.logspace(-3, 3, 60).unsqueeze(1)).tolist() == wanted
+    assert labels.assign(embeddings[:0]).shape == (0,)
+
+
+def test_batches_do_not_matter() -> None:
+    embeddings = torch.randn(50, 8)
+    labels = PseudoLabels(4)
+    for batch in embeddings.split([1, 20, 29]):
+        labels.update(batch.requires_grad_())
+    labels.refresh()
+    torch.testing.assert_close(centers(labels), centers(refreshed(embeddings, 4)))
+
+
+def test_each_refresh_starts_anew() -> None:
+    first, second = blobs(60)[0], blobs(60, shift=4)[0]
+    labels = refreshed(first)
+    labels.update(second)
+    labels.refresh()
+    torch.testing.assert_close(centers(labels), centers(refreshed(second)))
+    assert float((centers(labels) @ centers(refreshed(first)).mT).max()) < 0.5
+
+
+@pytest.mark.parametrize("batch_size", [1, 100, 2 * KEPT, 3 * KEPT])
+def test_the_latest_samples_are_kept(batch_size: int) -> None:
+    # Two old blobs, then as many samples as are kept of two others: the old ones are gone, or nearly.
+    axis = torch.eye(8)
+    old, new = axis[torch.arange(4 * KEPT) % 2], axis[2 + torch.arange(6 * KEPT) % 2]
+    labels = PseudoLabels(2)
+    for part in (old, new):
+        for batch in part.split(batch_size):
+            labels.update(batch)
+            held = sum(map(len, labels._kept))
+            assert held < 2 * KEPT + max(batch_size, 1)
+    assert held >= 2 * KEPT
+    labels.refresh()
+    torch.testing.assert_close(centers(labels).sort(dim=0).values, axis[2:4].sort(dim=0).values, rtol=0, atol=1e-4)
+    assert not labels._kept
+
+
+def test_too_few_samples_leave_the_centers() -> None:
+    labels = PseudoLabels(3)
+    labels.refresh()
+    labels.update(torch.eye(8)[:2])
+    labels.refresh()
+    assert labels.centers is None
+    embeddings = blobs(30)[0]
+    labels.update(embeddings)
+    labels.refresh()
+    before = centers(labels).clone()
+    labels.update(torch.eye(8)[5:7])
+    labels.refresh()
+    labels.refresh()
+    assert torch.equal(centers(labels), before)
+    labels.update(torch.eye(8)[4:7])  # As many as clusters are enough, and what came before is not among them.
+    labels.refresh()
+    assert labels.assign(torch.eye(8)[4:7]).sort().values.tolist() == [0, 1, 2]
+
+
+def test_rows_without_a_direction_are_left_out() -> None:
+    embeddings = torch.randn(40, 8)
+    broken = torch.cat([embeddings[:10], torch.zeros(20, 8), torch.full((20, 8), math.nan), embeddings[10:]])
+    broken = torch.cat([broken, embeddings[:3] * math.inf])
+    torch.testing.assert_close(centers(refreshed(broken, 4)), centers(refreshed(embeddings, 4)))
+    nothing = PseudoLabels(2)
+    nothing.update(broken[10:50])
+    nothing.refresh()
+    assert nothing.centers is None
+
+
+def test_the_seed_decides() -> None:
+    embeddings = torch.randn(100, 8)
+    state = torch.random.get_rng_state()
+    first, again, other = (centers(refreshed(embeddings, 6, seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions(dtype: torch.dtype) -> None:
+    embeddings, truth = blobs(30)
+    labels = refreshed(embeddings.to(dtype))
+    assert centers(labels).dtype == torch.float32
+    assert same_partition(labels.assign(embeddings.to(dtype)), truth)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same_partition(labels.assign(embeddings.to(dtype)), truth)
+
+
+def test_inference_mode() -> None:
+    embeddings, truth = blobs(30)
+    with torch.inference_mode():
+        labels = refreshed(embeddings.clone())
+        inside = labels.assign(embeddings.clone())
+    weight = torch.eye(8, requires_grad=True)  # In training, the graph of the embeddings is left alone.
+    outside = labels.assign(embeddings @ weight)
+    assert torch.equal(inside, outside)
+    assert same_partition(outside, truth)
+    assert saved(labels.state_dict())["_extra_state"].shape == (3, 8)
+
+
+def test_a_checkpoint_holds_the_centers() -> None:
+    embeddings, _ = blobs(30)
+    labels = refreshed(embeddings)
+    state = saved(labels.state_dict())
+    fresh = PseudoLabels(3)
+    fresh.load_state_dict(state)
+    assert torch.equal(centers(fresh), centers(labels))
+    assert torch.equal(fresh.assign(embeddings), labels.assign(embeddings))
+    module = torch.nn.Sequential(torch.nn.Linear(8, 8), PseudoLabels(3))  # As a part of another module.
+    module.load_state_dict(saved(torch.nn.Sequential(torch.nn.Linear(8, 8), labels).state_dict()))
+    assert torch.equal(module[1].assign(embeddings), labels.assign(embeddings))
+
+
+def test_a_checkpoint_from_before_the_first_refresh() -> None:
+    state = saved(PseudoLabels(3).state_dict())
+    embeddings, truth = blobs(30)
+    labels = refreshed(embeddings)
+    labels.load_state_dict(state)
+    assert labels.assign(embeddings).tolist() == [-1] * 30
+    labels.update(embeddings)
+    labels.refresh()
+    assert same_partition(labels.assign(embeddings), truth)
+
+
+def test_there_is_nothing_to_train() -> None:
+    labels = refreshed(blobs(30)[0])
+    assert not list(labels.parameters())
+    assert not centers(labels).requires_grad
+
+
+def test_bad_input_is_named() -> None:
+    for number in (0, -1, 2.0, True):
+        with pytest.raises(NetsimError, match="Expected `num_clusters` to be a positive int"):
+            PseudoLabels(number)  # type: ignore[arg-type]
+    embeddings = blobs(9)[0]
+    for labels in (PseudoLabels(3), refreshed(embeddings)):
+        with pytest.raises(NetsimError, match=r"Expected `embeddings` to be a floating-point tensor of shape \(B, h\)"):
+            labels.assign(embeddings[0])
+        with pytest.raises(NetsimError, match="Expected `embeddings` to be finite, but got 8 non-finite of 72 entries"):
+            labels.assign(torch.where(torch.arange(9).unsqueeze(1) == 4, math.nan, embeddings))
