@@ -165,20 +165,25 @@ def summarize(experiment: Experiment, arms: Iterable[Arm]) -> list[dict[str, Any
     return rows
 
 
-def references(experiment: Experiment, data: str) -> dict[str, float]:
-    """Return R@1 on unseen classes, in percent, of pixels and of networks that are not trained."""
-    seeds = experiment.seeds[data] if data == DIGITS else [0]
-    pixels = [measure(nn.Flatten(), experiment.log.split(data, seed).unseen, recall_only=True) for seed in seeds]
+def references(experiment: Experiment, data: str) -> dict[str, dict[str, float]]:
+    """Return the figures of unseen classes, in percent, of pixels and of networks that are not trained."""
+    seeds, few = (experiment.seeds[data] if data == DIGITS else [0]), data == VALIDATION
+    pixels = [measure(nn.Flatten(), experiment.log.split(data, seed).unseen, recall_only=few) for seed in seeds]
     untrained = experiment.results(Arm(data, LOSSES[0], "none", 0.0, DIGITS_RATE), steps=0)
     found = {"pixels": pixels, "untrained": untrained}
-    return {name: round(100 * statistics.mean(one["recall@1"] for one in some), 2) for name, some in found.items()}
+    return {
+        name: {key: round(100 * statistics.mean(one[key] for one in some), 2) for key in RECALLS if key in some[0]}
+        for name, some in found.items()
+    }
 
 
-def print_table(title: str, rows: Sequence[dict[str, Any]], reference: dict[str, float]) -> None:
+def print_table(title: str, rows: Sequence[dict[str, Any]], reference: dict[str, dict[str, float]]) -> None:
     keys = [key for key in RECALLS if key in rows[0]]
-    print(f"\n{title}; R@1 of pixels {reference['pixels']:.1f}, of networks before training {reference['untrained']:.1f}")
+    print(f"\n{title}")
     print(f"| loss | alignment | λ | {' | '.join(keys)} | R@1 gain | seeds above | R@1 seen | distance | spread |")
     print("|---|---|---:|" + "---:|" * (len(keys) + 5))
+    for name, figures in reference.items():
+        print(f"| {name} | | | {' | '.join(f'{figures[key]:.1f}' for key in keys)} |" + " |" * 5)
     for row in rows:
         cells = [row["loss"], row["form"], f"{row['weight']:g}", *(f"{row[key]:.1f}" for key in keys)]
         known = row["gain"] if row["form"] != "none" else None

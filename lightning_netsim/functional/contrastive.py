@@ -27,8 +27,8 @@ def contrastive_loss(embeddings: Tensor, labels: Tensor, margin: float = 1.0) ->
         NetsimError: embeddings are not a finite floating-point matrix, labels have another length, or the margin is not
             positive.
 
-    Source: Fleuret, Deep Learning, lecture on embeddings and siamese networks; Hadsell et al., CVPR 2006, have a margin of the
-    distance instead of its square.
+    Source: Lepetit, Deep Learning and Computer Vision (lecture, 2021), embeddings and siamese networks. Hadsell et al., CVPR
+    2006, have ½ max(0, m − ‖z − z'‖)² in the place of the second term.
 
     Example:
         >>> embeddings = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 0.5]])

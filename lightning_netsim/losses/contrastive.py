@@ -22,7 +22,7 @@ class ContrastiveLoss(AbstractEmbeddingLoss):
     Raises:
         NetsimError: for a margin that is not positive.
 
-    Source: Fleuret, Deep Learning, lecture on embeddings and siamese networks.
+    Source: Lepetit, Deep Learning and Computer Vision (lecture, 2021), embeddings and siamese networks.
 
     Example:
         >>> import torch

@@ -60,6 +60,10 @@ def digits() -> Split:
     return split_digits(0)
 
 
+def few_digits(seed: int) -> Split:
+    return Split(*((images[:120], labels[:120]) for images, labels in split_digits(seed)))
+
+
 def _run(loss: str = "npair", form: str = "none", weight: float = 0.0, seed: int = 0, steps: int = 2) -> Run:
     return Run(DIGITS, loss, form, weight, 1e-3, steps, seed)
 
@@ -177,6 +181,7 @@ def test_tiny_run_prints_its_figures_and_repeats_no_run(
     drawings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metric_learning_training, "POINTS", dict.fromkeys((DIGITS, OMNIGLOT, VALIDATION), 1))
+    monkeypatch.setattr(metric_learning, "split_digits", few_digits)
     out = tmp_path / "out"
     arguments = ["--quick", "--steps", "2", "2", "--seeds", "2", "1", "1", "--data-dir", str(drawings), "--out", str(out)]
     figures = metric_learning.main(arguments)
@@ -188,7 +193,8 @@ def test_tiny_run_prints_its_figures_and_repeats_no_run(
     rows = {data: [(row["loss"], row["form"]) for row in some] for data, some in figures["rows"].items()}
     wanted = [(loss, form) for loss in LOSSES for form in ("none", "distance")]
     assert rows == {DIGITS: wanted, VALIDATION: wanted, OMNIGLOT: wanted}
-    assert figures["reference"][DIGITS].keys() == {"pixels", "untrained"}
+    assert figures["reference"][DIGITS]["untrained"].keys() == set(metric_learning.RECALLS)
+    assert 0 < figures["reference"][DIGITS]["pixels"]["recall@1"] <= 100
     images = {f"metric_learning_{name}.png" for name in ("curves", "distances", "weights")}
     assert {path.name for path in out.iterdir()} == {"runs.jsonl"} | images
     log = (out / "runs.jsonl").read_text()
