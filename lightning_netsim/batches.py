@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from lightning_netsim._checks import expected
@@ -95,6 +96,15 @@ def split_batch(batch: Any) -> tuple[Any, Any, Any]:
     return batch, None, None
 
 
+def class_labels(labels: Any) -> Tensor | None:
+    """Return the labels of a batch as a tensor, a column as shape (B,); None where there are none that are numbers."""
+    if isinstance(labels, (list, tuple)) and all(isinstance(label, int) for label in labels):
+        labels = torch.tensor(labels)
+    if not isinstance(labels, Tensor):
+        return None
+    return labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
+
+
 def _keywords(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of `inputs` that the `forward` of `model` takes."""
     parameters = inspect.signature(model.forward).parameters
@@ -107,8 +117,8 @@ def _keywords(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return taken
 
 
-def find_outputs(result: Any) -> Tensor:
-    """Return the (B, D) tensor to compare in what a model returned."""
+def find_outputs(result: Any, remedy: str = _REMEDY) -> Tensor:
+    """Return the (B, D) tensor to compare in what a model returned; where there is not one, say what helps."""
     if isinstance(result, Tensor):
         return _check_outputs(result)
     logits = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
@@ -123,7 +133,7 @@ def find_outputs(result: Any) -> Tensor:
     if len(candidates) == 1:
         return candidates[0]
     seen = ", ".join(f"{key}: {_describe(value)}" for key, value in parts.items()) or type(result).__name__
-    raise expected("model", "one that returns a (B, D) tensor, or exactly one among its results", f"{{{seen}}}", _REMEDY)
+    raise expected("model", "one that returns a (B, D) tensor, or exactly one among its results", f"{{{seen}}}", remedy)
 
 
 def _check_outputs(outputs: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_netsim.batches import SimilarityBatch, as_column, find_outputs, read_batch, split_batch
+from lightning_netsim.batches import SimilarityBatch, as_column, class_labels, find_outputs, find_views, read_batch, split_batch
 
 X, Y = torch.randn(3, 4), torch.tensor([2, 0, 1])
 LOGITS = torch.randn(3, 2)
@@ -214,3 +214,26 @@ def test_columns(values: Any, wanted: list[Any] | None) -> None:
 def test_a_column_of_another_length_is_refused(values: Any) -> None:
     with pytest.raises(ValueError, match=f"Expected `labels` to be 3 values, one for each sample, but got {len(values)}"):
         as_column(values, 3, "labels")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "count"),
+    [
+        ([torch.zeros(3, 2), torch.ones(3, 2)], 2),
+        ((torch.zeros(3, 2),) * 4, 4),
+        ([torch.zeros(3, 2)], 0),
+        ([torch.zeros(3, 2), torch.zeros(3, 4)], 0),
+        ([torch.zeros(3, 2), "text"], 0),
+        (torch.zeros(2, 3), 0),
+        ({"a": torch.zeros(3), "b": torch.zeros(3)}, 0),
+    ],
+)
+def test_views_are_several_tensors_of_one_shape(inputs: Any, count: int) -> None:
+    assert len(find_views(inputs)) == count
+
+
+def test_labels_as_a_tensor() -> None:
+    assert class_labels([3, 1]).tolist() == [3, 1]  # type: ignore[union-attr]
+    assert class_labels(torch.tensor([[3], [1]])).tolist() == [3, 1]  # type: ignore[union-attr]
+    assert class_labels(["a", "b"]) is None
+    assert class_labels(None) is None

@@ -119,7 +119,7 @@ def test_the_input_is_left_as_it_is() -> None:
 
 def test_bad_input_is_named() -> None:
     features = unit_features(8, 5)
-    with pytest.raises(NetsimError, match="`num_clusters` to be at most 5, the number of samples, but got 6. Ask for fewer"):
+    with pytest.raises(NetsimError, match=r"`num_clusters` to be at most 5, the number of samples, but got 6\. Ask for fewer"):
         find_clusters(features, 6)
     with pytest.raises(NetsimError, match="`num_clusters` to be at most 0, the number of samples, but got 1"):
         find_clusters(features[:0], 1)

@@ -106,12 +106,16 @@ def difference_alignment_loss(
     check_choice("difference", difference, DIFFERENCES)
     check_choice("norm", norm, NORMS)
     size = len(embeddings)
-    pairs = torch.triu_indices(size, size, offset=1) if pairs is None else _check_pairs(pairs)
-    first, second = pairs.to(embeddings.device)
+    chosen = torch.triu_indices(size, size, offset=1) if pairs is None else _check_pairs(pairs)
+    first, second = chosen.to(embeddings.device)
+    apart = torch.ones_like(first, dtype=torch.bool)
     if labels is not None:
         labels = check_labels("labels", labels, size).to(embeddings.device)
         apart = (labels[first] != labels[second]) & (labels[first] >= 0) & (labels[second] >= 0)
-        first, second = first[apart], second[apart]
+    first, second = first[apart], second[apart]
+    if difference == "distance" and pairs is None:  # Without h numbers for each pair. (The backward pass of pdist can crash.)
+        distances = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
+        return ctv_norm(distances[first, second].unsqueeze(1), norm, reduction="mean")
     gap = embeddings[first] - embeddings[second]
     if difference == "distance":
         gap = torch.linalg.vector_norm(gap, dim=1, keepdim=True)  # Its gradient at 0 is 0.

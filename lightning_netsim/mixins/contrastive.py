@@ -46,7 +46,8 @@ class ContrastiveMixin(RegularizedModule):
         ValueError: for a value out of range, a mixin to the right of the module in the bases, manual optimization; before
             training begins for an unknown layer; at the first step for missing labels or views.
 
-    Source: Lepetit, Deep Learning and Computer Vision (lecture, 2021), embeddings and siamese networks; Chen et al., ICML 2020 (two views).
+    Source: Lepetit, Deep Learning and Computer Vision (lecture, 2021), embeddings and siamese networks; Chen et al., ICML 2020
+    (two views).
 
     Example:
         >>> import torch

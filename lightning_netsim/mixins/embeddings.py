@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_netsim._checks import check_labels, check_layer, expected
-from lightning_netsim.batches import find_outputs, find_views, split_batch
+from lightning_netsim.batches import class_labels, find_outputs, find_views, split_batch
 from lightning_netsim.estimators import PseudoLabels
 from lightning_netsim.jacobian.trees import batch_size
 from lightning_netsim.losses import AbstractEmbeddingLoss, MetricLearningLoss
@@ -65,17 +65,22 @@ class EmbeddingRegularizer(AbstractRegularizer):
         seen: list[Tensor] = []
 
         def hook(part: nn.Module, args: Any, output: Any) -> None:
-            if (
-                module._is_watched and torch.is_grad_enabled()
-            ):  # A pass without a graph, as of a teacher, is not what is trained.
-                # A copy: what follows may change the output in place.
-                seen.append((output.flatten(1) if isinstance(output, Tensor) else find_outputs(output)).clone())
+            # A pass without a graph, as of a teacher, is not what is trained.
+            if module._is_watched and torch.is_grad_enabled():
+                seen.append(self._rows(output).clone())  # What follows may change the output in place.
 
         handle = self._source(module).register_forward_hook(hook)
         try:
             yield lambda: self._term(module, batch, seen)
         finally:
             handle.remove()
+
+    def _rows(self, output: Any) -> Tensor:
+        """Return the embeddings in what a module puts out, one row for each sample."""
+        if not isinstance(output, Tensor):
+            remedy = f"Name the layer that puts out the embeddings by `{self.name}_layer=`."
+            return find_outputs(output, remedy)
+        return output.flatten(1) if output.ndim > 1 else output.unsqueeze(-1)
 
     def _source(self, module: LightningModule) -> nn.Module:
         """Return the module whose output are the embeddings."""
@@ -87,9 +92,6 @@ class EmbeddingRegularizer(AbstractRegularizer):
     def _term(self, module: LightningModule, batch: Any, seen: list[Tensor]) -> Tensor:
         embeddings = self._joined(seen)
         labels = self._labels_of(module, batch, embeddings)
-        if self._needs_pairs and self._labels == "instance" and len(torch.unique(labels)) == len(labels):
-            remedy = "Let the batch be ([first views, second views], ...), or the step run the module on both."
-            raise expected("batch", "several views of each sample", "one", remedy)
         if self._across_processes and module._trainer is not None and module.trainer.world_size > 1:
             embeddings, labels = gathered(module, embeddings), gathered(module, labels)
         term: Tensor = self.criterion(module)(embeddings, labels)
@@ -107,25 +109,25 @@ class EmbeddingRegularizer(AbstractRegularizer):
     def _labels_of(self, module: LightningModule, batch: Any, embeddings: Tensor) -> Tensor:
         """Return the label of each row: views of all samples come one after the other."""
         inputs, given, _ = split_batch(batch)
-        in_batch = isinstance(given, Tensor) and given.ndim > 0
-        views = find_views(inputs)
-        size = len(given) if in_batch else batch_size(views[0] if views else inputs)
-        rows = len(embeddings)
+        given, views, rows = class_labels(given), find_views(inputs), len(embeddings)
+        size = len(given) if given is not None and given.ndim else batch_size(views[0] if views else inputs)
         if not size or rows % size:
             got = f"{rows} rows from a batch of {size}"
             remedy = f"Name the layer by `{self.name}_layer=` that puts out one row for each sample and view."
             raise expected("embeddings", "one or more rows for each sample", got, remedy)
+        if self._needs_pairs and self._labels == "instance" and rows == size:
+            remedy = "Let the batch be ([first views, second views], ...), or the step run the module on both."
+            raise expected("batch", "several views of each sample", "one", remedy)
         return self._labels_of_samples(module, given, size, embeddings).repeat(rows // size)
 
-    def _labels_of_samples(self, module: LightningModule, given: Any, size: int, embeddings: Tensor) -> Tensor:
+    def _labels_of_samples(self, module: LightningModule, given: Tensor | None, size: int, embeddings: Tensor) -> Tensor:
         if self._labels == "batch":
-            if not isinstance(given, Tensor):
+            if given is None:
                 remedy = (
                     f"Give the batch as (inputs, labels), or set `{self.name}_labels` to 'instance' or a number of clusters."
                 )
                 raise expected("labels", "the class of each sample", "none", remedy)
-            column = given.ndim == 2 and given.shape[1] == 1
-            return check_labels("labels", given.squeeze(1) if column else given, size).to(embeddings.device)
+            return check_labels("labels", given, size).to(embeddings.device)
         instances = torch.arange(size, device=embeddings.device) * _world_size(module) + module.global_rank
         if self._labels == "instance":
             return instances

@@ -169,3 +169,31 @@ def test_counts_are_checked_in_setup(counted: Path, tmp_path: Path) -> None:
 def test_mnist_takes_the_same_arguments() -> None:
     data = MNISTDataModule("nowhere", counts="runs/mnist", validate_on="train")
     assert (data.counts, data.validate_on) == ("runs/mnist", "train")
+
+
+def test_classes_can_be_held_out() -> None:
+    data = DigitsDataModule(unseen_classes=[7, 2])
+    data.setup("fit")
+    assert set(data.val_set.tensors[1].tolist()) == {2, 7}
+    assert set(data.train_set.tensors[1].tolist()) == set(range(10)) - {2, 7}
+    assert len(data.train_set) + len(data.val_set) == 1797
+
+
+@pytest.mark.parametrize("classes", [[], [10], list(range(10))])
+def test_bad_unseen_classes(classes: list[int]) -> None:
+    with pytest.raises(NetsimError, match="`unseen_classes` to be some of the digits 0 to 9, but not all"):
+        DigitsDataModule(unseen_classes=classes)
+
+
+def test_views_are_of_the_same_images() -> None:
+    data = DigitsDataModule(batch_size=50, num_views=3)
+    data.setup("fit")
+    torch.manual_seed(0)
+    views, labels = next(iter(data.train_dataloader()))
+    assert [view.shape for view in views] == [(50, 1, 8, 8)] * 3
+    assert labels.shape == (50,)
+    assert not torch.equal(views[0], views[1])
+    closest = torch.cdist(views[0].flatten(1), views[1].flatten(1)).argmin(1)
+    assert (closest == torch.arange(50)).float().mean() > 0.1, "by chance it would be 0.02"
+    images, _ = next(iter(data.val_dataloader()))
+    assert images.shape == (50, 1, 8, 8)

@@ -1,29 +1,21 @@
-"""Retrieval and clustering of embeddings against loops over queries, against other libraries, and in two processes.
-
-Run as a script with a directory as its argument, this makes two processes that share the samples.
-"""
+"""Retrieval and clustering of embeddings against loops over queries and against other libraries."""
 
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_netsim._checks import NetsimError
-from lightning_netsim.estimators import EmbeddingMetrics, LinearProbe, PseudoLabels
+from lightning_netsim.estimators import EmbeddingMetrics
 from lightning_netsim.index import find_clusters
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZES = (1, 2, 3, 5, 9, 20, 1)  # Two classes have a single sample.
 RETRIEVAL = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "knn_accuracy")
 
@@ -108,13 +100,14 @@ def test_each_sample_is_looked_up_among_all_others(seed: int, signal: float) -> 
     check(found, slow_retrieval(embeddings, labels))
 
 
-@pytest.mark.parametrize("num_neighbors", [1, 3, 100])
-def test_the_number_of_neighbors_that_vote(num_neighbors: int) -> None:
+def test_the_number_of_neighbors_that_vote() -> None:
     embeddings, labels = samples(2)
-    found = figures(embeddings, labels, num_neighbors=num_neighbors)
-    check(found, slow_retrieval(embeddings, labels, num_neighbors=num_neighbors))
-    if num_neighbors == 1:
-        assert found["knn_accuracy"] == found["recall@1"]
+    embeddings = (F.normalize(embeddings, dim=1) + 1).half()  # In a cone, so that the nearest does not outvote the others.
+    found = [figures(embeddings, labels, num_neighbors=number) for number in (1, 3, 100)]
+    for number, values in zip((1, 3, 100), found, strict=True):
+        check(values, slow_retrieval(embeddings, labels, num_neighbors=number))
+    assert found[0]["knn_accuracy"] == found[0]["recall@1"]
+    assert len({values["knn_accuracy"] for values in found}) == 3
 
 
 def test_queries_in_a_gallery_may_find_their_own_copy() -> None:
@@ -198,20 +191,11 @@ def test_batches_equal_one_update() -> None:
 
 def test_batches_are_copied() -> None:
     embeddings, labels = samples(14)
-    metrics, buffer, names = EmbeddingMetrics(), torch.empty_like(embeddings), torch.empty_like(labels)
-    for shift in (0, 1):
-        buffer.copy_(samples(14 + shift)[0])
-        names.copy_(samples(14 + shift)[1])
-        metrics.update(buffer.requires_grad_(), names)
-        buffer = buffer.detach()
-    whole = [torch.cat(parts) for parts in zip(samples(14), samples(15), strict=True)]
-    assert {name: value.item() for name, value in metrics.compute().items()} == figures(whole[0], whole[1])
-
-
-def test_half_precision() -> None:
-    embeddings, labels = samples(16)
-    embeddings = embeddings.half()
-    check(figures(embeddings, labels), slow_retrieval(embeddings, labels))
+    metrics, buffers = EmbeddingMetrics(), (embeddings.clone(), labels.clone())
+    metrics.update(*buffers)
+    for buffer in buffers:
+        buffer.zero_()
+    assert {name: value.item() for name, value in metrics.compute().items()} == figures(embeddings, labels)
 
 
 # Against other libraries
@@ -223,15 +207,16 @@ def test_other_libraries_find_the_same() -> None:
     embeddings = F.normalize(embeddings, dim=1)
     include = ("precision_at_1", "mean_average_precision_at_r")
     peer = calculator.AccuracyCalculator(include=include, k="max_bin_count", device=torch.device("cpu"))
-    wanted, found = peer.get_accuracy(embeddings, labels), figures(embeddings, labels)
-    assert found["recall@1"] == pytest.approx(wanted["precision_at_1"], abs=1e-6)
-    assert found["map@r"] == pytest.approx(wanted["mean_average_precision_at_r"], abs=1e-6)
     gallery, names = samples(18, (2, 3, 5, 9, 20, 16))
-    gallery = F.normalize(gallery, dim=1)
-    wanted = peer.get_accuracy(embeddings, labels, gallery, names, ref_includes_query=False)
-    found = figures(embeddings, labels, (gallery, names))
-    assert found["recall@1"] == pytest.approx(wanted["precision_at_1"], abs=1e-6)
-    assert found["map@r"] == pytest.approx(wanted["mean_average_precision_at_r"], abs=1e-6)
+    for wanted, found in (
+        (peer.get_accuracy(embeddings, labels), figures(embeddings, labels)),
+        (
+            peer.get_accuracy(embeddings, labels, F.normalize(gallery, dim=1), names, ref_includes_query=False),
+            figures(embeddings, labels, (gallery, names)),
+        ),
+    ):
+        assert 0 < found["map@r"] < 1
+        check(found, {"recall@1": wanted["precision_at_1"], "map@r": wanted["mean_average_precision_at_r"]})
 
 
 def test_another_library_clusters_about_as_well() -> None:
@@ -326,10 +311,9 @@ def test_the_seed_of_the_clustering() -> None:
 def test_bad_input_is_named() -> None:
     embeddings, labels = samples(25)
     metrics = EmbeddingMetrics()
-    with pytest.raises(NetsimError, match=r"Expected `embeddings` to be a floating-point tensor of shape \(B, h\)"):
-        metrics.update(embeddings[0], labels)
-    with pytest.raises(NetsimError, match=r"Expected `embeddings` to be .*, but got dtype torch.int64"):
-        metrics.update(labels.unsqueeze(1), labels)
+    for wrong in (embeddings[0], labels.unsqueeze(1)):
+        with pytest.raises(NetsimError, match=r"Expected `embeddings` to be a floating-point tensor of shape \(B, h\)"):
+            metrics.update(wrong, labels)
     for wrong in (labels[1:], labels.float(), labels.unsqueeze(1), labels.tolist()):
         with pytest.raises(NetsimError, match="Expected `labels` to be a tensor of 41 class numbers, one for each sample"):
             metrics.update(embeddings, wrong)  # type: ignore[arg-type]
@@ -413,55 +397,3 @@ def test_a_lightning_module_logs_the_figures(tmp_path: Path) -> None:
         wanted = figures(torch.cat([one for one, _ in held]), torch.cat([labels for _, labels in held]))
         check({name: float(value) for name, value in values.items()}, wanted)
     assert not module.metrics.state_dict()
-
-
-# Two processes
-
-
-def shared_figures(parts: slice) -> dict[str, Any]:
-    """Return what is found of every part of the samples; the gallery has a part that is smaller in one of the processes."""
-    queries, gallery = samples(32), samples(33)
-    alone, searched, probe, clusters = EmbeddingMetrics(), EmbeddingMetrics(), LinearProbe(), PseudoLabels(3)
-    alone.update(*(each[parts] for each in queries))
-    for metric in (searched, probe):
-        metric.update(*(each[parts] for each in queries))
-        for batch in zip(*(each[parts].split(8) for each in gallery), strict=True):
-            metric.update(*batch, reference=True)
-    clusters.update(queries[0][parts])
-    clusters.refresh()
-    return {
-        "alone": alone.compute(),
-        "searched": searched.compute(),
-        "probe": {"accuracy": probe.compute()},
-        "again": {**alone.compute(), "held": torch.tensor(len(alone.queries()))},
-        "clusters": clusters.centers,
-    }
-
-
-def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
-    if not dist.is_available():
-        pytest.skip("this build of torch has no torch.distributed")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(tmp_path)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    one = shared_figures(slice(None))
-    for found in two:
-        for name in ("alone", "searched", "probe"):
-            check({key: float(value) for key, value in found[name].items()}, {k: float(v) for k, v in one[name].items()})
-        assert found["again"].pop("held") < 41  # A process keeps its own part only.
-        assert found["again"] == found["alone"]
-        torch.testing.assert_close(found["clusters"], one["clusters"])
-
-
-def share(rank: int, path: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{path / 'meet'}", rank=rank, world_size=2)
-    torch.save(shared_figures((slice(None, 15), slice(15, None))[rank]), path / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    # Forked, so that what is slow to import is imported once; nothing was searched yet.
-    torch.multiprocessing.start_processes(share, args=(Path(sys.argv[1]),), nprocs=2, start_method="fork")
