@@ -10,8 +10,9 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_netsim import SimilarityMonitor, analyze
+from lightning_netsim import DifferenceAlignmentMixin, EmbeddingMetrics, SimilarityMonitor, analyze
 from lightning_netsim.features import GradientFeatures
+from lightning_netsim.functional.difference_alignment import DIFFERENCES, NORMS, difference_alignment_loss
 from lightning_netsim.jacobian import JacobianOperator, trees
 from lightning_netsim.losses import (
     AbstractSimilarityLoss,
@@ -27,7 +28,7 @@ from lightning_netsim.sources import from_loader
 from tests import cases
 from tests.callbacks.small import Small, points
 from tests.measuring import classifier, loader
-from tests.mixins.modules import Regularized, trainer
+from tests.mixins.modules import Embedded, Regularized, trainer
 from tests.mixins.modules import loader as regularized_loader
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
@@ -125,3 +126,42 @@ def test_a_regularized_module_trains_there(precision: Any) -> None:
     fitting = trainer(max_epochs=2, accelerator="gpu", devices=1, precision=precision)
     fitting.fit(module, regularized_loader())
     assert -1.01 <= float(fitting.callback_metrics["netsim/similarity_loss"]) < 0
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("difference", DIFFERENCES)
+def test_alignment_and_its_gradient_are_those_of_the_cpu(difference: str, norm: str) -> None:
+    embeddings = torch.randn(40, 7, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 5
+
+    def differentiated(device: torch.device) -> Tensor:
+        there = embeddings.to(device).requires_grad_()
+        loss = difference_alignment_loss(there, labels.to(device), difference=difference, norm=norm)
+        [gradient] = torch.autograd.grad(loss, there)
+        return torch.cat([loss.reshape(1), gradient.flatten()]).detach().cpu()
+
+    torch.testing.assert_close(differentiated(CUDA), differentiated(torch.device("cpu")), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
+@pytest.mark.parametrize("labels", ["batch", "instance", 3])
+def test_embeddings_are_trained_there(labels: int | str, precision: Any) -> None:
+    class Aligned(DifferenceAlignmentMixin, Embedded):
+        """Both terms."""
+
+    source: Any = "batch" if labels == "instance" else labels
+    module = Aligned(contrastive_labels=source, alignment_labels=labels)
+    fitting = trainer(max_epochs=2, accelerator="gpu", devices=1, precision=precision)
+    fitting.fit(module, regularized_loader())
+    for term in ("contrastive", "alignment"):
+        assert torch.isfinite(fitting.callback_metrics[f"netsim/{term}_loss"])
+
+
+def test_metrics_of_embeddings_are_those_of_the_cpu() -> None:
+    embeddings = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(60) % 4
+    here, there = EmbeddingMetrics(), EmbeddingMetrics().to(CUDA)
+    here.update(embeddings, labels)
+    there.update(embeddings.to(CUDA), labels.to(CUDA))
+    for name, value in here.compute().items():
+        torch.testing.assert_close(there.compute()[name].cpu(), value)

@@ -92,7 +92,7 @@ class EmbeddingRegularizer(AbstractRegularizer):
     def _term(self, module: LightningModule, batch: Any, seen: list[Tensor]) -> Tensor:
         embeddings = self._joined(seen)
         labels = self._labels_of(module, batch, embeddings)
-        if self._across_processes and module._trainer is not None and module.trainer.world_size > 1:
+        if self._across_processes and _world_size(module) > 1:
             embeddings, labels = gathered(module, embeddings), gathered(module, labels)
         term: Tensor = self.criterion(module)(embeddings, labels)
         return term
