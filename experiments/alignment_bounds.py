@@ -45,6 +45,8 @@ LENGTHS = (2, 4, 8, 16, 32, 63)
 # With the sum over the pairs of a chain instead of their mean, the same sum at the greatest length as the greatest weight.
 SUM_WEIGHT = 0.005
 LOSSES = ("N-pair", "Proxy-Anchor", "contrastive")
+# What a table shows, with so many decimals.
+DIGITS = {"spread_train": 4, "spread_test": 4, "max_distance": 2, "loss_train": 3, "loss_test": 3, "gap": 4}
 
 
 class RunLog:
@@ -263,19 +265,16 @@ def follow(log: RunLog, settings: dict[float, Setting], steps: int, seeds: Seque
 
 
 def print_table(name: str, axis: str, found: dict[str, Any]) -> None:
-    print(f"\n{name}\n| {axis} | spread/max d, training | held-out | max d | loss, training | gap | change of the gap | R@1 |")
-    print("|---:|---:|---:|---:|---:|---:|---:|---:|")
+    titles = ("spread/max d, training", "held-out", "max d", "loss, training", "held-out", "gap", "change of the gap", "R@1, %")
+    print(f"\n{name}\n| {axis} | {' | '.join(titles)} |\n|{'---:|' * (1 + len(titles))}")
     for row, place in enumerate(found["places"]):
-        cells = [
-            f"{found[key][row]:.{digits}f} ± {found[f'{key}_se'][row]:.{digits}f}"
-            for key, digits in (("spread_train", 4), ("spread_test", 4), ("max_distance", 2), ("loss_train", 3), ("gap", 4))
-        ]
+        cells = [f"{found[key][row]:.{digits}f} ± {found[f'{key}_se'][row]:.{digits}f}" for key, digits in DIGITS.items()]
         cells += ["{:+.4f} ± {:.4f}".format(*found["gap_change"][row])] if row else [""]
         cells += [f"{100 * found['recall_test'][row]:.1f} ± {100 * found['recall_test_se'][row]:.1f}"]
         print(f"| {place:g} | {' | '.join(cells)} |")
     keys = ("spread_train", "spread_test", "gap")
     rho = [f"{found[f'{key}_rho']:+.2f} ({'{:+.2f} ± {:.2f}'.format(*found[f'{key}_rho_by_seed'])})" for key in keys]
-    print(f"| ρ | {rho[0]} | {rho[1]} | | | {rho[2]} | | |")
+    print(f"| ρ | {rho[0]} | {rho[1]} | | | | {rho[2]} | | |")
 
 
 def plot(by_weight: dict[str, Any], by_length: dict[str, Any], seeds: int) -> Figure:

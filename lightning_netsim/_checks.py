@@ -33,6 +33,13 @@ def check_positive_int(name: str, value: object, remedy: str = "") -> int:
     return value
 
 
+def check_seed(name: str, value: object) -> int:
+    """Return `value` if it is an int that any generator of random numbers takes."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
+        raise expected(name, "an int from 0 to 2^31 - 1", repr(value))
+    return value
+
+
 def check_positive_number(name: str, value: object, remedy: str = "") -> float:
     """Return `value` as a float if it is a finite number above 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
@@ -106,7 +113,7 @@ def check_labels(name: str, labels: object, size: int) -> Tensor:
     wanted = f"a tensor of {size} class numbers, one for each sample"
     if not isinstance(labels, Tensor):
         raise expected(name, wanted, type(labels).__name__)
-    if labels.shape != (size,) or labels.is_floating_point():
+    if labels.shape != (size,) or labels.is_floating_point() or labels.is_complex():
         raise expected(name, wanted, f"{labels.dtype} of shape {tuple(labels.shape)}")
     return labels
 

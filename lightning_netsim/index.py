@@ -24,6 +24,7 @@ from lightning_netsim._checks import (
     check_neighbors_fit,
     check_positive_int,
     check_same_size,
+    check_seed,
     check_tensor,
     expected,
 )
@@ -272,33 +273,42 @@ class NeighborIndex:
 
 
 def find_clusters(features: Tensor, num_clusters: int, seed: int = 0, num_starts: int = 1) -> Tensor:
-    """Find centers of clusters of unit vectors by spherical k-means.
+    """Find centers of clusters of unit vectors by spherical k-means, started by k-means++.
 
     Args:
         features: shape (n, K), floating-point, rows of length 1.
         num_clusters: in [1, n].
-        seed: of the first centers.
-        num_starts: how often to start anew; the best is kept.
+        seed: of the first centers, in [0, 2^31).
+        num_starts: how often to start anew, at least 1; the best is kept.
 
     Returns:
         The centers, shape (num_clusters, K), unit vectors on the device of `features`; a sample belongs to the center with the
         highest inner product.
 
     Raises:
-        NetsimError: there are fewer samples than clusters, or a feature is not finite.
+        NetsimError: there are fewer samples than clusters, a row is zero or not finite, or a number is out of range.
+
+    Source: Arthur and Vassilvitskii, k-means++: the advantages of careful seeding, SODA 2007.
 
     Example:
         >>> centers = find_clusters(torch.eye(3)[[0, 0, 1]], num_clusters=2)
         >>> (torch.eye(3)[[0, 0, 1]] @ centers.mT).argmax(1).unique().numel()
         2
     """
-    rows = check_finite("features", _float32("features", features, features.shape[-1]))
+    check_tensor("features", features, 2, like="(n, K)")
+    rows = check_finite("features", _float32("features", features, features.shape[1]))
+    if not bool(rows.any(1).all()):
+        raise expected("features", "non-zero in every row", "a zero row", "Leave such samples out.")
     check_positive_int("num_clusters", num_clusters)
+    check_positive_int("num_starts", num_starts)
+    check_seed("seed", seed)
     if num_clusters > len(rows):
         remedy = "Ask for fewer clusters, or give more samples."
         raise expected("num_clusters", f"at most {len(rows)}, the number of samples", str(num_clusters), remedy)
+    faiss = _faiss()
+    start = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
     settings = {"niter": 25, "nredo": num_starts, "seed": seed, "spherical": True, "min_points_per_centroid": 1}
-    k_means = _faiss().Kmeans(rows.shape[1], num_clusters, **settings)
+    k_means = faiss.Kmeans(rows.shape[1], num_clusters, init_method=start, **settings)
     k_means.train(rows.numpy())
     return torch.from_numpy(k_means.centroids).to(features)
 

@@ -135,3 +135,28 @@ def test_bad_input_is_named() -> None:
         find_clusters(features[0], 1)
     with pytest.raises(NetsimError, match="Expected `features` to be a floating-point tensor of shape"):
         find_clusters(torch.ones(4, 2, dtype=torch.int64), 1)
+
+
+def test_well_separated_clusters_are_found_with_many_of_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.nn.functional.normalize(torch.randn(20, 32, generator=generator), dim=1)
+    labels = torch.arange(600) % 20
+    features = torch.nn.functional.normalize(centers[labels] + 0.02 * torch.randn(600, 32, generator=generator), dim=1)
+    for seed in range(3):
+        clusters = (features @ find_clusters(features, 20, seed, num_starts=3).mT).argmax(1)
+        assert len({(a, b) for a, b in zip(labels.tolist(), clusters.tolist(), strict=True)}) == 20
+
+
+@pytest.mark.parametrize(
+    ("features", "options", "message"),
+    [
+        ([[1.0]], {}, "a floating-point tensor of shape"),
+        (torch.ones(3, 0), {}, "non-zero in every row"),
+        (torch.zeros(3, 2), {}, "non-zero in every row"),
+        (torch.eye(3), {"num_starts": 0}, "`num_starts` to be a positive int"),
+        (torch.eye(3), {"seed": 2**40}, "`seed` to be an int from 0"),
+    ],
+)
+def test_more_bad_input(features: torch.Tensor, options: dict[str, int], message: str) -> None:
+    with pytest.raises(NetsimError, match=message):
+        find_clusters(features, 1, **options)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.clustering import normalized_mutual_info_score
 
-from lightning_netsim._checks import check_positive_int
+from lightning_netsim._checks import check_positive_int, expected
 from lightning_netsim.estimators.labeled_embeddings import AbstractEmbeddingMetric, LabeledEmbeddings
 from lightning_netsim.functional.retrieval import mean_average_precision_at_r, neighbor_vote, recall_at_k
 from lightning_netsim.index import NeighborIndex, find_clusters
@@ -18,9 +18,9 @@ from lightning_netsim.index import NeighborIndex, find_clusters
 class EmbeddingMetrics(AbstractEmbeddingMetric):
     """Compute Recall@k, MAP@R, k-NN accuracy and NMI of embeddings, by cosine similarity and exact search.
 
-    A torchmetrics metric: `update` it in ``validation_step`` and log what `compute` returns in ``on_validation_epoch_end``,
-    ``self.log_dict(self.metrics.compute())``. Each sample is looked up among all others, or among the reference samples where
-    there are some (``update(..., reference=True)``). No class has to be known to the network.
+    A torchmetrics metric: `update` it in ``validation_step``; in ``on_validation_epoch_end`` log what `compute` returns,
+    ``self.log_dict(self.metrics.compute())``, and `reset` it. Each sample is looked up among all others, or among the reference
+    samples where there are some (``update(..., reference=True)``). No class has to be known to the network.
 
     - ``recall@k``: the share of samples with one of their own class among the k nearest.
     - ``map@r``: mean average precision at R, the number of other samples of the class.
@@ -57,6 +57,8 @@ class EmbeddingMetrics(AbstractEmbeddingMetric):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not isinstance(recall_at, Sequence):
+            raise expected("recall_at", "a list of numbers of neighbors", repr(recall_at))
         self.recall_at = [check_positive_int("recall_at", k) for k in recall_at]
         self.num_neighbors = check_positive_int("num_neighbors", num_neighbors)
         self.map_at_r = map_at_r
@@ -118,8 +120,12 @@ def _clustering(samples: LabeledEmbeddings, seed: int) -> Tensor:
     num_classes = len(torch.unique(samples.labels))
     if num_classes == 0:
         return torch.tensor(math.nan)
-    centers = find_clusters(samples.vectors, num_classes, seed, num_starts=3)
-    clusters = (samples.vectors @ centers.mT).argmax(1)
+    usable = samples.vectors.any(1)
+    clusters = torch.full_like(samples.labels, -1)  # Those without a direction stay together.
+    if bool(usable.any()):
+        vectors = samples.vectors[usable]
+        centers = find_clusters(vectors, min(num_classes, len(vectors)), seed, num_starts=3)
+        clusters[usable] = (vectors @ centers.mT).argmax(1)
     # Said, or torch warns about the table of counts.
     with torch.sparse.check_sparse_tensor_invariants(False):  # type: ignore[no-untyped-call]
         return normalized_mutual_info_score(clusters, samples.labels, average_method="arithmetic")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from lightning_netsim._checks import check_labels, check_tensor
+from lightning_netsim._checks import check_labels, check_same_size, check_tensor, expected
+from lightning_netsim.functional._precision import unit_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,10 @@ class LabeledEmbeddings:
 
 
 class AbstractEmbeddingMetric(Metric, ABC):
-    """A metric of embeddings and labels: update with batches, compute from all of them, over all processes."""
+    """A metric of embeddings and labels: update with batches, compute from all of them, over all processes.
+
+    Every process needs a sample of its own.
+    """
 
     full_state_update = False
     embeddings: list[Tensor]
@@ -49,7 +52,7 @@ class AbstractEmbeddingMetric(Metric, ABC):
         """Add a batch.
 
         Args:
-            embeddings: shape (B, h); kept on the CPU, not normalized.
+            embeddings: shape (B, h), kept where they are; h is the same in all batches.
             labels: shape (B,), the class of each sample; one with a negative label is left out.
             reference: whether these are the samples to learn from or to search in. Where there are none, the samples serve
                 each other.
@@ -60,6 +63,10 @@ class AbstractEmbeddingMetric(Metric, ABC):
         embeddings = check_tensor("embeddings", embeddings, 2, like="(B, h)").detach().float()
         labels = check_labels("labels", labels, len(embeddings)).to(embeddings.device)
         known = labels >= 0
+        if not embeddings.shape[1]:
+            raise expected("embeddings", "at least one number for each sample", "a width of 0")
+        for before in (*self.embeddings[-1:], *self.reference_embeddings[-1:]):
+            check_same_size("embeddings", embeddings, "earlier embeddings", before, dim=1)
         held = ("reference_embeddings", "reference_labels") if reference else ("embeddings", "labels")
         for name, values in zip(held, (embeddings[known], labels[known].long()), strict=True):
             getattr(self, name).append(values)
@@ -78,4 +85,4 @@ def _joined(embeddings: list[Tensor] | Tensor, labels: list[Tensor] | Tensor) ->
         return LabeledEmbeddings(torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64))
     vectors = dim_zero_cat(embeddings).cpu()
     finite = torch.isfinite(vectors).all(1, keepdim=True)
-    return LabeledEmbeddings(F.normalize(vectors.where(finite, 0.0), dim=1), dim_zero_cat(labels).cpu())
+    return LabeledEmbeddings(unit_rows(vectors.where(finite, 0.0)), dim_zero_cat(labels).cpu())

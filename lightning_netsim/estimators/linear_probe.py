@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_netsim._checks import check_positive_int, check_positive_number
+from lightning_netsim._checks import check_positive_int, check_positive_number, expected
 from lightning_netsim.estimators.labeled_embeddings import AbstractEmbeddingMetric, LabeledEmbeddings
 
 
@@ -37,7 +37,9 @@ class LinearProbe(AbstractEmbeddingMetric):
 
     def __init__(self, folds: int = 5, weight_decay: float = 1e-3, max_iterations: int = 100) -> None:
         super().__init__()
-        self.folds = max(2, check_positive_int("folds", folds))
+        if check_positive_int("folds", folds) < 2:
+            raise expected("folds", "at least 2", "1")
+        self.folds = folds
         self.weight_decay = check_positive_number("weight_decay", weight_decay)
         self.max_iterations = check_positive_int("max_iterations", max_iterations)
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lightning_netsim._checks import check_embeddings, check_positive_int
+from lightning_netsim._checks import check_embeddings, check_positive_int, check_same_size, check_tensor, expected
+from lightning_netsim.functional._precision import unit_rows
 from lightning_netsim.index import find_clusters
 from lightning_netsim.processes import Processes
 
@@ -46,16 +46,24 @@ class PseudoLabels(nn.Module):
 
     def __init__(self, num_clusters: int, seed: int = 0) -> None:
         super().__init__()
-        self.num_clusters = check_positive_int("num_clusters", num_clusters)
+        if check_positive_int("num_clusters", num_clusters) < 2:
+            raise expected("num_clusters", "at least 2", "1")
+        self.num_clusters = num_clusters
         self.seed = seed
         self.centers: Tensor | None = None
         self._kept: list[Tensor] = []
 
     def update(self, embeddings: Tensor) -> None:
-        """Add the embeddings of a batch, shape (B, h); zero vectors and those that are not finite are left out."""
-        vectors = embeddings.detach().float()
+        """Add the embeddings of a batch, shape (B, h); zero vectors and those that are not finite are left out.
+
+        Raises:
+            NetsimError: they are no floating-point matrix, or of another width than before.
+        """
+        vectors = check_tensor("embeddings", embeddings, 2, like="(B, h)").detach().float()
+        if self._kept:
+            check_same_size("embeddings", vectors, "earlier embeddings", self._kept[-1], dim=1)
         usable = torch.isfinite(vectors).all(1) & vectors.any(1)
-        self._kept.append(F.normalize(vectors[usable], dim=1).cpu())
+        self._kept.append(unit_rows(vectors[usable]).cpu())
         excess = sum(map(len, self._kept)) - len(self._kept[0])
         while excess >= _SAMPLES_PER_CLUSTER * self.num_clusters:
             self._kept.pop(0)
@@ -64,17 +72,22 @@ class PseudoLabels(nn.Module):
     def refresh(self) -> None:
         """Cluster what was added since the last time, in all processes; with fewer samples than clusters, leave it as it is."""
         processes = Processes.current()
-        vectors = torch.cat(processes.gather(torch.cat(self._kept) if self._kept else torch.zeros(0, 1)))
+        kept = [part for parts in processes.gather(self._kept) for part in parts]
         self._kept = []
-        if len(vectors) >= self.num_clusters:
-            centers = find_clusters(vectors, self.num_clusters, self.seed) if processes.rank == 0 else None
+        if sum(map(len, kept)) >= self.num_clusters:
+            centers = find_clusters(torch.cat(kept), self.num_clusters, self.seed) if processes.rank == 0 else None
             self.centers = processes.broadcast(centers)
 
     def assign(self, embeddings: Tensor) -> Tensor:
-        """Return the cluster of each embedding, shape (B,), int64; -1 before the first refresh."""
+        """Return the cluster of each embedding, shape (B,), int64; -1 before the first refresh.
+
+        Raises:
+            NetsimError: embeddings are not a finite floating-point matrix, or of another width than the centers.
+        """
         embeddings = check_embeddings("embeddings", embeddings).detach()
         if self.centers is None:
             return torch.full((len(embeddings),), -1, device=embeddings.device)
+        check_same_size("embeddings", embeddings, "centers", self.centers, dim=1)
         self.centers = self.centers.to(embeddings.device)
         return (embeddings.float() @ self.centers.mT).argmax(1)
 

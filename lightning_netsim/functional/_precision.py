@@ -11,6 +11,17 @@ def upcast(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
+def unit_rows(values: Tensor) -> Tensor:
+    """Return each row of a matrix divided by its length, differentiable; a zero row stays zero, with a finite gradient.
+
+    Rows are divided by their largest number first: squares of very small and very large ones leave the range of float32.
+    """
+    largest = values.detach().abs().amax(1, keepdim=True)
+    values = values / largest.where(largest > 0, 1.0)
+    length: Tensor = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+    return values / length.where(length > 0, 1.0)
+
+
 def to_double(value: Tensor) -> Tensor:
     """Return `value` in float64, on the CPU where the device has no float64 (MPS)."""
     return (value.cpu() if value.device.type == "mps" else value).double()

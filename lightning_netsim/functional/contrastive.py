@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_netsim._checks import check_embeddings, check_labels, check_positive_number
-from lightning_netsim.functional._precision import full_precision, upcast
+from lightning_netsim.functional._precision import upcast
 
 
 def contrastive_loss(embeddings: Tensor, labels: Tensor, margin: float = 1.0) -> Tensor:
@@ -40,19 +40,12 @@ def contrastive_loss(embeddings: Tensor, labels: Tensor, margin: float = 1.0) ->
     size = len(embeddings)
     labels = check_labels("labels", labels, size).to(embeddings.device)
     first, second = torch.triu_indices(size, size, offset=1, device=embeddings.device)
-    with full_precision(embeddings):
-        squares = _squared_distances(embeddings)[first, second]
+    # Not by products of matrices: the distance of two equal embeddings has to be zero.
+    squares = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")[first, second].square()
     known = (labels[first] >= 0) & (labels[second] >= 0)
     same = labels[first] == labels[second]
     terms = squares[same & known] / 2, (margin - squares[~same & known]).relu() / 2
     return sum((_mean_above_zero(term) for term in terms), embeddings.sum() * 0)
-
-
-def _squared_distances(embeddings: Tensor) -> Tensor:
-    """Return ‖z_i − z_j‖², shape (B, B), in memory for B² numbers."""
-    centered = embeddings - embeddings.detach().mean(0)  # Far from the origin, the products below would cost digits.
-    squares = centered.square().sum(1)
-    return (squares.unsqueeze(1) + squares - 2 * centered @ centered.mT).clamp_min(0)
 
 
 def _mean_above_zero(values: Tensor) -> Tensor:

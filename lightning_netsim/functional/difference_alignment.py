@@ -17,8 +17,8 @@ from lightning_netsim.functional._precision import full_precision, upcast
 NORMS = ("l1", "l2", "squared_l2")
 DIFFERENCES = ("distance", "abs", "signed")
 
-# Distances between two sets of differences that are held at a time: 16 MB in float32, which stays near the processor.
-_BLOCK_ELEMENTS = 2**22
+# Distances of a block; on a CUDA device the numbers of its differences, whose gradients are held there: 64 MB in float32.
+_BLOCK_ELEMENTS = 2**24
 
 
 def ctv_norm(differences: Tensor, norm: str = "l2", reduction: str = "sum") -> Tensor:
@@ -53,15 +53,13 @@ def ctv_norm(differences: Tensor, norm: str = "l2", reduction: str = "sum") -> T
     size = len(differences)
     if size < 2:
         return differences.sum() * 0
-    # What all have in common drops out of the sum; it would cost digits.
-    centered = differences - differences.detach().mean(0)
     if norm == "squared_l2":
-        total = size * (centered - centered.mean(0)).square().sum()
+        total = size * (differences - differences.mean(0)).square().sum()
     elif norm == "l1" or differences.shape[1] == 1:
-        total = _sorted_sum(centered)
+        total = _sorted_sum(differences)
     else:
-        with full_precision(centered):
-            total = _PairwiseDistanceSum.apply(centered)
+        with full_precision(differences):
+            total = _PairwiseDistanceSum.apply(differences)
     return total / (size * (size - 1) / 2) if reduction == "mean" else total
 
 
@@ -106,9 +104,9 @@ def difference_alignment_loss(
     check_choice("difference", difference, DIFFERENCES)
     check_choice("norm", norm, NORMS)
     size = len(embeddings)
-    chosen = torch.triu_indices(size, size, offset=1) if pairs is None else _check_pairs(pairs)
+    chosen = torch.triu_indices(size, size, offset=1) if pairs is None else _check_pairs(pairs, size)
     first, second = chosen.to(embeddings.device)
-    apart = torch.ones_like(first, dtype=torch.bool)
+    apart = first != second
     if labels is not None:
         labels = check_labels("labels", labels, size).to(embeddings.device)
         apart = (labels[first] != labels[second]) & (labels[first] >= 0) & (labels[second] >= 0)
@@ -122,10 +120,14 @@ def difference_alignment_loss(
     return ctv_norm(gap.abs() if difference == "abs" else gap, norm, reduction="mean")
 
 
-def _check_pairs(pairs: Tensor) -> Tensor:
-    if not isinstance(pairs, Tensor) or pairs.ndim != 2 or len(pairs) != 2 or pairs.is_floating_point():
-        got = f"{pairs.dtype} of shape {tuple(pairs.shape)}" if isinstance(pairs, Tensor) else type(pairs).__name__
-        raise expected("pairs", "an int64 tensor of shape (2, n)", got)
+def _check_pairs(pairs: Tensor, size: int) -> Tensor:
+    wanted = "an int64 tensor of shape (2, n)"
+    if not isinstance(pairs, Tensor):
+        raise expected("pairs", wanted, type(pairs).__name__)
+    if pairs.ndim != 2 or len(pairs) != 2 or pairs.dtype != torch.int64:
+        raise expected("pairs", wanted, f"{pairs.dtype} of shape {tuple(pairs.shape)}")
+    if pairs.numel() and (int(pairs.min()) < 0 or int(pairs.max()) >= size):
+        raise expected("pairs", f"numbers of the {size} samples", f"{int(pairs.min())} to {int(pairs.max())}")
     return pairs
 
 
@@ -134,31 +136,32 @@ def _sorted_sum(values: Tensor) -> Tensor:
 
     A value appears with + for each smaller one and with − for each greater one.
     """
-    columns = values.detach().mT.contiguous()
-    order = columns.sort(dim=1).values
-    smaller = torch.searchsorted(order, columns)
-    greater = len(values) - torch.searchsorted(order, columns, right=True)
-    return ((smaller - greater).mT * values).sum()
+    columns = values.mT.contiguous()
+    order = columns.detach().sort(dim=1).values
+    smaller = torch.searchsorted(order, columns.detach())
+    greater = len(values) - torch.searchsorted(order, columns.detach(), right=True)
+    # What all have in common drops out of the sum; it would cost digits.
+    return ((smaller - greater) * (columns - columns.detach().mean(1, keepdim=True))).sum()
 
 
 class _PairwiseDistanceSum(torch.autograd.Function):
-    """Σ_{k<l} ‖m_k − m_l‖; the gradient is found on the way, so that no more than a block of distances is held."""
+    """Σ_{k<l} ‖m_k − m_l‖; the gradient is found on the way, block by block, so that the H² distances are never held."""
 
     @staticmethod
     def forward(ctx: Any, differences: Tensor) -> Tensor:
-        size = len(differences)
+        size, width = differences.shape
         total, gradient = differences.new_zeros(()), torch.zeros_like(differences)
-        rows = max(1, _BLOCK_ELEMENTS // size)
+        rows = max(1, _BLOCK_ELEMENTS // (size * (width if differences.is_cuda else 1)))
         for start in range(0, size, rows):
-            # Pairs within the block come twice, (k, l) and (l, k); those with later rows come once.
-            block, later = differences[start : start + rows], differences[start + rows :]
-            for others, share in ((block, 0.5), (later, 1.0)):
-                distance = torch.cdist(block, others, compute_mode="donot_use_mm_for_euclid_dist")
-                total += share * distance.sum()
-                pull = distance.reciprocal_().masked_fill_(distance.isinf(), 0.0)
-                gradient[start : start + rows] += block * pull.sum(1, keepdim=True) - pull @ others
-                if share == 1:
-                    gradient[start + rows :] += later * pull.sum(0).unsqueeze(1) - pull.mT @ block
+            block = differences[start : start + rows].detach().requires_grad_()
+            later = differences[start + rows :].detach().requires_grad_()
+            with torch.enable_grad():
+                within = torch.pdist(block).sum() if len(block) > 1 else block.sum() * 0
+                between = torch.cdist(block, later, compute_mode="donot_use_mm_for_euclid_dist").sum()
+                pulls = torch.autograd.grad(within + between, (block, later))
+            total += (within + between).detach()
+            gradient[start : start + rows] += pulls[0]
+            gradient[start + rows :] += pulls[1]
         ctx.save_for_backward(gradient)
         return total
 

@@ -56,6 +56,7 @@ def mean_average_precision_at_r(matches: Tensor, num_relevant: Tensor) -> Tensor
         tensor(0.5000)
     """
     matches = _check_matches(matches)
+    num_relevant = torch.as_tensor(num_relevant)
     if num_relevant.shape != matches.shape[:1] or (len(matches) and int(num_relevant.max()) > matches.shape[1]):
         raise expected("num_relevant", f"at most {matches.shape[1]} for each of {len(matches)} queries", repr(num_relevant))
     place = torch.arange(1, matches.shape[1] + 1, device=matches.device)
@@ -69,7 +70,7 @@ def neighbor_vote(similarity: Tensor, neighbor_labels: Tensor, num_classes: int,
     """Predict the class for which the neighbors vote, each with the weight exp(similarity / temperature).
 
     Args:
-        similarity: shape (Q, k), in [-1, 1]; NaN for a neighbor that is missing.
+        similarity: shape (Q, k); NaN for a neighbor that is missing.
         neighbor_labels: shape (Q, k), int64, the class of each neighbor, in [0, C).
         num_classes: C.
         temperature: > 0; a high one makes all votes alike.
@@ -88,10 +89,17 @@ def neighbor_vote(similarity: Tensor, neighbor_labels: Tensor, num_classes: int,
     """
     check_tensor("similarity", similarity, 2, like="(Q, k)")
     check_positive_number("temperature", temperature)
-    # From the highest similarity down, so that no weight overflows.
-    weights = ((similarity - 1) / temperature).exp().nan_to_num(0.0)
-    votes = weights.new_zeros(len(similarity), check_positive_int("num_classes", num_classes))
-    return votes.scatter_add_(1, neighbor_labels.clamp_min(0), weights).argmax(1)
+    check_positive_int("num_classes", num_classes)
+    neighbor_labels = torch.as_tensor(neighbor_labels)
+    wanted = f"of shape {tuple(similarity.shape)} and below {num_classes}"
+    if neighbor_labels.shape != similarity.shape or neighbor_labels.is_floating_point():
+        raise expected("neighbor_labels", wanted, f"{neighbor_labels.dtype} of shape {tuple(neighbor_labels.shape)}")
+    if neighbor_labels.numel() and int(neighbor_labels.max()) >= num_classes:
+        raise expected("neighbor_labels", wanted, f"a label {int(neighbor_labels.max())}")
+    scores = (similarity / temperature).nan_to_num(-torch.inf)
+    # From the highest similarity of a query down, so that no weight overflows and not all vanish.
+    weights = (scores - scores.amax(1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)).exp()
+    return weights.new_zeros(len(similarity), num_classes).scatter_add_(1, neighbor_labels.clamp_min(0), weights).argmax(1)
 
 
 def _check_matches(matches: Tensor) -> Tensor:

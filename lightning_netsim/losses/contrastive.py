@@ -74,13 +74,17 @@ class MetricLearningLoss(AbstractEmbeddingLoss):
         super().__init__()
         self._arguments = {"loss": loss, "loss_args": loss_args, "miner": miner, "miner_args": miner_args}
         self.loss = _made("loss", loss, loss_args)
+        if miner is None and miner_args:
+            raise expected("miner_args", "given with a `miner`", f"{miner_args!r} without one")
         self.miner = None if miner is None else _made("miner", miner, miner_args)
+        # Some losses keep a statistic under this name, which is 0 between calls.
+        number = (loss_args or {}).get("num_classes") or getattr(self.loss, "num_classes", None)
+        self._num_classes = number if isinstance(number, int) and number > 0 else None
 
     @property
     def num_classes(self) -> int | None:
         """Return how many classes have a proxy; None where the loss has no proxies."""
-        number = getattr(self.loss, "num_classes", None)
-        return number if isinstance(number, int) else None
+        return self._num_classes
 
     def compute(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         if self.num_classes is not None and len(labels) and int(labels.max()) >= self.num_classes:
@@ -103,8 +107,9 @@ class MetricLearningLoss(AbstractEmbeddingLoss):
 def _made(name: str, what: str | Callable[..., Any], arguments: dict[str, Any] | None) -> Callable[..., Any]:
     """Return a loss or miner, made from the name of its class where that is what is given."""
     if not isinstance(what, str):
-        if not callable(what):
-            raise expected(name, "the name of a class, or a function of (embeddings, labels, ...)", repr(what))
+        if not callable(what) or isinstance(what, type):
+            got = f"the class {what.__name__}" if isinstance(what, type) else repr(what)
+            raise expected(name, "the name of a class, or an object that takes (embeddings, labels)", got)
         if arguments:
             raise expected(f"{name}_args", f"given with the name of a class as `{name}`", f"{arguments!r} beside an object")
         return what
@@ -118,6 +123,7 @@ def _made(name: str, what: str | Callable[..., Any], arguments: dict[str, Any] |
     kind = kinds[check_choice(name, what, sorted(kinds))]
     try:
         made: Callable[..., Any] = kind(**(arguments or {}))
-    except TypeError as error:
-        raise expected(f"{name}_args", f"the arguments of {what}", f"{arguments or {}!r} ({error})") from error
+    except (TypeError, KeyError) as error:
+        got = f"{arguments or {}!r} ({type(error).__name__}: {error})"
+        raise expected(f"{name}_args", f"the arguments of {what}", got) from error
     return made

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_netsim._checks import check_choice, check_positive_int
+from lightning_netsim._checks import check_choice, check_positive_int, check_seed, expected
+from lightning_netsim.functional._precision import unit_rows
 from lightning_netsim.functional.difference_alignment import (
     DIFFERENCES,
     NORMS,
@@ -27,8 +28,8 @@ class DifferenceAlignmentLoss(AbstractEmbeddingLoss):
         norm: G: "l2", "l1" or "squared_l2". Of distances, the first two are the same; their pull does not fade as the
             distances come close to each other, and can outweigh a weak loss. "squared_l2" fades.
         pairs: "chain" compares neighbors along a random order of the batch, H ≤ B − 1; "all" all pairs, H ≤ B(B − 1)/2.
-        num_differences: compare this many of them: the length n of the chain, or so many pairs at random, an unbiased
-            estimate of the mean over all. None for all of them.
+        num_differences: compare this many of them, at least 2: the length n of the chain, or so many pairs of different
+            classes at random, an unbiased estimate of the mean over all. None for all of them.
         normalize: divide embeddings by their length first, as most losses on embeddings do, so that distances lie in [0, 2]
             and the term cannot shrink with the embeddings.
         seed: of the draws.
@@ -60,26 +61,29 @@ class DifferenceAlignmentLoss(AbstractEmbeddingLoss):
         self.difference = check_choice("difference", difference, DIFFERENCES)
         self.norm = check_choice("norm", norm, NORMS)
         self.pairs = check_choice("pairs", pairs, ("chain", "all"))
-        self.num_differences = None if num_differences is None else check_positive_int("num_differences", num_differences)
+        if num_differences is not None and check_positive_int("num_differences", num_differences) < 2:
+            raise expected("num_differences", "at least 2, as differences are compared with each other", "1")
+        self.num_differences = num_differences
         self.normalize = normalize
-        self.seed = seed
+        self.seed = check_seed("seed", seed)
         self._generator = torch.Generator().manual_seed(seed)
 
     def compute(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         if self.normalize:
-            length = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
-            embeddings = embeddings / length.where(length > 0, 1.0)  # A zero vector stays one, with a finite gradient.
-        pairs = self._draw(len(embeddings))
+            embeddings = unit_rows(embeddings)
+        pairs = self._draw(labels)
         return difference_alignment_loss(embeddings, labels, pairs, self.difference, self.norm)
 
-    def _draw(self, size: int) -> Tensor | None:
+    def _draw(self, labels: Tensor) -> Tensor | None:
         """Return the samples of each pair, shape (2, n); None for all pairs."""
+        size = len(labels)
         if self.pairs == "chain":
             order = torch.randperm(size, generator=self._generator)
             links = torch.stack([order[:-1], order[1:]])
             return links[:, : self.num_differences]
-        possible = size * (size - 1) // 2
-        if self.num_differences is None or self.num_differences >= possible:
+        if self.num_differences is None:
             return None
-        chosen = torch.randperm(possible, generator=self._generator)[: self.num_differences]
-        return torch.triu_indices(size, size, offset=1)[:, chosen]
+        first, second = torch.triu_indices(size, size, offset=1, device=labels.device)
+        between = (labels[first] != labels[second]).nonzero().squeeze(1)
+        chosen = between[torch.randperm(len(between), generator=self._generator)[: self.num_differences].to(between.device)]
+        return torch.stack([first[chosen], second[chosen]])

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from lightning_netsim._checks import check_labels, check_layer, expected
 from lightning_netsim.batches import class_labels, find_outputs, find_views, split_batch
 from lightning_netsim.estimators import PseudoLabels
+from lightning_netsim.functional._precision import unit_rows
 from lightning_netsim.jacobian.trees import batch_size
 from lightning_netsim.losses import AbstractEmbeddingLoss, MetricLearningLoss
 from lightning_netsim.mixins.regularized import AbstractRegularizer, RegularizedModule, Term, made_criterion
@@ -135,7 +136,7 @@ class EmbeddingRegularizer(AbstractRegularizer):
         if self._epoch is not None and self._epoch != module.current_epoch:
             clusters.refresh()
         self._epoch = module.current_epoch
-        means = F.normalize(embeddings.detach().float(), dim=1).view(-1, size, embeddings.shape[1]).sum(0)
+        means = unit_rows(embeddings.detach().float()).view(-1, size, embeddings.shape[1]).sum(0)
         clusters.update(means)
         known = getattr(self.criterion(module), "num_classes", None)  # Of which there are fewer than samples.
         return instances if clusters.centers is None and known is None else clusters.assign(means)

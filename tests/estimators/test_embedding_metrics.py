@@ -319,12 +319,28 @@ def test_bad_input_is_named() -> None:
             metrics.update(embeddings, wrong)  # type: ignore[arg-type]
     metrics.update(embeddings, labels)
     assert {name: value.item() for name, value in metrics.compute().items()} == figures(embeddings, labels)
-    metrics.update(embeddings[:, 1:], labels, reference=True)
-    with pytest.raises(NetsimError, match=r"of shape \(n, 5\), but got shape \(41, 6\)"):
-        metrics.compute()
+    with pytest.raises(NetsimError, match=r"of the same size as `earlier embeddings`.*, but got shape \(41, 5\)"):
+        metrics.update(embeddings[:, 1:], labels, reference=True)
+    with pytest.raises(NetsimError, match="at least one number for each sample, but got a width of 0"):
+        EmbeddingMetrics().update(embeddings[:, :0], labels)
+    with pytest.raises(NetsimError, match="`recall_at` to be a list of numbers"):
+        EmbeddingMetrics(recall_at=3)  # type: ignore[arg-type]
     for name, value in (("recall_at", (1, 0)), ("num_neighbors", 0)):
         with pytest.raises(NetsimError, match=f"Expected `{name}` to be a positive int, but got 0"):
             EmbeddingMetrics(**{name: value})  # type: ignore[arg-type]
+
+
+def test_lengths_at_the_limits_of_float32_make_no_difference() -> None:
+    embeddings, labels = samples(30)
+    wanted = figures(embeddings, labels)
+    scale = torch.tensor([1e-30, 1.0, 1e30])[torch.arange(len(labels)) % 3].unsqueeze(1)
+    assert figures(embeddings * scale, labels) == pytest.approx(wanted)
+
+
+def test_samples_without_a_direction_stay_together_in_clusters() -> None:
+    embeddings = torch.cat([torch.eye(3)[[0] * 5], torch.eye(3)[[1] * 5], torch.zeros(5, 3)])
+    clusters = {figures(embeddings, torch.arange(15) // 5, seed=seed)["nmi"] for seed in range(5)}
+    assert clusters == {1.0}
 
 
 # As a metric

@@ -233,3 +233,8 @@ def test_bad_input_is_named() -> None:
         LinearProbe().update(embeddings[0], labels)
     with pytest.raises(NetsimError, match="Expected `labels` to be a tensor of 160 class numbers"):
         LinearProbe().update(embeddings, labels[1:], reference=True)
+
+
+def test_one_fold_is_none() -> None:
+    with pytest.raises(NetsimError, match="`folds` to be at least 2"):
+        LinearProbe(folds=1)

@@ -284,3 +284,17 @@ def share(rank: int, path: Path) -> None:
 if __name__ == "__main__":
     # Forked, so that what is slow to import is imported once; nothing was searched yet.
     torch.multiprocessing.start_processes(share, args=(Path(sys.argv[1]),), nprocs=2, start_method="fork")
+
+
+def test_bad_input_of_pseudo_labels() -> None:
+    with pytest.raises(NetsimError, match="`num_clusters` to be at least 2"):
+        PseudoLabels(1)
+    labels = PseudoLabels(2)
+    labels.update(torch.eye(3))
+    with pytest.raises(NetsimError, match="of the same size as `earlier embeddings`"):
+        labels.update(torch.eye(4))
+    with pytest.raises(NetsimError, match="a floating-point tensor"):
+        labels.update(torch.arange(3))
+    labels.refresh()
+    with pytest.raises(NetsimError, match="of the same size as `centers`"):
+        labels.assign(torch.eye(4))

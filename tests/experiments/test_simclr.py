@@ -38,10 +38,10 @@ def _differ(left: torch.nn.Module, right: torch.nn.Module) -> float:
 
 def test_no_image_has_two_roles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simclr, "MNISTDataModule", _NumberedImages)
-    data = Data.load("", judged=2000)
+    data = Data.load("", validation=2000, test=10_000)
     learned = _places(data.draw(3, 8000)[0])
     validation, test = (_places(data.judged[part][0]) for part in ("validation", "test"))
-    assert [len(learned), len(validation), len(test)] == [8000, 2000, 2000]
+    assert [len(learned), len(validation), len(test)] == [8000, 2000, 10_000]
     assert max(learned) < simclr.POOL <= min(validation)
     assert max(test) < 0, "what is judged last are test images"
     assert learned != _places(data.draw(4, 8000)[0])

@@ -153,3 +153,8 @@ def test_bad_arguments_are_refused(call: Callable[[], Any], message: str) -> Non
     with pytest.raises(NetsimError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_equal_embeddings_have_no_loss_and_are_not_counted() -> None:
+    z, labels = random(2, 4, 5)[[0, 1, 2, 3, 0]], torch.tensor([0, 1, 0, 1, 0])
+    check(contrastive_loss(z.requires_grad_(), labels), peer(z, labels, 1.0), z)

@@ -78,6 +78,7 @@ def test_lengths_block_by_block(elements: int, monkeypatch: pytest.MonkeyPatch) 
     x[7] = x[2]
     x.requires_grad_()
     found = ctv_norm(x)
+    assert len(sizes) > 1
     assert max(sizes) <= max(elements, len(x))
     monkeypatch.undo()
     check(found, oracles.ctv_norm(x, "l2"), x)
@@ -291,3 +292,40 @@ def test_bad_arguments_are_refused(call: Callable[[], Any], message: str) -> Non
     with pytest.raises(NetsimError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-5])
+def test_lengths_between_near_differences_keep_their_digits(spread: float) -> None:
+    m = spread * random(0, 64, 8)
+    m[:32] += 5
+    x = m.float().requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    [found] = torch.autograd.grad(ctv_norm(x), x)
+    [wanted] = torch.autograd.grad(torch.pdist(exact).sum(), exact)
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        torch.ones(2, 4, dtype=torch.bool),
+        torch.ones(2, 4, dtype=torch.uint8),
+        torch.tensor([[0, 9], [1, 2]]),
+        torch.tensor([[0, -1], [1, 2]]),
+        torch.ones(2, 3, dtype=torch.complex64),
+    ],
+    ids=["bool", "uint8", "beyond", "negative", "complex"],
+)
+def test_pairs_that_are_no_indices(pairs: Tensor) -> None:
+    with pytest.raises(NetsimError, match="`pairs` to be"):
+        difference_alignment_loss(random(0, 4, 3), pairs=pairs)
+
+
+def test_a_sample_and_itself_are_of_one_class_without_labels_too() -> None:
+    z, pairs = random(0, 4, 3), torch.tensor([[0, 1, 2], [1, 2, 2]])
+    torch.testing.assert_close(difference_alignment_loss(z, None, pairs), difference_alignment_loss(z, torch.arange(4), pairs))
+
+
+def test_complex_labels() -> None:
+    with pytest.raises(NetsimError, match="`labels` to be"):
+        difference_alignment_loss(random(0, 3, 2), torch.ones(3, dtype=torch.complex64))

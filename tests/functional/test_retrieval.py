@@ -127,3 +127,21 @@ def test_bad_input_is_named() -> None:
         neighbor_vote(similarity, labels, 0)
     with pytest.raises(NetsimError, match="Expected `temperature` to be a positive number"):
         neighbor_vote(similarity, labels, 2, 0.0)
+
+
+def test_a_low_temperature_leaves_the_nearest_vote() -> None:
+    assert neighbor_vote(torch.tensor([[0.0, -0.1]]), torch.tensor([[1, 0]]), 2, temperature=1e-4).item() == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([[2, 0]]), "a label 2"),
+        (torch.tensor([[1.0, 0.0]]), "float32"),
+        (torch.tensor([[1]]), r"shape \(1, 1\)"),
+        ([[1, 3]], "a label 3"),
+    ],
+)
+def test_bad_labels_of_neighbors(labels: torch.Tensor, message: str) -> None:
+    with pytest.raises(NetsimError, match=f"`neighbor_labels` .*{message}"):
+        neighbor_vote(torch.tensor([[0.3, 0.1]]), labels, 2)

@@ -147,6 +147,17 @@ def test_a_batch_without_pairs_gives_a_zero_with_a_graph(case: str, name: str, m
     assert not x.grad.any()
 
 
+@pytest.mark.parametrize("labels", [torch.zeros(0).long(), torch.full((15,), -1)], ids=["no sample", "no label"])
+def test_a_criterion_is_not_asked_about_nothing(labels: Tensor) -> None:
+    x, _ = batch(7)
+    for criterion in (MetricLearningLoss(Counted()), MetricLearningLoss("ProxyAnchorLoss", PROXIES)):
+        loss = criterion(x[: len(labels)], labels)
+        assert float(loss.detach()) == 0
+        loss.backward()
+    assert x.grad is not None
+    assert not x.grad.any()
+
+
 def test_a_criterion_that_finds_nothing_may_return_a_constant() -> None:
     x, labels = batch(8)
     loss = MetricLearningLoss(lambda embeddings, labels: torch.zeros(()))(x, labels)
@@ -222,7 +233,7 @@ def proxies() -> MetricLearningLoss:
             r"Expected `miner_args` to be the arguments of TripletMarginMiner, but got \{'width': 1\}",
         ),
         (lambda: MetricLearningLoss(Counted(), {"a": 1}), r"Expected `loss_args` .* but got \{'a': 1\} beside an object"),
-        (lambda: MetricLearningLoss(3), "Expected `loss` to be the name of a class, or a function .*, but got 3"),  # type: ignore[arg-type]
+        (lambda: MetricLearningLoss(3), "Expected `loss` to be the name of a class, or an object .*, but got 3"),  # type: ignore[arg-type]
         (lambda: MetricLearningLoss("NTXentLoss", miner=3), "Expected `miner` to be .*, but got 3"),  # type: ignore[arg-type]
         (
             lambda: proxies()(X, torch.tensor([0, 5, 1])),
@@ -237,3 +248,26 @@ def test_bad_arguments_are_refused(call: Callable[[], Any], message: str) -> Non
     with pytest.raises(NetsimError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["ProxyNCALoss", "NormalizedSoftmaxLoss"])
+def test_losses_whose_number_of_classes_is_a_statistic(name: str) -> None:
+    loss = MetricLearningLoss(name, {"num_classes": 4, "embedding_size": 3})
+    assert torch.isfinite(loss(random(0, 8, 3), torch.arange(8) % 4))
+    with pytest.raises(NetsimError, match="below the 4 classes"):
+        loss(random(0, 8, 3), torch.arange(8))
+
+
+def test_arguments_of_a_miner_without_one() -> None:
+    with pytest.raises(NetsimError, match="`miner_args` to be given with a `miner`"):
+        MetricLearningLoss("NTXentLoss", miner_args={"epsilon": 0.2})
+
+
+def test_a_keyword_that_the_library_reads_from_keywords() -> None:
+    with pytest.raises(NetsimError, match="`loss_args` to be the arguments of SubCenterArcFaceLoss"):
+        MetricLearningLoss("SubCenterArcFaceLoss", {})
+
+
+def test_a_class_in_the_place_of_an_object() -> None:
+    with pytest.raises(NetsimError, match="the class ProxyNCALoss"):
+        MetricLearningLoss(losses.ProxyNCALoss)

@@ -230,3 +230,30 @@ def test_bad_arguments_are_refused(call: Callable[[], Any], message: str) -> Non
     with pytest.raises(NetsimError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_some_of_all_pairs_with_labels_estimate_without_bias() -> None:
+    z, labels = random(0, 4, 3), torch.tensor([0, 0, 0, 1])
+    wanted = float(DifferenceAlignmentLoss(norm="l2", pairs="all")(z, labels))
+    criterion = DifferenceAlignmentLoss(norm="l2", pairs="all", num_differences=2)
+    draws = torch.stack([criterion(z, labels) for _ in range(500)])
+    assert abs(float(draws.mean()) - wanted) < 4 * float(draws.std()) / 500**0.5
+
+
+@pytest.mark.parametrize("pairs", ["chain", "all"])
+def test_one_difference_cannot_be_compared(pairs: str) -> None:
+    with pytest.raises(NetsimError, match="`num_differences` to be at least 2"):
+        DifferenceAlignmentLoss(pairs=pairs, num_differences=1)
+
+
+@pytest.mark.parametrize("seed", [0.5, "a", True, -1])
+def test_a_seed_that_is_none(seed: Any) -> None:
+    with pytest.raises(NetsimError, match="`seed` to be an int"):
+        DifferenceAlignmentLoss(seed=seed)
+
+
+@pytest.mark.parametrize("size", [1e-22, 1e20])
+def test_size_of_embeddings_in_float32(size: float) -> None:
+    z = random(0, 8, 3).float()
+    wanted = DifferenceAlignmentLoss(pairs="all")(z)
+    torch.testing.assert_close(DifferenceAlignmentLoss(pairs="all")(z * size), wanted, rtol=1e-3, atol=0)
