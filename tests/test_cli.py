@@ -165,7 +165,8 @@ def test_every_criterion_runs_from_yaml(name: str, run: Run, tmp_path: Path) -> 
 
 EMBEDDING_LOSSES = {
     "ContrastiveLoss": "margin: 0.5",
-    "MetricLearningLoss": "loss: ProxyAnchorLoss, loss_args: {num_classes: 10, embedding_size: 64}, miner: MultiSimilarityMiner",
+    "MetricLearningLoss": "loss: ProxyAnchorLoss, miner: MultiSimilarityMiner, "
+    "loss_args: {num_classes: 10, embedding_size: 64}",
 }
 
 
