@@ -20,6 +20,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,8 +241,7 @@ def follow(log: RunLog, settings: dict[float, Setting], steps: int, seeds: Seque
     """
     runs = {
         place: [
-            log.get({"setting": str(some), "seed": seed, "steps": steps}, lambda some=some, seed=seed: run(some, seed, steps))
-            for seed in seeds
+            log.get({"setting": str(some), "seed": seed, "steps": steps}, partial(run, some, seed, steps)) for seed in seeds
         ]
         for place, some in settings.items()
     }

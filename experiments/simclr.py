@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ CLUSTERS = 10
 # Images whose distances are all compared.
 COMPARED = 2000
 TEMPERATURES = (0.1, 0.2, 0.5)
-WEIGHTS = (1.0, 10.0)
+WEIGHTS = (0.1, 1.0, 10.0, 100.0)
 ALIGNED = ("cluster-free", "cluster-used")
 FIGURES = ("knn", "probe", "nmi")
 JUDGES = {"knn": "k-NN", "probe": "linear probe"}
@@ -180,20 +181,26 @@ class Runs:
         return [
             self.log.get(
                 {"part": part, "setting": str(setting), "seed": seed, **size},
-                lambda seed=seed: self._run(setting, part, seed),  # type: ignore[misc]
+                partial(self._run, setting, part, seed),
             )
             for seed in seeds
         ]
 
     def references(self, part: str, seeds: Sequence[int]) -> dict[str, list[dict[str, float]]]:
         """Return what pixels are worth, and the features of networks that are not trained."""
-        judged, found = self.data.judged[part], {"pixels": [], "not trained": []}
-        for seed in seeds:
+        log = RunLog(self.log.path.with_name("references.csv"))
+        judged = self.data.judged[part]
+
+        def of(name: str, seed: int) -> dict[str, float]:
             learned = self.data.draw(seed, self.count)
-            encoder = train(Setting(), learned[0], seed, 0, self.batch_size)
-            found["pixels"].append(judge(nn.Flatten(), learned, judged))
-            found["not trained"].append(judge(encoder.features.eval(), learned, judged))
-        return found
+            untrained = train(Setting(), learned[0], seed, 0, self.batch_size).features.eval()
+            return judge(untrained if name == "not trained" else nn.Flatten(), learned, judged)
+
+        key = {"part": part, "images": self.count}
+        return {
+            name: [log.get({**key, "name": name, "seed": seed}, partial(of, name, seed)) for seed in seeds]
+            for name in ("pixels", "not trained")
+        }
 
     def _run(self, setting: Setting, part: str, seed: int) -> dict[str, float]:
         start = time.perf_counter()

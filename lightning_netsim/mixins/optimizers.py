@@ -25,12 +25,12 @@ def adding_parameters(configure: Callable[..., Any]) -> Callable[..., Any]:
     def configure_optimizers(self: Any) -> Any:
         configured = configure(self)
         optimizers = list(_found(configured, Optimizer))
+        is_scheduled = any(True for _ in _found(configured, LRScheduler))
         for regularizer in self._regularizers:
             regularizer.prepare(self)
-            criterion = regularizer.criterion(self)
-            if optimizers and isinstance(criterion, nn.Module):
-                scheduled = any(True for _ in _found(configured, LRScheduler))
-                _add_parameters(regularizer.name, criterion, optimizers, regularizer.learning_rate, scheduled)
+            regularizer.is_prepared = True
+            if optimizers:
+                _add_parameters(regularizer, regularizer.criterion(self), optimizers, is_scheduled)
         return configured
 
     configure_optimizers._adds_parameters = True  # type: ignore[attr-defined]
@@ -46,20 +46,15 @@ def _found(configured: Any, kind: type) -> Iterator[Any]:
             yield from _found(part, kind)
 
 
-def _add_parameters(name: str, criterion: nn.Module, optimizers: list[Any], rate: float | None, scheduled: bool) -> None:
-    parameters = [parameter for parameter in criterion.parameters() if parameter.requires_grad]
+def _add_parameters(regularizer: Any, criterion: Any, optimizers: list[Any], is_scheduled: bool) -> None:
+    name, rate = regularizer.name, regularizer.learning_rate
+    parameters = list(criterion.parameters()) if isinstance(criterion, nn.Module) else []
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    if rate is not None and parameters:
-        if any(_ids(group["params"]) == _ids(parameters) and group["lr"] == rate for group in groups):
-            return  # A step that calls that of its parent class comes here twice.
-        if scheduled:
-            remedy = f"Give `self.{name}_criterion.parameters()` a group of its own in `configure_optimizers` instead."
-            raise expected(f"{name}_learning_rate", "None beside a learning rate scheduler", f"{rate}", remedy)
-        for group in groups:
-            group["params"][:] = [parameter for parameter in group["params"] if id(parameter) not in _ids(parameters)]
-        optimizers[0].add_param_group({"params": parameters, "lr": rate})
+    if rate is not None:
+        _give_rate(name, rate, parameters, optimizers[0], groups, is_scheduled)
         return
-    known = {each for group in groups for each in _ids(group["params"])}
+    known = {id(parameter) for group in groups for parameter in group["params"]}
     missing = [parameter for parameter in parameters if id(parameter) not in known]
     if missing:
         groups[0]["params"].extend(missing)
@@ -67,5 +62,18 @@ def _add_parameters(name: str, criterion: nn.Module, optimizers: list[Any], rate
         rank_zero_info(f"The {count:,} parameters of `{name}_criterion` are trained in the first group of the optimizer.")
 
 
-def _ids(parameters: list[nn.Parameter]) -> set[int]:
-    return {id(parameter) for parameter in parameters}
+def _give_rate(
+    name: str, rate: float, parameters: list[nn.Parameter], optimizer: Any, groups: list[dict[str, Any]], is_scheduled: bool
+) -> None:
+    """Put parameters into a group of their own, and out of those where they are."""
+    if not parameters:
+        raise expected(f"{name}_learning_rate", "None for a criterion without parameters of its own", f"{rate}")
+    ours = {id(parameter) for parameter in parameters}
+    if any(ours == {id(parameter) for parameter in group["params"]} and group["lr"] == rate for group in groups):
+        return  # A `configure_optimizers` that calls that of its parent class comes here twice.
+    if is_scheduled:
+        remedy = f"Give `self.{name}_criterion.parameters()` a group of its own in `configure_optimizers` instead."
+        raise expected(f"{name}_learning_rate", "None beside a learning rate scheduler", f"{rate}", remedy)
+    for group in groups:
+        group["params"][:] = [parameter for parameter in group["params"] if id(parameter) not in ours]
+    optimizer.add_param_group({"params": parameters, "lr": rate})

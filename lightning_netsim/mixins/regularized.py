@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -25,8 +24,6 @@ from lightning_netsim.mixins.schedule import Schedule, ScheduleLike
 Term = Callable[[], Tensor]
 #: The key of the mark in the place of a hyperparameter that a checkpoint cannot hold.
 NOT_SAVED = "not_saved"
-# The names of the arguments of mixins that may hold a function.
-_OURS = re.compile(r"(\w*criterion|\w+_weight)")
 
 
 class AbstractRegularizer(ABC):
@@ -49,6 +46,8 @@ class AbstractRegularizer(ABC):
 
     #: Of the criterion's own parameters; None for that of the first group of the optimizer.
     learning_rate: float | None = None
+    #: Whether the optimizers know these parameters.
+    is_prepared = False
 
     def criterion(self, module: LightningModule) -> Any:
         """Return the criterion that a module has at the time."""
@@ -120,13 +119,13 @@ class RegularizedModule(LightningModule):
         """
         caller = inspect.currentframe()
         kwargs.setdefault("frame", None if caller is None else caller.f_back)
+        ours = _arguments_of_mixins(type(self))
         with warnings.catch_warnings():  # Criteria do not stay modules there, and what cannot be pickled is marked.
             warnings.filterwarnings("ignore", "Attribute '\\w+' is an instance of `nn.Module`")
-            warnings.filterwarnings("ignore", f"Attribute '{_OURS.pattern}' removed from hparams")
+            warnings.filterwarnings("ignore", f"Attribute '({'|'.join(ours)})' removed from hparams")
             super().save_hyperparameters(*args, **kwargs)
         for held in (vars(self)["_hparams"], vars(self)["_hparams_initial"]):
-            ours = {name: value for name, value in held.items() if _is_criterion(value) or _OURS.fullmatch(name)}
-            held.update({name: plain(value) for name, value in ours.items()})
+            held.update({name: plain(value) for name, value in held.items() if name in ours or _is_criterion(value)})
 
     def _keep_hyperparameters(self, given: Mapping[str, Any]) -> None:
         """Put arguments in the place of those that `save_hyperparameters` has dropped, where it has saved those beside them."""
@@ -144,6 +143,10 @@ class RegularizedModule(LightningModule):
         due = [regularizer for regularizer in self._regularizers if regularizer.is_due(self.global_step)]
         if not torch.is_grad_enabled():  # Validation that runs the training step.
             due = []
+        for regularizer in due:
+            if regularizer.learning_rate is not None and self._trainer is not None and not regularizer.is_prepared:
+                got = f"{regularizer.learning_rate} where `configure_optimizers` has been replaced, as by `--optimizer`"
+                raise expected(f"{regularizer.name}_learning_rate", "None", got, "Define `configure_optimizers` in the module.")
         with ExitStack() as stack:
             terms = [(each, stack.enter_context(each.watch(self, batch, batch_idx))) for each in due]
             self._is_watched = True
@@ -161,6 +164,15 @@ class RegularizedModule(LightningModule):
             if not regularizer.weight.is_constant:
                 self.log(f"netsim/{regularizer.name}_weight", weight)
         return {**result, "loss": loss} if isinstance(result, Mapping) else loss
+
+
+def _arguments_of_mixins(cls: type[RegularizedModule]) -> list[str]:
+    """Return the names of the arguments that the mixins of a class take themselves."""
+    mixins = [base for base in cls.__mro__ if base.__dict__.get("is_mixin") and "__init__" in base.__dict__]
+    parameters = [
+        parameter for mixin in mixins for parameter in inspect.signature(mixin.__dict__["__init__"]).parameters.values()
+    ]
+    return [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 def plain(value: Any) -> Any:

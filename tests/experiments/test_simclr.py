@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 from experiments import simclr
 from experiments.simclr import Data, Setting, train
+from lightning_netsim.estimators import LinearProbe
 from lightning_netsim.losses import MetricLearningLoss
 
 SMALL = ["--quick", "--images", "96", "--batch-size", "32", "--epochs", "2", "--seeds", "1"]
@@ -136,8 +138,9 @@ def test_missing_data_are_said(tmp_path: Path) -> None:
 
 
 def test_quick_run_prints_its_figures_and_repeats_no_run(
-    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(simclr, "LinearProbe", partial(LinearProbe, max_iterations=5))
     arguments = [*SMALL, "--data-dir", str(data_dir), "--out", str(tmp_path)]
     figures = simclr.main(arguments)
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
@@ -147,7 +150,7 @@ def test_quick_run_prints_its_figures_and_repeats_no_run(
             assert figures[f"{judge}_gain_{mode}_se"] >= 0
     assert figures["test"].keys() == {"pixels", "not trained", "SimCLR", "cluster-free", "cluster-used"}
     assert figures["test"]["pixels"]["knn"][0] > 0.3
-    assert {path.name for path in tmp_path.iterdir()} == {"simclr.png", "runs.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"simclr.png", "runs.csv", "references.csv"}
     log = (tmp_path / "runs.csv").read_text()
     assert simclr.main(arguments) == figures
     assert (tmp_path / "runs.csv").read_text() == log

@@ -405,3 +405,27 @@ def test_difference_alignment_alone_is_no_training() -> None:
 
     with pytest.raises(Exception, match="training_step"):
         trainer().fit(Aligning(alignment_criterion=DifferenceAlignmentLoss()), loader())
+
+
+def test_a_rate_for_a_criterion_without_parameters() -> None:
+    with pytest.raises(NetsimError, match="`contrastive_learning_rate` to be None for a criterion without parameters"):
+        trainer().fit(TrainedEncoder(contrastive_learning_rate=1.0), loader())
+
+
+def test_a_rate_where_the_optimizer_is_replaced() -> None:
+    module = TrainedEncoder(contrastive_criterion=proxies(), contrastive_learning_rate=1.0)
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.1)  # type: ignore[method-assign]
+    with pytest.raises(NetsimError, match="where `configure_optimizers` has been replaced"):
+        trainer().fit(module, loader())
+
+
+def test_criteria_of_the_module_itself_are_its_own_affair() -> None:
+    class Own(ContrastiveMixin, Plain):
+        def __init__(self, criterion: Any = None, class_weight: Any = None, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.save_hyperparameters()
+
+    loss, weight = nn.CrossEntropyLoss(), torch.ones(3)
+    module = Own(criterion=loss, class_weight=weight)
+    assert isinstance(module.hparams["criterion"], nn.CrossEntropyLoss)
+    assert torch.equal(module.hparams["class_weight"], weight)
