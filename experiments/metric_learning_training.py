@@ -12,6 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pytorch_metric_learning.distances import DotProductSimilarity
+from pytorch_metric_learning.losses import NPairsLoss
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -22,7 +24,9 @@ from lightning_netsim.losses import ContrastiveLoss, DifferenceAlignmentLoss, Me
 SIZE = 64
 # The proxies start anywhere and have far to go.
 PROXY_SPEED = 10
-LOSSES = ("npair", "proxy_anchor", "contrastive", "triplet")
+# The last is a control: N-pair has no temperature, and cosine similarities between -1 and 1 make a flat softmax.
+LOSSES = ("npair", "proxy_anchor", "contrastive", "triplet", "npair_sharp")
+TEMPERATURE = 0.1
 # Arguments of DifferenceAlignmentLoss; the first is its default. The last two compare vectors, as the paper does.
 FORMS: dict[str, dict[str, str]] = {
     "distance": {"difference": "distance", "norm": "squared_l2"},
@@ -157,8 +161,22 @@ class OmniglotNetwork(nn.Sequential):
         super().__init__(*layers, nn.Flatten(), nn.Linear(1024, SIZE))
 
 
+class SharpNPairsLoss(nn.Module):
+    """N-pair loss of cosine similarities divided by a temperature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = NPairsLoss(distance=DotProductSimilarity(normalize_embeddings=False))
+
+    def forward(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any = None) -> Tensor:
+        scaled: Tensor = self.loss(F.normalize(embeddings, dim=1) / TEMPERATURE**0.5, labels, indices_tuple)
+        return scaled
+
+
 def make_loss(name: str, classes: int) -> nn.Module:
     """Return one of `LOSSES`, with the defaults of its class."""
+    if name == "npair_sharp":
+        return MetricLearningLoss(SharpNPairsLoss())
     if name == "contrastive":
         return ContrastiveLoss()
     if name == "proxy_anchor":

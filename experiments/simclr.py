@@ -294,13 +294,13 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="training images (6,000)")
     parser.add_argument("--epochs", type=int, help="epochs of training (10)")
     parser.add_argument("--batch-size", type=int, help="images in a batch, of each of which there are two views (128)")
-    parser.add_argument("--seeds", type=int, help="networks for each arm (5)")
+    parser.add_argument("--seeds", type=int, help="networks for each arm (8)")
     parser.add_argument("--search-seeds", type=int, help="networks for each setting that is tried (2)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed; those of the search follow 1,000 later")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--out", type=Path, default=Path("runs/simclr"), help="directory of the log and the figure")
     options = parser.parse_args(arguments)
-    full = {"images": 6000, "epochs": 10, "batch_size": 128, "seeds": 5, "search_seeds": 2}
+    full = {"images": 6000, "epochs": 10, "batch_size": 128, "seeds": 8, "search_seeds": 2}
     quick = {"images": 512, "epochs": 2, "batch_size": 64, "seeds": 2, "search_seeds": 1}
     for name, value in (quick if options.quick else full).items():
         if getattr(options, name) is None:

@@ -130,6 +130,14 @@ def test_every_loss_and_every_alignment_changes_the_network(loss: str, digits: S
         assert all((some - other).abs().max() > 1e-4 for other in [start, *weights[:place]])
 
 
+def test_sharp_control_is_the_cross_entropy_of_similarities_over_the_temperature() -> None:
+    first, second = torch.randn(2, 4, 6, dtype=torch.float64)
+    similarity = torch.nn.functional.cosine_similarity(first.unsqueeze(1), second, dim=2)
+    wanted = torch.nn.functional.cross_entropy(similarity / 0.1, torch.arange(4))
+    found = metric_learning_training.make_loss("npair_sharp", 4)(torch.cat([first, second]), torch.arange(4).repeat(2))
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=0)
+
+
 def test_first_form_is_the_default_of_the_library() -> None:
     assert next(iter(FORMS)) == "distance"
     default = DifferenceAlignmentLoss()
