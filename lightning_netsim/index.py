@@ -306,9 +306,8 @@ def find_clusters(features: Tensor, num_clusters: int, seed: int = 0, num_starts
         remedy = "Ask for fewer clusters, or give more samples."
         raise expected("num_clusters", f"at most {len(rows)}, the number of samples", str(num_clusters), remedy)
     faiss = _faiss()
-    start = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
     settings = {"niter": 25, "nredo": num_starts, "seed": seed, "spherical": True, "min_points_per_centroid": 1}
-    k_means = faiss.Kmeans(rows.shape[1], num_clusters, init_method=start, **settings)
+    k_means = faiss.Kmeans(rows.shape[1], num_clusters, init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS, **settings)
     k_means.train(rows.numpy())
     return torch.from_numpy(k_means.centroids).to(features)
 

@@ -57,7 +57,7 @@ def _samples(result: SimilarityResult) -> pd.DataFrame:
     )
     if queries.labels is not None:
         table["label"] = queries.labels
-        if _are_of_classes(result.predictions, queries.labels):
+        if are_of_classes(result.predictions, queries.labels):
             table["prediction"] = result.predictions
     table["soft_count"] = soft.numpy()
     table["neighbor_fraction"] = (soft / result.counts.num_reference).numpy()
@@ -71,10 +71,16 @@ def _samples(result: SimilarityResult) -> pd.DataFrame:
     return table
 
 
-def _are_of_classes(predictions: list[Any], labels: list[Any]) -> bool:
-    """Return whether the largest outputs can be predicted classes: of embeddings they lie far beyond the labels."""
+# Fewer samples say nothing about whether outputs are classes.
+_ENOUGH_TO_TELL = 32
+
+
+def are_of_classes(predictions: list[Any], labels: list[Any]) -> bool:
+    """Return whether the largest outputs can be classes: those of embeddings lie beyond the labels, and hardly agree."""
     whole = all(isinstance(value, int) for value in (*predictions, *labels))
-    return not whole or max(labels, default=-1) < 0 or max(predictions) < 2 * (max(labels) + 1)
+    if not whole or len(labels) < _ENOUGH_TO_TELL or max(labels) < 0 or max(predictions) < 2 * (max(labels) + 1):
+        return True
+    return float(np.mean(np.equal(predictions, labels))) > 0.05
 
 
 def _are_classes(labels: Sequence[Any] | None) -> bool:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_netsim import tables
 from lightning_netsim.plan import SweepSettings
 from lightning_netsim.records import SCHEMA_VERSION, read_record, write_record
 from lightning_netsim.results import KernelNeighborsResult, NeighborCountResult, SampleSet, SimilarityResult
-from lightning_netsim.tables import make_record, scalars
+from lightning_netsim.tables import are_of_classes, make_record, scalars
 
 NAN = float("nan")
 
@@ -54,17 +55,25 @@ INDEX = [3, 5, 7, 9]
 
 
 @pytest.mark.parametrize(
-    ("labels", "largest", "shown"),
+    ("predictions", "labels", "shown"),
     [
-        ([0, 1, 1, 0], 3, True),
-        ([0, 1, 1, 0], 4, False),  # The 5th output of an embedding is no class.
-        (["a", "b", "b", "a"], 40, True),
-        ([-1, -1, -1, -1], 40, True),
+        ([0, 3] * 20, [0, 1] * 20, True),
+        ([2, 63] * 20, [0, 1] * 20, False),  # The 64th output of an embedding is no class.
+        ([2, 63] * 19 + [0, 1], [0, 1] * 20, False),  # Some of them agree with the labels by chance.
+        ([0, 999] * 20, [0, 1] * 20, True),  # Of a thousand classes, data may hold two.
+        ([63], [0], True),  # One sample says nothing.
+        ([0, 40] * 20, ["a", "b"] * 20, True),
+        ([0, 40] * 20, [-1] * 40, True),
     ],
 )
-def test_predictions_are_shown_where_outputs_can_be_classes(labels: list[Any], largest: int, shown: bool) -> None:
-    table = make_record(made(samples(INDEX, labels), predictions=[0, largest, 1, 0]), SETTINGS, {}).samples
-    assert ("prediction" in table) == shown
+def test_predictions_are_shown_where_outputs_can_be_classes(predictions: list[Any], labels: list[Any], shown: bool) -> None:
+    assert are_of_classes(predictions, labels) == shown
+
+
+def test_predictions_that_are_no_classes_are_no_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "prediction" in make_record(made(samples(INDEX, [0, 1, 1, 0])), SETTINGS, {}).samples
+    monkeypatch.setattr(tables, "are_of_classes", lambda predictions, labels: False)
+    assert "prediction" not in make_record(made(samples(INDEX, [0, 1, 1, 0])), SETTINGS, {}).samples
 
 
 def test_samples_table_has_one_row_for_each_query() -> None:

@@ -27,7 +27,9 @@ class EmbeddingMetrics(AbstractEmbeddingMetric):
     - ``knn_accuracy``: of the vote of the nearest neighbors, weighted by exp(similarity / 0.07).
     - ``nmi``: normalized mutual information (arithmetic mean) of classes and k-means clusters, as many as there are classes.
 
-    A sample whose embedding is zero or not finite finds nothing and is not found: it counts as a failure.
+    A sample whose embedding is zero or not finite finds nothing and is not found: it counts as a failure. So does one that is
+    alone in its class, but for MAP@R, which leaves it out. Where fewer than k samples can be found, Recall@k is of all. Samples
+    that a distributed sampler repeats would find themselves: give such a Trainer ``use_distributed_sampler=False``.
 
     Args:
         recall_at: the k of Recall@k.
@@ -67,7 +69,7 @@ class EmbeddingMetrics(AbstractEmbeddingMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return each figure by its name, a scalar in [0, 1]; NaN where there is nothing to find."""
-        queries, references = self.queries(), self.references()
+        queries, references = _renumbered(self.queries(), self.references())
         own = not len(references)
         searched = queries if own else references
         largest = int(searched.labels.bincount().max()) - own if len(searched) else 0
@@ -87,16 +89,21 @@ class EmbeddingMetrics(AbstractEmbeddingMetric):
     ) -> dict[str, Tensor]:
         matches = labels == queries.labels.unsqueeze(1)
         figures = {f"recall@{k}": recall_at_k(matches, min(k, matches.shape[1])) for k in self.recall_at}
-        num_classes = 1 + int(max(queries.labels.max(), searched.labels.max())) if len(queries) and len(searched) else 1
         if self.map_at_r:
-            sizes = searched.labels.bincount(minlength=num_classes)
+            sizes = searched.labels.bincount(minlength=1 + int(queries.labels.max()) if len(queries) else 0)
             num_relevant = (sizes[queries.labels] - int(own)).clamp_min(0)
             figures["map@r"] = mean_average_precision_at_r(matches, num_relevant)
         voters = slice(None, self.num_neighbors)
-        predicted = neighbor_vote(similarity[:, voters], labels[:, voters], num_classes)
-        correct = (predicted == queries.labels) & (labels[:, 0] >= 0)
-        figures["knn_accuracy"] = correct.float().mean()
+        predicted = neighbor_vote(similarity[:, voters], labels[:, voters])
+        figures["knn_accuracy"] = (predicted == queries.labels).float().mean()
         return figures
+
+
+def _renumbered(*samples: LabeledEmbeddings) -> list[LabeledEmbeddings]:
+    """Return sets of samples with their classes numbered from 0 on, without gaps."""
+    labels = torch.unique(torch.cat([some.labels for some in samples]), return_inverse=True)[1]
+    parts = labels.split([len(some) for some in samples])
+    return [LabeledEmbeddings(some.vectors, part) for some, part in zip(samples, parts, strict=True)]
 
 
 def _neighbors(queries: LabeledEmbeddings, searched: LabeledEmbeddings, own: bool, k: int) -> tuple[Tensor, Tensor]:

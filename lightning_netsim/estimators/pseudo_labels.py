@@ -19,9 +19,10 @@ _SAMPLES_PER_CLUSTER = 256
 class PseudoLabels(nn.Module):
     """Cluster the embeddings of an epoch, and label those of the next one by the nearest center.
 
-    `update` with the embeddings of every batch, `refresh` when an epoch has ended, `assign` at any time. The embeddings of the
-    256·k samples that came last are kept. A sample is labeled by its own embedding at the time, so that it needs no name. The
-    centers belong to the state of a module, so that a resumed run goes on with them.
+    `update` with the embeddings of every batch, `refresh` when an epoch has ended, or `begin_epoch` at every step; `assign` at
+    any time. The embeddings of the 256·k samples that came last are kept. A sample is labeled by its own embedding at the time,
+    so that it needs no name. Each cluster keeps the number of the nearest one before, so that a loss may learn something of it.
+    All this belongs to the state of a module, so that a resumed run goes on with it.
 
     Args:
         num_clusters: k, at least 2.
@@ -51,6 +52,7 @@ class PseudoLabels(nn.Module):
         self.num_clusters = num_clusters
         self.seed = seed
         self.centers: Tensor | None = None
+        self.epoch: int | None = None
         self._kept: list[Tensor] = []
 
     def update(self, embeddings: Tensor) -> None:
@@ -69,14 +71,30 @@ class PseudoLabels(nn.Module):
             self._kept.pop(0)
             excess -= len(self._kept[0])
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Refresh, unless `epoch` is the one of the last call, or the first."""
+        if self.epoch is not None and epoch != self.epoch:
+            self.refresh()
+        self.epoch = epoch
+
     def refresh(self) -> None:
-        """Cluster what was added since the last time, in all processes; with fewer samples than clusters, leave it as it is."""
+        """Cluster what was added since the last time, in all processes.
+
+        Raises:
+            NetsimError: there never were as many samples as clusters.
+        """
         processes = Processes.current()
         kept = [part for parts in processes.gather(self._kept) for part in parts]
         self._kept = []
-        if sum(map(len, kept)) >= self.num_clusters:
-            centers = find_clusters(torch.cat(kept), self.num_clusters, self.seed) if processes.rank == 0 else None
-            self.centers = processes.broadcast(centers)
+        size = sum(map(len, kept))
+        if size < self.num_clusters:
+            if self.centers is None:
+                raise expected("num_clusters", f"at most {size}, the number of samples so far", str(self.num_clusters))
+            return
+        centers = find_clusters(torch.cat(kept), self.num_clusters, self.seed) if processes.rank == 0 else None
+        if centers is not None and self.centers is not None:
+            centers = _in_order(centers, self.centers.cpu())
+        self.centers = processes.broadcast(centers)
 
     def assign(self, embeddings: Tensor) -> Tensor:
         """Return the cluster of each embedding, shape (B,), int64; -1 before the first refresh.
@@ -91,10 +109,22 @@ class PseudoLabels(nn.Module):
         self.centers = self.centers.to(embeddings.device)
         return (embeddings.float() @ self.centers.mT).argmax(1)
 
-    def get_extra_state(self) -> Tensor:
-        """Return the centers for a checkpoint, none of them before the first refresh."""
-        return torch.zeros(0, 0) if self.centers is None else self.centers.cpu()
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what a checkpoint has to hold, as plain values."""
+        return {"centers": self.centers, "kept": self._kept, "epoch": self.epoch}
 
     def set_extra_state(self, state: Any) -> None:
-        """Take the centers from a checkpoint."""
-        self.centers = state if len(state) else None
+        """Take it from a checkpoint."""
+        self.centers, self._kept, self.epoch = state["centers"], list(state["kept"]), state["epoch"]
+
+
+def _in_order(centers: Tensor, before: Tensor) -> Tensor:
+    """Return centers in the order of those before: the nearest pair of both first, then the nearest of what remains."""
+    similarity = before @ centers.mT
+    order = torch.zeros(len(centers), dtype=torch.int64)
+    for _ in range(len(centers)):
+        old, new = divmod(int(similarity.argmax()), len(centers))
+        order[old] = new
+        similarity[old, :] = -torch.inf
+        similarity[:, new] = -torch.inf
+    return centers[order]

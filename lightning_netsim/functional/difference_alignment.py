@@ -68,7 +68,7 @@ def difference_alignment_loss(
     labels: Tensor | None = None,
     pairs: Tensor | None = None,
     difference: str = "distance",
-    norm: str = "l2",
+    norm: str = "squared_l2",
 ) -> Tensor:
     """Compute how much the differences of embeddings of different classes vary: their CTV norm over its number of pairs.
 
@@ -83,6 +83,8 @@ def difference_alignment_loss(
             vectors of the paper, "signed" z − z' or "abs" |z − z'| by coordinate, which three or more classes share only where
             their embeddings are the same.
         norm: G, see `ctv_norm`; of distances, L1 and L2 are the same.
+
+    `DifferenceAlignmentLoss` divides embeddings by their length before, and draws the pairs.
 
     Returns:
         A scalar, at least 0, in the units of the embeddings (squared for "squared_l2"); zero, on the graph, where fewer than

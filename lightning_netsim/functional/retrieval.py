@@ -66,40 +66,39 @@ def mean_average_precision_at_r(matches: Tensor, num_relevant: Tensor) -> Tensor
     return ((precision * counted).sum(1)[kept] / num_relevant[kept]).mean()
 
 
-def neighbor_vote(similarity: Tensor, neighbor_labels: Tensor, num_classes: int, temperature: float = 0.07) -> Tensor:
+def neighbor_vote(similarity: Tensor, neighbor_labels: Tensor, temperature: float = 0.07) -> Tensor:
     """Predict the class for which the neighbors vote, each with the weight exp(similarity / temperature).
 
     Args:
-        similarity: shape (Q, k); NaN for a neighbor that is missing.
-        neighbor_labels: shape (Q, k), int64, the class of each neighbor, in [0, C).
-        num_classes: C.
+        similarity: shape (Q, k), descending; NaN for a neighbor that is missing.
+        neighbor_labels: shape (Q, k), int64, the class of each neighbor.
         temperature: > 0; a high one makes all votes alike.
 
     Returns:
-        The predicted classes, shape (Q,), int64.
+        The predicted classes, shape (Q,); of classes with equal votes, that of the nearer neighbor.
 
     Raises:
-        NetsimError: an argument is out of range.
+        NetsimError: shapes do not fit, or the temperature is not positive.
 
     Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018.
 
     Example:
-        >>> neighbor_vote(torch.tensor([[0.9, 0.1, 0.1]]), torch.tensor([[1, 0, 0]]), num_classes=2)
+        >>> neighbor_vote(torch.tensor([[0.9, 0.1, 0.1]]), torch.tensor([[1, 0, 0]]))
         tensor([1])
     """
     check_tensor("similarity", similarity, 2, like="(Q, k)")
     check_positive_number("temperature", temperature)
-    check_positive_int("num_classes", num_classes)
-    neighbor_labels = torch.as_tensor(neighbor_labels)
-    wanted = f"of shape {tuple(similarity.shape)} and below {num_classes}"
-    if neighbor_labels.shape != similarity.shape or neighbor_labels.is_floating_point():
-        raise expected("neighbor_labels", wanted, f"{neighbor_labels.dtype} of shape {tuple(neighbor_labels.shape)}")
-    if neighbor_labels.numel() and int(neighbor_labels.max()) >= num_classes:
-        raise expected("neighbor_labels", wanted, f"a label {int(neighbor_labels.max())}")
+    labels = torch.as_tensor(neighbor_labels)
+    if labels.shape != similarity.shape or not similarity.shape[1] or labels.is_floating_point():
+        raise expected(
+            "neighbor_labels", f"whole numbers of shape {tuple(similarity.shape)}", f"{labels.dtype} {tuple(labels.shape)}"
+        )
     scores = (similarity / temperature).nan_to_num(-torch.inf)
     # From the highest similarity of a query down, so that no weight overflows and not all vanish.
     weights = (scores - scores.amax(1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)).exp()
-    return weights.new_zeros(len(similarity), num_classes).scatter_add_(1, neighbor_labels.clamp_min(0), weights).argmax(1)
+    # What each neighbor's class gets, among the neighbors: there may be very many classes.
+    votes = ((labels.unsqueeze(2) == labels.unsqueeze(1)) * weights.unsqueeze(1)).sum(2)
+    return labels.gather(1, votes.argmax(1, keepdim=True)).squeeze(1)
 
 
 def _check_matches(matches: Tensor) -> Tensor:

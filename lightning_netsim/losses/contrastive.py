@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,13 +41,14 @@ class ContrastiveLoss(AbstractEmbeddingLoss):
 class MetricLearningLoss(AbstractEmbeddingLoss):
     """Compute any criterion that is called as (embeddings, labels), or with a miner as (embeddings, labels, indices_tuple).
 
-    All of pytorch-metric-learning are called so. What the criterion learns itself, as "ProxyAnchorLoss" its proxies, are
+    Nearly all of pytorch-metric-learning are called so. What the criterion learns itself, as "ProxyAnchorLoss" its proxies, are
     parameters of this module.
 
     Args:
         loss: the name of a class in ``pytorch_metric_learning.losses``, for example "NTXentLoss", "SupConLoss", "NPairsLoss",
             "TripletMarginLoss" or "ProxyAnchorLoss"; or a criterion that is made already.
-        loss_args: the arguments of that class; a loss with proxies needs ``num_classes`` and ``embedding_size``.
+        loss_args: the arguments of that class; a loss with proxies needs ``num_classes`` and ``embedding_size``. A distance or
+            reducer is an object, or {"class_path": ..., "init_args": {...}}.
         miner: what chooses the pairs or triplets: the name of a class in ``pytorch_metric_learning.miners``, for example
             "MultiSimilarityMiner" or "TripletMarginMiner", or a miner that is made already. None takes all.
         miner_args: the arguments of that class.
@@ -104,6 +105,19 @@ class MetricLearningLoss(AbstractEmbeddingLoss):
         return ""
 
 
+# Losses of pytorch-metric-learning that want more than (embeddings, labels).
+_OTHER_CALLS = ("VICRegLoss", "SelfSupervisedLoss", "CrossBatchMemory", "MultipleLosses")
+
+
+def _part(value: Any) -> Any:
+    """Return an argument, made from its class and arguments where a file gives these, as for a distance or a reducer."""
+    if not isinstance(value, Mapping) or "class_path" not in value:
+        return value
+    package, _, kind = str(value["class_path"]).rpartition(".")
+    arguments = {key: _part(each) for key, each in value.get("init_args", {}).items()}
+    return getattr(importlib.import_module(package), kind)(**arguments)
+
+
 def _made(name: str, what: str | Callable[..., Any], arguments: dict[str, Any] | None) -> Callable[..., Any]:
     """Return a loss or miner, made from the name of its class where that is what is given."""
     if not isinstance(what, str):
@@ -120,9 +134,12 @@ def _made(name: str, what: str | Callable[..., Any], arguments: dict[str, Any] |
         remedy = "Run `pip install 'lightning-netsim[metric-learning]'`."
         raise expected(name, "one of pytorch-metric-learning, which has to be installed", repr(what), remedy) from error
     kinds = {key: kind for key, kind in vars(room).items() if isinstance(kind, type) and issubclass(kind, nn.Module)}
+    # What others derive from, or wrap, and what takes other arguments than (embeddings, labels).
+    kinds = {key: kind for key, kind in kinds.items() if not key.startswith(("Base", "Generic")) and key not in _OTHER_CALLS}
     kind = kinds[check_choice(name, what, sorted(kinds))]
+    parts = {key: _part(value) for key, value in (arguments or {}).items()}
     try:
-        made: Callable[..., Any] = kind(**(arguments or {}))
+        made: Callable[..., Any] = kind(**parts)
     except (TypeError, KeyError) as error:
         got = f"{arguments or {}!r} ({type(error).__name__}: {error})"
         raise expected(f"{name}_args", f"the arguments of {what}", got) from error

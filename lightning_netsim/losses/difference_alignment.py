@@ -32,7 +32,7 @@ class DifferenceAlignmentLoss(AbstractEmbeddingLoss):
             classes at random, an unbiased estimate of the mean over all. None for all of them.
         normalize: divide embeddings by their length first, as most losses on embeddings do, so that distances lie in [0, 2]
             and the term cannot shrink with the embeddings.
-        seed: of the draws.
+        seed: of the draws, which begin anew where a run is resumed.
 
     Raises:
         NetsimError: for a value out of range; later, for embeddings that are not finite, or labels of another length.
@@ -83,7 +83,23 @@ class DifferenceAlignmentLoss(AbstractEmbeddingLoss):
             return links[:, : self.num_differences]
         if self.num_differences is None:
             return None
-        first, second = torch.triu_indices(size, size, offset=1, device=labels.device)
-        between = (labels[first] != labels[second]).nonzero().squeeze(1)
-        chosen = between[torch.randperm(len(between), generator=self._generator)[: self.num_differences].to(between.device)]
-        return torch.stack([first[chosen], second[chosen]])
+        sizes = torch.unique(labels, return_counts=True)[1]
+        possible = (size * size - int(sizes.square().sum())) // 2
+        if possible <= self.num_differences:
+            return None
+        return self._some_pairs(labels.cpu(), self.num_differences, possible)
+
+    def _some_pairs(self, labels: Tensor, number: int, possible: int) -> Tensor:
+        """Return so many of the possible pairs of different classes, each with the same chance, shape (2, n)."""
+        size = len(labels)
+        if possible < 8 * number or possible < size * size // 8:  # Rejection would be slow.
+            first, second = torch.triu_indices(size, size, offset=1)
+            pairs = torch.stack([first, second])[:, labels[first] != labels[second]]
+            return pairs[:, torch.randperm(possible, generator=self._generator)[:number]]
+        codes = torch.zeros(0, dtype=torch.int64)
+        while len(codes) < number:
+            drawn = torch.randint(size, (2, 4 * number), generator=self._generator)
+            first, second = drawn[:, labels[drawn[0]] != labels[drawn[1]]].sort(0).values
+            codes = torch.unique(torch.cat([codes, first * size + second]))
+        codes = codes[torch.randperm(len(codes), generator=self._generator)[:number]]
+        return torch.stack([codes // size, codes % size])

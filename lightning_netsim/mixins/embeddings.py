@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,7 +17,7 @@ from lightning_netsim.batches import class_labels, find_outputs, find_views, spl
 from lightning_netsim.estimators import PseudoLabels
 from lightning_netsim.functional._precision import unit_rows
 from lightning_netsim.jacobian.trees import batch_size
-from lightning_netsim.losses import AbstractEmbeddingLoss, MetricLearningLoss
+from lightning_netsim.losses import AbstractEmbeddingLoss, AbstractSimilarityLoss, MetricLearningLoss
 from lightning_netsim.mixins.regularized import AbstractRegularizer, RegularizedModule, Term, made_criterion
 from lightning_netsim.mixins.schedule import ScheduleLike
 
@@ -51,12 +52,15 @@ class EmbeddingRegularizer(AbstractRegularizer):
         learning_rate: float | None = None,
     ) -> None:
         super().__init__(name, weight, every_n_steps)
-        if labels not in ("batch", "instance") and (isinstance(labels, (str, bool)) or labels < 2):
+        is_number = isinstance(labels, int) and not isinstance(labels, bool) and labels > 1
+        if labels not in ("batch", "instance") and not is_number:
             raise expected(f"{name}_labels", "'batch', 'instance', or a number of clusters from 2", repr(labels))
+        if layer is not None and not isinstance(layer, str):
+            raise expected(f"{name}_layer", "the name of a module", repr(layer))
         self.learning_rate = learning_rate
         self._layer, self._labels = layer, labels
         self._across_processes, self._needs_pairs = across_processes, needs_pairs
-        self._epoch: int | None = None
+        self._has_said_so = False
 
     def prepare(self, module: LightningModule) -> None:
         self._source(module)
@@ -95,51 +99,64 @@ class EmbeddingRegularizer(AbstractRegularizer):
         labels = self._labels_of(module, batch, embeddings)
         if self._across_processes and _world_size(module) > 1:
             embeddings, labels = gathered(module, embeddings), gathered(module, labels)
-        term: Tensor = self.criterion(module)(embeddings, labels)
+        term = self.criterion(module)(embeddings, labels)
+        if not isinstance(term, Tensor) or term.ndim:
+            got = f"shape {tuple(term.shape)}" if isinstance(term, Tensor) else type(term).__name__
+            raise expected(f"{self.name}_criterion", "one that returns a scalar", got)
         return term
 
     def _joined(self, seen: list[Tensor]) -> Tensor:
         if not seen:
             where = "the LightningModule itself" if self._layer is None else repr(self._layer)
-            remedy = (
-                f"Name a layer by `{self.name}_layer=`; the inside of compiled code and calls without gradients are not seen."
-            )
+            remedy = f"Name a layer by `{self.name}_layer=`; calls without gradients, and inside compiled code, are not seen."
             raise expected(f"{self.name}_layer", "a module that the training step calls", f"{where}, which it does not", remedy)
+        if len({rows.shape[1] for rows in seen}) > 1:
+            got = f"widths {', '.join(str(rows.shape[1]) for rows in seen)}"
+            raise expected(f"{self.name}_layer", "a module that puts out embeddings of one width", got)
         return torch.cat(seen)
 
     def _labels_of(self, module: LightningModule, batch: Any, embeddings: Tensor) -> Tensor:
         """Return the label of each row: views of all samples come one after the other."""
         inputs, given, _ = split_batch(batch)
-        given, views, rows = class_labels(given), find_views(inputs), len(embeddings)
-        size = len(given) if given is not None and given.ndim else batch_size(views[0] if views else inputs)
-        if not size or rows % size:
-            got = f"{rows} rows from a batch of {size}"
+        views, labels = find_views(inputs), class_labels(given)
+        size = batch_size(views[0] if views else inputs) or (0 if labels is None else len(labels))
+        num_views = len(embeddings) // size if size else 0
+        if not num_views or len(embeddings) % size:
+            got = f"{len(embeddings)} rows from a batch of {size}"
             remedy = f"Name the layer by `{self.name}_layer=` that puts out one row for each sample and view."
             raise expected("embeddings", "one or more rows for each sample", got, remedy)
-        if self._needs_pairs and self._labels == "instance" and rows == size:
-            remedy = "Let the batch be ([first views, second views], ...), or the step run the module on both."
-            raise expected("batch", "several views of each sample", "one", remedy)
-        return self._labels_of_samples(module, given, size, embeddings).repeat(rows // size)
-
-    def _labels_of_samples(self, module: LightningModule, given: Tensor | None, size: int, embeddings: Tensor) -> Tensor:
         if self._labels == "batch":
-            if given is None:
+            if labels is None:
+                got = "none" if given is None else f"a {type(given).__name__} without whole numbers"
                 remedy = (
                     f"Give the batch as (inputs, labels), or set `{self.name}_labels` to 'instance' or a number of clusters."
                 )
-                raise expected("labels", "the class of each sample", "none", remedy)
-            return check_labels("labels", given, size).to(embeddings.device)
+                raise expected("labels", "the class of each sample", got, remedy)
+            return check_labels("labels", labels, size).to(embeddings.device).repeat(num_views)
         instances = torch.arange(size, device=embeddings.device) * _world_size(module) + module.global_rank
         if self._labels == "instance":
-            return instances
+            if self._needs_pairs and num_views == 1:
+                remedy = "Let the batch be ([first views, second views], ...), or the step run the module on both."
+                raise expected("batch", "several views of each sample", "one", remedy)
+            return instances.repeat(num_views)
+        return self._clusters_of(module, embeddings, instances, num_views).repeat(num_views)
+
+    def _clusters_of(self, module: LightningModule, embeddings: Tensor, instances: Tensor, num_views: int) -> Tensor:
+        """Return the cluster of each sample, by the mean of its views, and keep these to be clustered after the epoch."""
         clusters: PseudoLabels = getattr(module, f"{self.name}_clusters")
-        if self._epoch is not None and self._epoch != module.current_epoch:
-            clusters.refresh()
-        self._epoch = module.current_epoch
-        means = unit_rows(embeddings.detach().float()).view(-1, size, embeddings.shape[1]).sum(0)
+        clusters.begin_epoch(module.current_epoch)
+        means = unit_rows(embeddings.detach().float()).view(num_views, -1, embeddings.shape[1]).sum(0)
         clusters.update(means)
-        known = getattr(self.criterion(module), "num_classes", None)  # Of which there are fewer than samples.
-        return instances if clusters.centers is None and known is None else clusters.assign(means)
+        # A loss with proxies knows fewer classes than there are samples, and one that needs pairs has none in single views.
+        by_instance = getattr(self.criterion(module), "num_classes", None) is None and not (
+            self._needs_pairs and num_views == 1
+        )
+        if clusters.centers is not None or not by_instance:
+            if clusters.centers is None and not self._has_said_so:
+                self._has_said_so = True
+                rank_zero_info(f"The first epoch only collects embeddings to be clustered: netsim/{self.name}_loss is 0.")
+            return clusters.assign(means)
+        return instances
 
 
 def _world_size(module: LightningModule) -> int:
@@ -161,5 +178,8 @@ def gathered(module: LightningModule, rows: Tensor) -> Tensor:
 
 def embedding_criterion(name: str, criterion: EmbeddingCriterion | Mapping[str, Any] | None) -> AbstractEmbeddingLoss | None:
     """Return a criterion of embeddings; a function of (embeddings, labels) becomes one."""
-    made = made_criterion(name, criterion, "a module of `lightning_netsim.losses`, or a function of (embeddings, labels)")
+    wanted = "a module of `lightning_netsim.losses` for embeddings, or a function of (embeddings, labels)"
+    made = made_criterion(name, criterion, wanted)
+    if isinstance(made, AbstractSimilarityLoss):
+        raise expected(name, wanted, f"{type(made).__name__}, which is of gradients", "Give it to `SimilarityMixin`.")
     return made if made is None or isinstance(made, AbstractEmbeddingLoss) else MetricLearningLoss(made)

@@ -58,6 +58,8 @@ def _add_parameters(regularizer: Any, criterion: Any, optimizers: list[Any], is_
     missing = [parameter for parameter in parameters if id(parameter) not in known]
     if missing:
         groups[0]["params"].extend(missing)
+        if "param_names" in groups[0]:
+            groups[0]["param_names"].extend(f"{name}_criterion.{index}" for index in range(len(missing)))
         count = sum(parameter.numel() for parameter in missing)
         rank_zero_info(f"The {count:,} parameters of `{name}_criterion` are trained in the first group of the optimizer.")
 

@@ -16,7 +16,8 @@ from lightning.pytorch.cli import instantiate_class
 from torch import Tensor, nn
 
 from lightning_netsim._checks import NetsimError, check_positive_int, expected
-from lightning_netsim.batches import find_outputs, find_views, run_model, split_batch
+from lightning_netsim.batches import find_views, run_model, split_batch
+from lightning_netsim.jacobian import trees
 from lightning_netsim.mixins.optimizers import adding_parameters
 from lightning_netsim.mixins.schedule import Schedule, ScheduleLike
 
@@ -157,6 +158,7 @@ class RegularizedModule(LightningModule):
         if result is None or (isinstance(result, Mapping) and "loss" not in result):  # Skipped, or Lightning's to refuse.
             return result
         loss = result["loss"] if isinstance(result, Mapping) else result
+        loss = loss + self._zero_of_criteria()
         for regularizer, compute in terms:
             term, weight = compute(), regularizer.weight(self.global_step)
             loss = loss + weight * term.to(loss)
@@ -164,6 +166,13 @@ class RegularizedModule(LightningModule):
             if not regularizer.weight.is_constant:
                 self.log(f"netsim/{regularizer.name}_weight", weight)
         return {**result, "loss": loss} if isinstance(result, Mapping) else loss
+
+    def _zero_of_criteria(self) -> Any:
+        """Return zero, on the graph of the parameters of all criteria: data-parallel training wants a gradient of each."""
+        criteria = [regularizer.criterion(self) for regularizer in self._regularizers]
+        modules = [criterion for criterion in criteria if isinstance(criterion, nn.Module)]
+        parameters = [each for criterion in modules for each in criterion.parameters() if each.requires_grad]
+        return sum((parameter.sum() * 0 for parameter in parameters), 0.0)
 
 
 def _arguments_of_mixins(cls: type[RegularizedModule]) -> list[str]:
@@ -218,8 +227,9 @@ def made_criterion(name: str, criterion: Any, wanted: str) -> Callable[..., Any]
     check_saved(name, criterion)
     if isinstance(criterion, Mapping):
         criterion = instantiate_class((), dict(criterion))
-    if criterion is not None and not callable(criterion):
-        raise expected(name, wanted, repr(criterion))
+    if criterion is not None and (not callable(criterion) or isinstance(criterion, type)):
+        got = f"the class {criterion.__name__}" if isinstance(criterion, type) else repr(criterion)
+        raise expected(name, wanted, got)
     made: Callable[..., Any] | None = criterion
     return made
 
@@ -257,7 +267,11 @@ def _default_training_step(self: RegularizedModule, batch: Any, batch_idx: int) 
     """Run the module on the inputs of a batch, on all their views at once, and return zero: the terms are the loss."""
     inputs = split_batch(batch)[0]
     views = find_views(inputs)
-    return find_outputs(run_model(self, torch.cat(views) if views else inputs)).sum() * 0
+    found = trees.tensors(run_model(self, torch.cat(views) if views else inputs))
+    # An output that no term looks at may hold NaN.
+    return sum(
+        (part.nan_to_num(0, 0, 0).sum() * 0 for part in found if part.requires_grad), torch.zeros((), device=self.device)
+    )
 
 
 def _refuse_wrong_order(cls: type[RegularizedModule]) -> None:

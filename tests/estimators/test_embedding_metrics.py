@@ -413,3 +413,8 @@ def test_a_lightning_module_logs_the_figures(tmp_path: Path) -> None:
         wanted = figures(torch.cat([one for one, _ in held]), torch.cat([labels for _, labels in held]))
         check({name: float(value) for name, value in values.items()}, wanted)
     assert not module.metrics.state_dict()
+
+
+def test_numbers_of_classes_may_be_large() -> None:
+    embeddings, labels = samples(31)
+    assert figures(embeddings, labels + 10**12) == figures(embeddings, labels)

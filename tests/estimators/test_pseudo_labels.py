@@ -109,7 +109,7 @@ def test_each_refresh_starts_anew() -> None:
     labels = refreshed(first)
     labels.update(second)
     labels.refresh()
-    torch.testing.assert_close(centers(labels), centers(refreshed(second)))
+    assert same_partition(labels.assign(second), refreshed(second).assign(second))
     assert float((centers(labels) @ centers(refreshed(first)).mT).max()) < 0.5
 
 
@@ -131,12 +131,41 @@ def test_the_latest_samples_are_kept(batch_size: int) -> None:
     assert not labels._kept
 
 
+def test_clusters_keep_their_numbers() -> None:
+    embeddings, _ = blobs(300)
+    labels = refreshed(embeddings)
+    before = labels.assign(embeddings)
+    for seed in range(1, 6):
+        labels.seed = seed  # Which alone would number them anew.
+        labels.update(embeddings[torch.randperm(300)])
+        labels.refresh()
+        assert torch.equal(labels.assign(embeddings), before)
+
+
+def test_too_few_samples_are_refused_the_first_time() -> None:
+    labels = PseudoLabels(3)
+    labels.update(torch.eye(8)[:2])
+    with pytest.raises(NetsimError, match="`num_clusters` to be at most 2, the number of samples so far, but got 3"):
+        labels.refresh()
+
+
+def test_an_epoch_begins_once() -> None:
+    labels = PseudoLabels(3)
+    embeddings = blobs(30)[0]
+    for epoch in (0, 0, 0):
+        labels.begin_epoch(epoch)
+        labels.update(embeddings)
+    assert labels.centers is None
+    state = saved(labels.state_dict())
+    labels.begin_epoch(1)
+    resumed = PseudoLabels(3)
+    resumed.load_state_dict(state)
+    resumed.begin_epoch(1)
+    assert torch.equal(centers(resumed), centers(labels))
+
+
 def test_too_few_samples_leave_the_centers() -> None:
     labels = PseudoLabels(3)
-    labels.refresh()
-    labels.update(torch.eye(8)[:2])
-    labels.refresh()
-    assert labels.centers is None
     embeddings = blobs(30)[0]
     labels.update(embeddings)
     labels.refresh()
@@ -157,8 +186,8 @@ def test_rows_without_a_direction_are_left_out() -> None:
     torch.testing.assert_close(centers(refreshed(broken, 4)), centers(refreshed(embeddings, 4)))
     nothing = PseudoLabels(2)
     nothing.update(broken[10:50])
-    nothing.refresh()
-    assert nothing.centers is None
+    with pytest.raises(NetsimError, match="at most 0, the number of samples so far"):
+        nothing.refresh()
 
 
 def test_the_seed_decides() -> None:
@@ -189,7 +218,7 @@ def test_inference_mode() -> None:
     outside = labels.assign(embeddings @ weight)
     assert torch.equal(inside, outside)
     assert same_partition(outside, truth)
-    assert saved(labels.state_dict())["_extra_state"].shape == (3, 8)
+    assert saved(labels.state_dict())["_extra_state"]["centers"].shape == (3, 8)
 
 
 def test_a_checkpoint_holds_the_centers() -> None:

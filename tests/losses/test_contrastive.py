@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.cli import instantiate_class
 from pytorch_metric_learning import losses, miners
+from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor, nn
 
 from lightning_netsim import NetsimError
@@ -271,3 +272,19 @@ def test_a_keyword_that_the_library_reads_from_keywords() -> None:
 def test_a_class_in_the_place_of_an_object() -> None:
     with pytest.raises(NetsimError, match="the class ProxyNCALoss"):
         MetricLearningLoss(losses.ProxyNCALoss)
+
+
+def test_distances_and_reducers_from_a_file() -> None:
+    distance = {"class_path": "pytorch_metric_learning.distances.LpDistance", "init_args": {"power": 2}}
+    loss = MetricLearningLoss("TripletMarginLoss", {"distance": distance})
+    assert loss.loss.distance.power == 2  # type: ignore[union-attr]
+    x, labels = batch(3)
+    wanted = losses.TripletMarginLoss(distance=LpDistance(power=2))(x, labels)
+    torch.testing.assert_close(loss(x, labels), wanted)
+    assert loss.config()["init_args"]["loss_args"] == {"distance": distance}
+
+
+@pytest.mark.parametrize("name", ["SelfSupervisedLoss", "VICRegLoss", "BaseMetricLossFunction", "GenericPairLoss"])
+def test_what_is_called_otherwise_is_not_offered(name: str) -> None:
+    with pytest.raises(NetsimError, match="`loss` to be one of 'AngularLoss'"):
+        MetricLearningLoss(name)

@@ -257,3 +257,18 @@ def test_size_of_embeddings_in_float32(size: float) -> None:
     z = random(0, 8, 3).float()
     wanted = DifferenceAlignmentLoss(pairs="all")(z)
     torch.testing.assert_close(DifferenceAlignmentLoss(pairs="all")(z * size), wanted, rtol=1e-3, atol=0)
+
+
+def test_few_of_very_many_pairs_estimate_without_bias() -> None:
+    z, labels = random(0, 60, 3), torch.arange(60) % 7 // 2  # Of about 1,300 pairs between classes.
+    wanted = float(DifferenceAlignmentLoss(norm="l2", pairs="all")(z, labels))
+    criterion = DifferenceAlignmentLoss(norm="l2", pairs="all", num_differences=20)
+    draws = torch.stack([criterion(z, labels) for _ in range(600)])
+    assert abs(float(draws.mean()) - wanted) < 4 * float(draws.std()) / 600**0.5
+    for _ in range(20):
+        pairs = criterion._draw(labels)
+        assert pairs is not None
+        first, second = pairs
+        assert bool((labels[first] != labels[second]).all())
+        assert len({(a, b) for a, b in pairs.T.tolist()}) == 20
+        assert bool((first < second).all())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_netsim import NetsimError
-from lightning_netsim.losses import ContrastiveLoss, DifferenceAlignmentLoss, MetricLearningLoss
+from lightning_netsim.losses import ContrastiveLoss, DifferenceAlignmentLoss, GroupSimilarityLoss, MetricLearningLoss
 from lightning_netsim.mixins import ContrastiveMixin, DifferenceAlignmentMixin, SimilarityMixin
 from tests.mixins.modules import CLASSES, Embedded, Encoder, Plain, TrainedEncoder, batch, gradients, loader, trainer
 
@@ -161,15 +161,40 @@ def test_clusters_of_the_epoch_before_are_labels() -> None:
     assert len(later.unique()) > 1
 
 
-def test_a_checkpoint_keeps_the_clusters(tmp_path: Path) -> None:
-    spy = Spy()
-    module = TrainedEncoder(contrastive_criterion=spy, contrastive_labels=3)
-    first = trainer(max_epochs=2)
-    first.fit(module, view_loader())
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_resumed_run_goes_on_with_the_clusters(epochs: int, tmp_path: Path) -> None:
+    whole = TrainedEncoder(contrastive_labels=3)
+    trainer(max_epochs=3).fit(whole, view_loader())
+    part = TrainedEncoder(contrastive_labels=3)
+    first = trainer(max_epochs=epochs)
+    first.fit(part, view_loader())
     first.save_checkpoint(tmp_path / "last.ckpt")
-    again = TrainedEncoder(contrastive_criterion=Spy(), contrastive_labels=3)
+    again = TrainedEncoder(contrastive_labels=3)
     trainer(max_epochs=3).fit(again, view_loader(), ckpt_path=tmp_path / "last.ckpt")
-    assert again.contrastive_criterion.seen[0].max() < 3  # type: ignore[operator, union-attr]
+    for name, value in whole.net.state_dict().items():
+        assert torch.equal(again.net.state_dict()[name], value)
+
+
+def test_single_views_are_only_collected_in_the_first_epoch(caplog: pytest.LogCaptureFixture) -> None:
+    spy = Spy()
+    with caplog.at_level("INFO"):
+        trainer(max_epochs=2).fit(TrainedEncoder(contrastive_criterion=spy, contrastive_labels=3), loader())
+    assert caplog.text.count("only collects embeddings") == 1
+    assert [len(labels) for labels in spy.seen] == [0, 0, 6, 6]
+
+
+def test_an_output_that_is_not_a_number_and_no_embedding_does_no_harm() -> None:
+    class Two(TrainedEncoder):
+        def forward(self, x: Tensor) -> Any:
+            return {"maps": super().forward(x).view(-1, 3, 1, 1) * torch.nan, "others": super().forward(x)}
+
+    loss = Two(contrastive_layer="net.0").training_step(batch(), 0)
+    assert torch.isfinite(loss)
+
+
+def test_a_criterion_that_is_no_scalar() -> None:
+    with pytest.raises(NetsimError, match=r"`contrastive_criterion` to be one that returns a scalar, but got shape \(12,\)"):
+        TrainedEncoder(contrastive_criterion=lambda embeddings, labels: embeddings.sum(1)).training_step(batch(), 0)
 
 
 def test_proxies_are_trained_though_the_optimizer_was_not_told() -> None:
@@ -336,6 +361,9 @@ def test_rows_that_do_not_fit_the_samples() -> None:
     [
         ("batch", (batch()[0],), r"`labels` to be the class of each sample, but got none. .*'instance'"),
         ("batch", (batch()[0], batch()[0]), r"`labels` to be a tensor of 12 class numbers"),
+        ("batch", (batch()[0], batch()[1][:6]), r"`labels` to be a tensor of 12 class numbers.*shape \(6,\)"),
+        ("batch", (batch()[0], batch()[1][:5]), r"`labels` to be a tensor of 12 class numbers.*shape \(5,\)"),
+        ("batch", (batch()[0], ["a"] * 12), r"the class of each sample, but got a list without whole numbers"),
         ("batch", (batch()[0], batch()[1].float()), r"`labels` to be a tensor of 12 class numbers"),
         ("instance", batch(), r"`batch` to be several views of each sample, but got one. .*\[first views, second views\]"),
     ],
@@ -350,6 +378,10 @@ def test_missing_labels_and_views(labels: str, given: Any, message: str) -> None
     [
         ({"contrastive_labels": "klusters"}, "`contrastive_labels` to be 'batch', 'instance', or a number of clusters"),
         ({"contrastive_labels": 1}, "a number of clusters from 2, but got 1"),
+        ({"contrastive_labels": 2.5}, "a number of clusters from 2, but got 2.5"),
+        ({"contrastive_layer": 3}, "`contrastive_layer` to be the name of a module"),
+        ({"contrastive_criterion": ContrastiveLoss}, "but got the class ContrastiveLoss"),
+        ({"contrastive_criterion": GroupSimilarityLoss()}, "which is of gradients. Give it to `SimilarityMixin`"),
         ({"contrastive_learning_rate": -1.0}, "`contrastive_learning_rate` to be a positive number"),
         ({"contrastive_weight": "much"}, "`contrastive_weight` to be a number"),
         ({"contrastive_criterion": 3}, "`contrastive_criterion` to be a module of"),

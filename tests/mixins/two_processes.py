@@ -41,7 +41,7 @@ class Uneven(Sampler[int]):
 
 
 def fit(module: Any, root: Path, data: Any, **options: Any) -> Any:
-    fitting = trainer(devices=2, strategy="ddp", default_root_dir=root, max_steps=1, **options)
+    fitting = trainer(**{"devices": 2, "strategy": "ddp", "default_root_dir": root, "max_steps": 1, **options})
     fitting.fit(module, data)
     return fitting
 
@@ -57,6 +57,10 @@ def main(root: Path) -> None:
     uneven = DataLoader(TensorDataset(*batch(12)), batch_size=7, sampler=Uneven())
     fit(joint, root, uneven, use_distributed_sampler=False)
     torch.save(joint.state_dict(), root / f"joint-{fitting.global_rank}.pt")
+
+    for options in ({"contrastive_every_n_steps": 2}, {"contrastive_labels": 3}):  # Steps without the proxies.
+        criterion = MetricLearningLoss(**CRITERION)
+        fit(TrainedEncoder(contrastive_criterion=criterion, **options), root, loader(size=24), max_epochs=2, max_steps=-1)
 
 
 if __name__ == "__main__":
