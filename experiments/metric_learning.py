@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from torch import nn
 
 from lightning_netsim.report import style
@@ -257,6 +258,7 @@ def draw_weights(axes: Axes, rows: list[dict[str, Any]]) -> None:
         elif some:
             axes.plot([row["weight"] for row in some], values, "o-", color=color, markersize=3.5, linewidth=1.3, label=form)
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_figures(experiment: Experiment, tables: dict[str, list[dict[str, Any]]], out: Path) -> None:
