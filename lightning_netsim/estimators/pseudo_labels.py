@@ -22,7 +22,7 @@ class PseudoLabels(nn.Module):
     `update` with the embeddings of every batch, `refresh` when an epoch has ended, or `begin_epoch` at every step; `assign` at
     any time. The embeddings of the 256·k samples that came last are kept. A sample is labeled by its own embedding at the time,
     so that it needs no name. Each cluster keeps the number of the nearest one before, so that a loss may learn something of it.
-    All this belongs to the state of a module, so that a resumed run goes on with it.
+    All this belongs to the state of a module, so that a resumed run goes on with it: a checkpoint grows by those embeddings.
 
     Args:
         num_clusters: k, at least 2.

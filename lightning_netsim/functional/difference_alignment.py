@@ -73,6 +73,7 @@ def difference_alignment_loss(
     """Compute how much the differences of embeddings of different classes vary: their CTV norm over its number of pairs.
 
     With m_1, ..., m_H the differences of the given pairs, pairs of one class left out, it is 2/(H(H − 1)) Σ_{k<l} G(m_k − m_l).
+    `DifferenceAlignmentLoss` divides embeddings by their length before, and draws the pairs.
 
     Args:
         embeddings: shape (B, h).
@@ -83,8 +84,6 @@ def difference_alignment_loss(
             vectors of the paper, "signed" z − z' or "abs" |z − z'| by coordinate, which three or more classes share only where
             their embeddings are the same.
         norm: G, see `ctv_norm`; of distances, L1 and L2 are the same.
-
-    `DifferenceAlignmentLoss` divides embeddings by their length before, and draws the pairs.
 
     Returns:
         A scalar, at least 0, in the units of the embeddings (squared for "squared_l2"); zero, on the graph, where fewer than
