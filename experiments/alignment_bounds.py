@@ -14,11 +14,11 @@ Prints the tables, writes a figure and every run (`runs.csv`), and prints as its
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,10 @@ from lightning_netsim.losses import ContrastiveLoss, DifferenceAlignmentLoss, Me
 from lightning_netsim.losses.criterion import AbstractEmbeddingLoss
 from lightning_netsim.report import style
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.run_log import RunLog, mean_and_error
+
 CLASSES, WIDTH, BATCH, LEARNING_RATE = 10, 64, 64, 1e-3
 # The share of the images that is held out: few are trained on, so that there is a gap to see.
 HELD_OUT = 0.8
@@ -48,36 +52,6 @@ SUM_WEIGHT = 0.005
 LOSSES = ("N-pair", "Proxy-Anchor", "contrastive")
 # What a table shows, with so many decimals.
 DIGITS = {"spread_train": 4, "spread_test": 4, "max_distance": 2, "loss_train": 3, "loss_test": 3, "gap": 4}
-
-
-class RunLog:
-    """The log of runs, a CSV file: a run that stands in it is not repeated."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: dict[tuple[str, ...], dict[str, float]] = {}
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    found = {name: float(value) for name, value in row.items() if name.startswith("=")}
-                    key = tuple(value for name, value in row.items() if not name.startswith("="))
-                    self.rows[key] = {name[1:]: value for name, value in found.items()}
-
-    def get(self, key: dict[str, Any], make: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Return what the run of this key has found, or make it and write it down; columns of what is found begin with "="."""
-        place = tuple(map(str, key.values()))
-        if place not in self.rows:
-            found = {name: float(f"{value:.6g}") for name, value in make().items()}
-            row = key | {f"={name}": value for name, value in found.items()}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = not self.path.is_file()
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(row))
-                if fresh:
-                    writer.writeheader()
-                writer.writerow(row)
-            self.rows[place] = found
-        return self.rows[place]
 
 
 @dataclass(frozen=True)
@@ -227,11 +201,6 @@ def spearman(places: Sequence[float], values: Sequence[float]) -> float:
     if len(set(values)) == 1:
         return 0.0
     return float(pd.Series(places).corr(pd.Series(values), method="spearman"))
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    series = pd.Series(values)
-    return float(series.mean()), float(series.sem()) if len(series) > 1 else 0.0
 
 
 def follow(log: RunLog, settings: dict[float, Setting], steps: int, seeds: Sequence[int]) -> dict[str, Any]:

@@ -36,8 +36,8 @@ from lightning_netsim.report import style
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.alignment_bounds import RunLog, mean_and_error
 from experiments.few_labels_training import draw_maps, transform
+from experiments.run_log import RunLog, mean_and_error
 
 # The last training images are the validation split; those that a network learns from are drawn among the others.
 POOL = 50_000

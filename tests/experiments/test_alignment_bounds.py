@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from experiments import alignment_bounds
-from experiments.alignment_bounds import LOSSES, RunLog, Setting, measure, run, spearman, spread
+from experiments.alignment_bounds import LOSSES, Setting, measure, run, spearman, spread
+from experiments.run_log import RunLog
 from lightning_netsim.losses import ContrastiveLoss
 
 Labeled = tuple[Tensor, Tensor]
