@@ -1,4 +1,4 @@
-"""Losses that say which embeddings belong together: the contrastive loss, and every criterion of pytorch-metric-learning."""
+"""Losses that say which embeddings belong together: the contrastive loss, and those of pytorch-metric-learning."""
 
 from __future__ import annotations
 

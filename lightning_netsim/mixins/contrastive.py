@@ -28,7 +28,7 @@ class ContrastiveMixin(RegularizedModule):
 
     Args:
         args: passed on.
-        contrastive_criterion: what is minimized: `ContrastiveLoss` (the default), any criterion of pytorch-metric-learning by
+        contrastive_criterion: what is minimized: `ContrastiveLoss` (the default), those of pytorch-metric-learning by
             `MetricLearningLoss`, or a function of (embeddings, labels).
         contrastive_weight: the weight: a number, points [step, weight] joined by straight lines, or a function of the step.
         contrastive_layer: the name of the module that puts out the embeddings, for example "network.8"; None for what the
