@@ -120,10 +120,10 @@ def _keywords(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def find_outputs(result: Any, remedy: str = _REMEDY) -> Tensor:
     """Return the (B, D) tensor to compare in what a model returned; where there is not one, say what helps."""
     if isinstance(result, Tensor):
-        return _check_outputs(result)
+        return _check_outputs(result, remedy)
     logits = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
     if isinstance(logits, Tensor):
-        return _check_outputs(logits)
+        return _check_outputs(logits, remedy)
     parts = (
         dict(result) if isinstance(result, Mapping) else dict(enumerate(result)) if isinstance(result, (tuple, list)) else {}
     )
@@ -136,9 +136,9 @@ def find_outputs(result: Any, remedy: str = _REMEDY) -> Tensor:
     raise expected("model", "one that returns a (B, D) tensor, or exactly one among its results", f"{{{seen}}}", remedy)
 
 
-def _check_outputs(outputs: Tensor) -> Tensor:
+def _check_outputs(outputs: Tensor, remedy: str) -> Tensor:
     if outputs.ndim != 2 or not outputs.is_floating_point():
-        remedy = "Use `unsqueeze(1)` for a single output, or define `similarity_step`."
+        remedy = f"Use `unsqueeze(1)` for a single output. Otherwise: {remedy}"
         raise expected("outputs", "a floating-point tensor of shape (B, D)", _describe(outputs), remedy)
     return outputs
 

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.clustering import normalized_mutual_info_score
 
-from lightning_netsim._checks import check_positive_int, expected
+from lightning_netsim._checks import check_positive_int, check_seed, expected
 from lightning_netsim.estimators.labeled_embeddings import AbstractEmbeddingMetric, LabeledEmbeddings
 from lightning_netsim.functional.retrieval import mean_average_precision_at_r, neighbor_vote, recall_at_k
 from lightning_netsim.index import NeighborIndex, find_clusters
+
+# Neighbors that are held at a time: with all samples of large classes, those of all queries would not fit into memory.
+_BLOCK_ELEMENTS = 2**22
 
 
 class EmbeddingMetrics(AbstractEmbeddingMetric):
@@ -34,7 +37,8 @@ class EmbeddingMetrics(AbstractEmbeddingMetric):
     Args:
         recall_at: the k of Recall@k.
         num_neighbors: how many neighbors vote; fewer where there are fewer.
-        map_at_r: whether to compute MAP@R, for which as many neighbors are searched as the largest class has samples.
+        map_at_r: whether to compute MAP@R, for which as many neighbors are searched as the largest class has samples: of
+            20,000 samples of ten classes that takes 9 s on two cores, all the rest 1 s.
         nmi: whether to cluster.
         seed: of the clustering.
 
@@ -65,38 +69,68 @@ class EmbeddingMetrics(AbstractEmbeddingMetric):
         self.num_neighbors = check_positive_int("num_neighbors", num_neighbors)
         self.map_at_r = map_at_r
         self.nmi = nmi
-        self.seed = seed
+        self.seed = check_seed("seed", seed)
 
     def compute(self) -> dict[str, Tensor]:
         """Return each figure by its name, a scalar in [0, 1]; NaN where there is nothing to find."""
         queries, references = _renumbered(self.queries(), self.references())
-        own = not len(references)
-        searched = queries if own else references
-        largest = int(searched.labels.bincount().max()) - own if len(searched) else 0
-        wanted = max([*self.recall_at, self.num_neighbors, largest if self.map_at_r else 1])
-        available = len(searched) - own
-        if len(queries) and available > 0:
-            similarity, labels = _neighbors(queries, searched, own, min(wanted, available))
-        else:
-            similarity, labels = torch.zeros(len(queries), 1), torch.full((len(queries), 1), -1)
-        figures = self._retrieval(queries, searched, own, similarity, labels)
+        figures = self._retrieval(_Search(queries, references), queries.labels)
         if self.nmi:
             figures["nmi"] = _clustering(queries, self.seed)
         return figures
 
-    def _retrieval(
-        self, queries: LabeledEmbeddings, searched: LabeledEmbeddings, own: bool, similarity: Tensor, labels: Tensor
-    ) -> dict[str, Tensor]:
-        matches = labels == queries.labels.unsqueeze(1)
-        figures = {f"recall@{k}": recall_at_k(matches, min(k, matches.shape[1])) for k in self.recall_at}
+    def _retrieval(self, search: _Search, truth: Tensor) -> dict[str, Tensor]:
+        shown = max(1, min(max([*self.recall_at, self.num_neighbors]), search.available))
+        relevant = search.num_relevant if self.map_at_r else torch.zeros_like(truth)
+        wanted = max(shown, int(relevant.max()) if len(relevant) else 0)
+        nearest, precision = [], truth.new_zeros((), dtype=torch.float64)
+        for rows in torch.split(torch.arange(len(truth)), max(1, _BLOCK_ELEMENTS // wanted)):
+            similarity, labels = search.neighbors(rows, wanted)
+            matches = labels == truth[rows].unsqueeze(1)
+            nearest.append((similarity[:, :shown], labels[:, :shown], matches[:, :shown]))
+            found = mean_average_precision_at_r(matches, relevant[rows])
+            precision += found.nan_to_num() * (relevant[rows] > 0).sum()
+        if not nearest:
+            nearest = [(torch.zeros(0, 1), torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, 1, dtype=torch.bool))]
+        similarity, labels, matches = (torch.cat(parts) for parts in zip(*nearest, strict=True))
+        figures = {f"recall@{k}": recall_at_k(matches, min(k, shown)) for k in self.recall_at}
         if self.map_at_r:
-            sizes = searched.labels.bincount(minlength=1 + int(queries.labels.max()) if len(queries) else 0)
-            num_relevant = (sizes[queries.labels] - int(own)).clamp_min(0)
-            figures["map@r"] = mean_average_precision_at_r(matches, num_relevant)
+            figures["map@r"] = (precision / (relevant > 0).sum()).float()
         voters = slice(None, self.num_neighbors)
-        predicted = neighbor_vote(similarity[:, voters], labels[:, voters])
-        figures["knn_accuracy"] = (predicted == queries.labels).float().mean()
+        figures["knn_accuracy"] = (neighbor_vote(similarity[:, voters], labels[:, voters]) == truth).float().mean()
         return figures
+
+
+class _Search:
+    """The neighbors of samples among all others, or among reference samples where there are some.
+
+    Attributes:
+        available: how many samples each query can find.
+        num_relevant: how many of them are of its class, shape (Q,).
+    """
+
+    def __init__(self, queries: LabeledEmbeddings, references: LabeledEmbeddings) -> None:
+        self._own = not len(references)
+        self._queries, self._searched = queries, queries if self._own else references
+        self.available = len(self._searched) - self._own
+        sizes = self._searched.labels.bincount(minlength=1 + int(queries.labels.max()) if len(queries) else 0)
+        self.num_relevant = (sizes[queries.labels] - int(self._own)).clamp_min(0)
+        self._found = self._searched.vectors.any(1).nonzero().squeeze(1)
+        self._index: NeighborIndex | None = None
+        if len(self._found):
+            self._index = NeighborIndex(self._searched.vectors.shape[1])
+            self._index.add(self._searched.vectors[self._found], self._found)
+
+    def neighbors(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Return the similarities and labels of the k nearest of some queries, shape (B, k); NaN and -1 where there is none."""
+        similarity, labels = torch.full((len(rows), k), math.nan), torch.full((len(rows), k), -1)
+        k = min(k, len(self._found) - self._own)
+        if self._index is not None and k > 0:
+            # Ties are not settled: with k in the hundreds, rounding makes many.
+            result = self._index.search(self._queries.vectors[rows], k, rows if self._own else None, settle_ties=False)
+            similarity[:, :k] = result.similarity
+            labels[:, :k] = self._searched.labels[result.index].where(result.index >= 0, -1)
+        return similarity, labels
 
 
 def _renumbered(*samples: LabeledEmbeddings) -> list[LabeledEmbeddings]:
@@ -104,22 +138,6 @@ def _renumbered(*samples: LabeledEmbeddings) -> list[LabeledEmbeddings]:
     labels = torch.unique(torch.cat([some.labels for some in samples]), return_inverse=True)[1]
     parts = labels.split([len(some) for some in samples])
     return [LabeledEmbeddings(some.vectors, part) for some, part in zip(samples, parts, strict=True)]
-
-
-def _neighbors(queries: LabeledEmbeddings, searched: LabeledEmbeddings, own: bool, k: int) -> tuple[Tensor, Tensor]:
-    """Return the similarities and labels of the k nearest, shape (Q, k) each; NaN and -1 where there is none."""
-    found = searched.vectors.any(1).nonzero().squeeze(1)
-    similarity = torch.full((len(queries), k), math.nan)
-    labels = torch.full((len(queries), k), -1)
-    k = min(k, len(found) - own)
-    if k > 0:
-        index = NeighborIndex(searched.vectors.shape[1])
-        index.add(searched.vectors[found], found)
-        exclude = torch.arange(len(queries)) if own else None
-        result = index.search(queries.vectors, k, exclude, settle_ties=False)  # With k in the hundreds, rounding makes many.
-        similarity[:, :k] = result.similarity
-        labels[:, :k] = searched.labels[result.index].where(result.index >= 0, -1)
-    return similarity, labels
 
 
 def _clustering(samples: LabeledEmbeddings, seed: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_netsim._checks import check_embeddings, check_positive_int, check_same_size, check_tensor, expected
+from lightning_netsim._checks import check_embeddings, check_positive_int, check_same_size, check_seed, check_tensor, expected
 from lightning_netsim.functional._precision import unit_rows
 from lightning_netsim.index import find_clusters
 from lightning_netsim.processes import Processes
@@ -50,7 +50,7 @@ class PseudoLabels(nn.Module):
         if check_positive_int("num_clusters", num_clusters) < 2:
             raise expected("num_clusters", "at least 2", "1")
         self.num_clusters = num_clusters
-        self.seed = seed
+        self.seed = check_seed("seed", seed)
         self.centers: Tensor | None = None
         self.epoch: int | None = None
         self._kept: list[Tensor] = []

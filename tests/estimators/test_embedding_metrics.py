@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from lightning_netsim._checks import NetsimError
 from lightning_netsim.estimators import EmbeddingMetrics
-from lightning_netsim.index import find_clusters
+from lightning_netsim.estimators import embedding_metrics as room
+from lightning_netsim.index import NeighborIndex, find_clusters
 
 SIZES = (1, 2, 3, 5, 9, 20, 1)  # Two classes have a single sample.
 RETRIEVAL = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "knn_accuracy")
@@ -418,3 +419,31 @@ def test_a_lightning_module_logs_the_figures(tmp_path: Path) -> None:
 def test_numbers_of_classes_may_be_large() -> None:
     embeddings, labels = samples(31)
     assert figures(embeddings, labels + 10**12) == figures(embeddings, labels)
+
+
+@pytest.mark.parametrize("elements", [1, 100])
+@pytest.mark.parametrize("gallery", [False, True])
+def test_queries_block_by_block(elements: int, gallery: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def computed() -> dict[str, float]:
+        metrics = EmbeddingMetrics()
+        metrics.update(*samples(32))
+        if gallery:
+            metrics.update(*samples(33), reference=True)
+        return {name: value.item() for name, value in metrics.compute().items()}
+
+    whole = computed()
+    sizes, search = [], NeighborIndex.search
+
+    def counted(self: NeighborIndex, features: Tensor, *arguments: Any, **options: Any) -> Any:
+        sizes.append(len(features))
+        return search(self, features, *arguments, **options)
+
+    monkeypatch.setattr(room, "_BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(NeighborIndex, "search", counted)
+    assert computed() == pytest.approx(whole)
+    assert len(sizes) > 1
+
+
+def test_a_seed_that_is_none_is_known_at_once() -> None:
+    with pytest.raises(NetsimError, match="`seed` to be an int"):
+        EmbeddingMetrics(seed=-1)

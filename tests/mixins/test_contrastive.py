@@ -461,3 +461,12 @@ def test_criteria_of_the_module_itself_are_its_own_affair() -> None:
     module = Own(criterion=loss, class_weight=weight)
     assert isinstance(module.hparams["criterion"], nn.CrossEntropyLoss)
     assert torch.equal(module.hparams["class_weight"], weight)
+
+
+def test_an_output_without_one_matrix_of_embeddings_names_the_remedy() -> None:
+    class Two(TrainedEncoder):
+        def forward(self, x: Tensor) -> Any:
+            return {"first": super().forward(x), "second": super().forward(x)}
+
+    with pytest.raises(NetsimError, match="Name the layer that puts out the embeddings by `contrastive_layer="):
+        Two().training_step(batch(), 0)
