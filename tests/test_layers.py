@@ -49,7 +49,7 @@ ROOMS = {
     "joining": room(2, MATHS, siblings=True),
     "measurement": room(2, MATHS, siblings=True),
     "progress": room(2, "tqdm"),
-    "losses": room(2, MATHS, siblings=True),
+    "losses": room(2, f"{MATHS} torchvision", siblings=True),
     "plan": room(2, f"{MATHS} psutil", siblings=True),
     "preparation": room(2, MATHS, siblings=True),
     "processes": room(2, "torch"),
@@ -78,7 +78,7 @@ ROOMS = {
     "cli": room(5, ANYTHING, siblings=True),
     "verbs": room(5, ANYTHING, siblings=True),
 }
-INSIDE_FUNCTIONS = {"faiss", "matplotlib", "pandas", "pyarrow", "sklearn", "tensorboard"}
+INSIDE_FUNCTIONS = {"faiss", "matplotlib", "pandas", "pyarrow", "sklearn", "tensorboard", "torchvision"}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from lightning_netsim.estimators.neighbor_table import NeighborTable
 from lightning_netsim.estimators.pseudo_labels import PseudoLabels
 from lightning_netsim.estimators.recall_audit import RecallAudit
 from lightning_netsim.estimators.reranking import Reranking, shortlist_size
+from lightning_netsim.estimators.sliced_wasserstein import SlicedWassersteinDistance
 
 __all__ = [
     "AllPairs",
@@ -20,5 +21,6 @@ __all__ = [
     "PseudoLabels",
     "RecallAudit",
     "Reranking",
+    "SlicedWassersteinDistance",
     "shortlist_size",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_netsim.functional.arc_cosine import arc_cosine, arc_cosine_kernel
 from lightning_netsim.functional.contrastive import contrastive_loss
 from lightning_netsim.functional.difference_alignment import ctv_norm, difference_alignment_loss
 from lightning_netsim.functional.kernel import (
@@ -20,7 +21,10 @@ from lightning_netsim.functional.kernel_scalars import (
     subspace_similarity,
     trace_similarity,
 )
+from lightning_netsim.functional.mmd import gaussian_kernel, median_distance, random_feature_mmd, squared_mmd
 from lightning_netsim.functional.neighbor_count import hard_count, neighbor_count, power_count, soft_count
+from lightning_netsim.functional.patch_mmd import exact_patch_mmd, pool_windows, random_patch_mmd
+from lightning_netsim.functional.random_features import draw_frequencies, fourier_features
 from lightning_netsim.functional.similarity import (
     density_loss,
     group_mean_similarity,
@@ -29,13 +33,20 @@ from lightning_netsim.functional.similarity import (
     pair_similarity_loss,
     tangent_loss,
 )
+from lightning_netsim.functional.wasserstein import laplacian_pyramid, sliced_wasserstein
 
 __all__ = [
+    "arc_cosine",
+    "arc_cosine_kernel",
     "contrastive_loss",
     "ctv_norm",
     "density_loss",
     "difference_alignment_loss",
+    "draw_frequencies",
     "effective_rank",
+    "exact_patch_mmd",
+    "fourier_features",
+    "gaussian_kernel",
     "group_mean_similarity",
     "group_similarity_loss",
     "hard_count",
@@ -43,15 +54,22 @@ __all__ = [
     "inverse_root",
     "kernel_matrix",
     "kernel_neighbors",
+    "laplacian_pyramid",
+    "median_distance",
     "minibatch_similarity_loss",
     "neighbor_count",
     "normalized_kernel_matrix",
     "orthonormal_gradients",
     "pair_similarity_loss",
     "pairwise_similarity",
+    "pool_windows",
     "power_count",
+    "random_feature_mmd",
+    "random_patch_mmd",
     "rotation_similarity",
+    "sliced_wasserstein",
     "soft_count",
+    "squared_mmd",
     "subspace_similarity",
     "tangent_loss",
     "trace_similarity",

@@ -1,0 +1,226 @@
+"""The maximum mean discrepancy of two sets of samples: how far apart their distributions are, as a kernel sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lightning_netsim._checks import check_finite, check_same_size, check_tensor, expected
+from lightning_netsim.functional._precision import full_precision, to_double, upcast
+from lightning_netsim.functional.random_features import check_bandwidths, fourier_features
+
+#: (x (N, K), y (M, K)) -> symmetric, positive semi-definite similarities (N, M), differentiable.
+Kernel = Callable[[Tensor, Tensor], Tensor]
+
+# Rows of a block of similarities: a block stays in the cache, and rows begin where fast products want them.
+_BLOCK_ROWS = 1024
+# Samples among which the median distance is looked up.
+_MEDIAN_ROWS = 512
+
+
+def gaussian_kernel(x: Tensor, y: Tensor | None = None, bandwidths: float | Sequence[float] = 1.0) -> Tensor:
+    """Compute the Gaussian kernel of all pairs, the mean of exp(−‖x − y‖²/(2σ²)) over the bandwidths σ.
+
+    Args:
+        x: shape (N, K).
+        y: shape (M, K); None for x itself.
+        bandwidths: σ, or several, in the units of the samples.
+
+    Returns:
+        Shape (N, M), within [0, 1], in float32 or better.
+
+    Raises:
+        NetsimError: for tensors that are not floating-point matrices of one width, or a bandwidth that is not positive.
+
+    Example:
+        >>> gaussian_kernel(torch.tensor([[0.0], [1.0]]))
+        tensor([[1.0000, 0.6065],
+                [0.6065, 1.0000]])
+    """
+    sigmas = check_bandwidths("bandwidths", bandwidths)
+    x = upcast(check_tensor("x", x, 2, like="(N, K)"))
+    y = x if y is None else upcast(check_tensor("y", y, 2, like="(M, K)"))
+    check_same_size("y", y, "x", x, dim=1)
+    with full_precision(x):
+        distances = _squared_distances(x, y)
+    parts = [torch.exp(distances * (-0.5 / sigma**2)) for sigma in sigmas]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
+
+
+def median_distance(x: Tensor, y: Tensor | None = None) -> float:
+    """Compute the median of the distances between samples of both sets together: a bandwidth in their own units.
+
+    Of more than 512 samples, 512 at equal steps are compared. Where half of the samples are equal, so that the median is 0, it
+    is the mean of the other distances; 1 where all are equal. Not differentiable.
+
+    Args:
+        x: shape (N, K).
+        y: shape (M, K), or None.
+
+    Returns:
+        A positive number.
+
+    Raises:
+        NetsimError: for tensors that are not finite floating-point matrices of one width.
+
+    Source: Gretton et al., A Kernel Two-Sample Test, JMLR 2012, section 8.
+
+    Example:
+        >>> median_distance(torch.tensor([[0.0], [1.0], [3.0]]))
+        2.0
+    """
+    x, y = check_samples(x, x[:0] if y is None and isinstance(x, Tensor) else y)
+    pooled = torch.cat([x.detach(), y.detach()])
+    if len(pooled) > _MEDIAN_ROWS:
+        pooled = pooled[torch.linspace(0, len(pooled) - 1, _MEDIAN_ROWS, device=pooled.device).long()]
+    first, second = torch.triu_indices(len(pooled), len(pooled), offset=1, device=pooled.device)
+    with full_precision(pooled):
+        distances = _squared_distances(pooled, pooled)[first, second].sqrt()
+    positive = distances[distances > 0]
+    if not len(positive):
+        return 1.0
+    median = float(distances.median())
+    return median if median > 0 else float(positive.mean())
+
+
+def squared_mmd(x: Tensor, y: Tensor, kernel: Kernel = gaussian_kernel, unbiased: bool = False) -> Tensor:
+    """Compute the squared maximum mean discrepancy of two sets, mean k(x, x') + mean k(y, y') − 2 mean k(x, y).
+
+    Similarities are formed block by block and their gradient on the way, so that memory grows with N + M.
+
+    Args:
+        x: samples, shape (N, K).
+        y: samples, shape (M, K).
+        kernel: symmetric function of (x, y), as `gaussian_kernel`, `arc_cosine_kernel` or a
+            `functools.partial` of one; it does not learn.
+        unbiased: leave each sample's similarity to itself out of the means: an estimate with the right expectation, which can
+            be negative. The biased one is never below zero, exactly 0 for equal batches, and the one to train with.
+
+    Returns:
+        A scalar in the dtype of the samples (float32 or better). Differentiable once, with respect to x and y.
+
+    Raises:
+        NetsimError: a set is empty (or, unbiased, has one sample), not finite, not a floating-point matrix, or of another
+            width than the other.
+
+    Source: Gretton et al., A Kernel Two-Sample Test, JMLR 2012, equations 3 and 5.
+
+    Example:
+        >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [3.0]])
+        >>> squared_mmd(x, y), squared_mmd(x, y, unbiased=True)
+        (tensor(0.4323), tensor(-0.2588))
+        >>> squared_mmd(x, x)
+        tensor(0.)
+    """
+    x, y = check_samples(x, y, at_least=2 if unbiased else 1)
+    if y.device != x.device or y.dtype != x.dtype:
+        y = y.to(x)
+    with full_precision(x):
+        own = [_PairSum.apply(some, None, kernel, unbiased) / (len(some) * (len(some) - int(unbiased))) for some in (x, y)]
+        between = _PairSum.apply(x, y, kernel, False) / (len(x) * len(y))
+    discrepancy: Tensor = own[0] + own[1] - 2 * between
+    return discrepancy.to(x)
+
+
+def random_feature_mmd(x: Tensor, y: Tensor, frequencies: Tensor, unbiased: bool = False) -> Tensor:
+    """Estimate the squared maximum mean discrepancy of a Gaussian kernel, ‖mean φ(x) − mean φ(y)‖², in linear time.
+
+    Args:
+        x: samples, shape (N, K).
+        y: samples, shape (M, K).
+        frequencies: of the random Fourier features φ, shape (r/2, K), see `draw_frequencies`.
+        unbiased: leave each sample's similarity to itself out, see `squared_mmd`.
+
+    Returns:
+        A scalar in the dtype of the samples (float32 or better): of these features' kernel exactly, of the Gaussian kernel
+        with a relative error that falls as 1/√r.
+
+    Raises:
+        NetsimError: as `squared_mmd`; or frequencies are of another width.
+
+    Source: Rahimi and Recht, NeurIPS 2007; Zhao and Meng, FastMMD, Neural Computation 2015.
+
+    Example:
+        >>> from lightning_netsim.functional import draw_frequencies
+        >>> x, generator = torch.tensor([[0.0], [1.0]]), torch.Generator().manual_seed(0)
+        >>> random_feature_mmd(x, x + 5, draw_frequencies(4096, 1, 1.0, generator))
+        tensor(1.5572)
+        >>> squared_mmd(x, x + 5)
+        tensor(1.6064)
+    """
+    x, y = check_samples(x, y, at_least=2 if unbiased else 1)
+    means = [fourier_features(some, frequencies.to(x)).mean(0) for some in (x, y.to(x))]
+    if not unbiased:
+        return (means[0] - means[1]).square().sum()
+    # Each sample has similarity 1 to itself.
+    own = [(len(some) * mean.square().sum() - 1) / (len(some) - 1) for some, mean in zip((x, y), means, strict=True)]
+    return own[0] + own[1] - 2 * means[0] @ means[1]
+
+
+def check_samples(x: Tensor, y: Tensor | None, at_least: int = 0) -> tuple[Tensor, Tensor]:
+    """Return both sets in float32 or better, if they are finite matrices of one width with enough rows."""
+    checked = []
+    for name, some, like in (("x", x, "(N, K)"), ("y", y, "(M, K)")):
+        some = check_finite(name, check_tensor(name, some, 2, like=like))
+        if len(some) < at_least:
+            wanted = "two or more samples, without their similarity to themselves" if at_least > 1 else "one or more samples"
+            raise expected(name, wanted, f"shape {tuple(some.shape)}")
+        checked.append(upcast(some))
+    check_same_size("y", checked[1], "x", checked[0], dim=1)
+    return checked[0], checked[1]
+
+
+def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """Return ‖x − y‖² of all pairs, shape (N, M), by a matrix product; far from the origin, it would lose all digits."""
+    center = y.detach().mean(0) if len(y) else 0.0
+    x, y = x - center, y - center
+    products = torch.addmm(y.square().sum(1), x, y.mT, alpha=-2)
+    return (products + x.square().sum(1, keepdim=True)).clamp_min(0)
+
+
+class _PairSum(torch.autograd.Function):
+    """Σ_ij k(x_i, y_j) in float64, with the gradient found on the way, block by block; within x where y is None."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor | None, kernel: Kernel, without_self: bool) -> Tensor:
+        other = x if y is None else y
+        wanted = list(ctx.needs_input_grad[:2])
+        pulls = [torch.zeros_like(some) if want else None for some, want in zip((x, other), wanted, strict=True)]
+        total = to_double(x.new_zeros(()))
+        for row in range(0, len(x), _BLOCK_ROWS):
+            for column in range(0, len(other), _BLOCK_ROWS):
+                places = slice(row, row + _BLOCK_ROWS), slice(column, column + _BLOCK_ROWS)
+                left = x[places[0]].detach().requires_grad_(wanted[0])
+                right = other[places[1]].detach().requires_grad_(wanted[1])
+                with torch.set_grad_enabled(any(wanted)):
+                    similarity = kernel(left, right)
+                    if without_self and row == column:
+                        similarity = similarity - torch.diag(similarity.diagonal())
+                    block = similarity.sum()
+                total += to_double(block.detach())
+                leaves = [(pull, place, leaf) for pull, place, leaf in zip(pulls, places, (left, right), strict=True)]
+                _add_gradients(block, [leaf for leaf in leaves if leaf[0] is not None])
+        # A kernel is symmetric: what a sample pulls from the one side, it pulls from the other.
+        ctx.factor = 2 if y is None else 1
+        ctx.save_for_backward(*pulls)
+        return total.to(x.device) if x.device.type != "mps" else total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        pulls = [None if pull is None else pull * (ctx.factor * scale).to(pull) for pull in ctx.saved_tensors]
+        return *pulls, None, None
+
+
+def _add_gradients(block: Tensor, leaves: list[tuple[Any, slice, Tensor]]) -> None:
+    """Add the gradient of the sum of one block to those of all rows."""
+    if not leaves or not block.requires_grad:
+        return
+    gradients = torch.autograd.grad(block, [leaf for _, _, leaf in leaves], allow_unused=True)
+    for (pull, place, _), gradient in zip(leaves, gradients, strict=True):
+        if gradient is not None:
+            pull[place] += gradient
