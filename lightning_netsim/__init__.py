@@ -16,7 +16,7 @@ from lightning_netsim.features import ActivationFeatures, GradientFeatures
 from lightning_netsim.functional import kernel_neighbors, neighbor_count, pairwise_similarity, transfer
 from lightning_netsim.index import NeighborIndex
 from lightning_netsim.jacobian import JacobianOperator, PerSampleJacobian, per_sample_jacobian
-from lightning_netsim.mixins import ContrastiveMixin, DifferenceAlignmentMixin, SimilarityMixin
+from lightning_netsim.mixins import ContrastiveMixin, DifferenceAlignmentMixin, MMDMixin, SimilarityMixin
 from lightning_netsim.queries import NeighborAnswer, find_neighbors
 from lightning_netsim.results import KernelNeighborsResult, NeighborCountResult
 from lightning_netsim.samplers import RareFirstSampler
@@ -31,6 +31,7 @@ __all__ = [
     "JacobianOperator",
     "KernelNeighbors",
     "KernelNeighborsResult",
+    "MMDMixin",
     "NeighborAnswer",
     "NeighborCount",
     "NeighborCountResult",

@@ -75,8 +75,8 @@ class SlicedWassersteinDistance(Metric):
         self.generated: list[Tensor]
         for name in ("real", "generated"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
-        self._size: tuple[int, int, int] | None = None
-        self._heights: list[int] = []
+        self.size: Tensor
+        self.add_state("size", default=torch.zeros(3, dtype=torch.int64), dist_reduce_fx="max")  # C, H, W; 0 before the first.
         self._generator = torch.Generator().manual_seed(self.seed)
 
     def update(self, images: Tensor, real: bool) -> None:
@@ -86,17 +86,18 @@ class SlicedWassersteinDistance(Metric):
             images: shape (B, C, H, W), in any range: both sets in the same.
             real: whether they belong to the reference set.
         """
-        images = check_finite("images", check_tensor("images", images.detach(), 4, like="(B, C, H, W)"))
-        size = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
-        if self._size is not None and size != self._size:
-            wanted = f"of shape (B, {', '.join(map(str, self._size))}), as those before"
+        images = check_finite("images", check_tensor("images", images, 4, like="(B, C, H, W)")).detach()
+        if not len(images):
+            return
+        size, before = images.shape[1:], tuple(self.size.tolist())
+        if any(before) and size != before:
+            wanted = f"of shape (B, {', '.join(map(str, before))}), as those before"
             raise expected("images", wanted, f"shape {tuple(images.shape)}", "Crop or resize all images to one size.")
         levels = laplacian_pyramid(images, self._levels_of(min(size[1:])))
         if min(levels[-1].shape[2:]) < self.patch_size:
             got = f"shape {tuple(images.shape)} with {len(levels)} levels"
             raise expected("images", f"large enough for patches of {self.patch_size} pixels", got, "Choose fewer levels.")
-        self._size = size
-        self._heights = [int(level.shape[2]) for level in levels]
+        self.size = torch.tensor(size, device=self.size.device)
         patches = torch.stack([self._patches(level) for level in levels], dim=1)
         (self.real if real else self.generated).append(patches)
 
@@ -116,19 +117,19 @@ class SlicedWassersteinDistance(Metric):
         directions = normal / normal.norm(dim=1, keepdim=True)
         sets = [self._standardized(some) for some in sets]
         size = min(len(some) for some in sets)
-        figures = torch.zeros(len(self._heights))
+        figures = torch.zeros(sets[0].shape[1])
         draws = self.num_draws if len(sets[0]) != len(sets[1]) else 1
         for _ in range(draws):
             pair = [some if len(some) == size else some[torch.randperm(len(some), generator=generator)[:size]] for some in sets]
             levels = zip(*(some.unbind(1) for some in pair), strict=True)
             figures += torch.stack([sliced_wasserstein(x, y, directions).cpu() for x, y in levels]) / draws
-        named = {f"swd_{height}": figure for height, figure in zip(self._heights, figures, strict=True)}
+        height = int(self.size[1])
+        named = {f"swd_{math.ceil(height / 2**level)}": figure for level, figure in enumerate(figures)}
         return {"swd": figures.mean(), **named}
 
     def reset(self) -> None:
         """Forget all images, and draw as at the beginning."""
         super().reset()
-        self._size, self._heights = None, []
         self._generator.manual_seed(self.seed)
 
     def _levels_of(self, side: int) -> int:

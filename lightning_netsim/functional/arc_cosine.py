@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lightning_netsim._checks import check_positive_int, check_same_size, check_tensor
+from lightning_netsim.functional._once import once
 from lightning_netsim.functional._precision import full_precision, unit_rows, upcast
 
 
@@ -88,7 +88,7 @@ class _ArcCosine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, cosine: Tensor, depth: int) -> Tensor:
-        slope = torch.ones_like(cosine) if ctx.needs_input_grad[0] else None
+        given, slope = cosine, torch.ones_like(cosine) if ctx.needs_input_grad[0] else None
         for _ in range(depth):
             cosine = cosine.clamp(-1, 1)
             angle = torch.acos(cosine)
@@ -98,11 +98,10 @@ class _ArcCosine(torch.autograd.Function):
             sine = ((1 - cosine) * (1 + cosine)).sqrt()
             cosine = (sine + (math.pi - angle) * cosine) / math.pi
         if slope is not None:
-            ctx.save_for_backward(slope)
+            ctx.save_for_backward(given, slope)
         return cosine
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        slope: Tensor = ctx.saved_tensors[0]
-        return gradient * slope, None
+        given, slope = ctx.saved_tensors
+        return gradient * once(slope, given), None

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lightning_netsim._checks import check_choice, check_embeddings, check_finite, check_labels, check_tensor, expected
+from lightning_netsim.functional._once import once
 from lightning_netsim.functional._precision import full_precision, upcast
 
 NORMS = ("l1", "l2", "squared_l2")
@@ -163,11 +163,10 @@ class _PairwiseDistanceSum(torch.autograd.Function):
             total += (within + between).detach()
             gradient[start : start + rows] += pulls[0]
             gradient[start + rows :] += pulls[1]
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(differences, gradient)
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> Tensor:
-        gradient: Tensor = ctx.saved_tensors[0]
-        return scale * gradient
+        differences, gradient = ctx.saved_tensors
+        return scale * once(gradient, differences)

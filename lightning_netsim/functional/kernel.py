@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lightning_netsim._checks import check_choice, check_same_size, check_tensor, expected
+from lightning_netsim.functional._once import once
 from lightning_netsim.functional._precision import full_precision, to_double, upcast
 from lightning_netsim.functional.kernel_scalars import SCALARS, effective_rank
 
@@ -34,22 +34,21 @@ class _InverseRoot(torch.autograd.Function):
         largest = values[..., -1:]
         kept = (values > floor * largest) & (largest > 0)
         inverse = torch.where(kept, values, 1.0).rsqrt() * kept
-        ctx.save_for_backward(inverse, vectors)
+        ctx.save_for_backward(gram, inverse, vectors)
         rank = kept.sum(dim=-1)
         ctx.mark_non_differentiable(rank)
         return (vectors * inverse.unsqueeze(-2)) @ vectors.mT, rank
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_root: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        inverse, vectors = ctx.saved_tensors
+        gram, inverse, vectors = ctx.saved_tensors
         row, column = inverse.unsqueeze(-1), inverse.unsqueeze(-2)
         total = row + column
         both = -((row * column) ** 2) / torch.where(total > 0, total, 1.0)
         # One eigenvalue kept and one dropped (taken as 0): (λ^(-1/2) - 0) / (λ - 0).
         difference = torch.where((row > 0) & (column > 0), both, total**3)
         inner = vectors.mT @ grad_root @ vectors
-        return vectors @ (difference * inner) @ vectors.mT, None
+        return once(vectors @ (difference * inner) @ vectors.mT, gram), None
 
 
 def inverse_root(gram: Tensor, floor: float | None = None) -> tuple[Tensor, Tensor]:

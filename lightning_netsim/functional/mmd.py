@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lightning_netsim._checks import check_finite, check_same_size, check_tensor, expected
+from lightning_netsim.functional._once import once
 from lightning_netsim.functional._precision import full_precision, to_double, upcast
 from lightning_netsim.functional.random_features import check_bandwidths, fourier_features
 
@@ -123,6 +123,8 @@ def squared_mmd(x: Tensor, y: Tensor, kernel: Kernel = gaussian_kernel, unbiased
         own = [_PairSum.apply(some, None, kernel, unbiased) / (len(some) * (len(some) - int(unbiased))) for some in (x, y)]
         between = _PairSum.apply(x, y, kernel, False) / (len(x) * len(y))
     discrepancy: Tensor = own[0] + own[1] - 2 * between
+    if not unbiased:  # What rounding took below zero; the gradient stays.
+        discrepancy = discrepancy + discrepancy.detach().clamp_max(0).neg()
     return discrepancy.to(x)
 
 
@@ -153,12 +155,12 @@ def random_feature_mmd(x: Tensor, y: Tensor, frequencies: Tensor, unbiased: bool
         tensor(1.6064)
     """
     x, y = check_samples(x, y, at_least=2 if unbiased else 1)
-    means = [fourier_features(some, frequencies.to(x)).mean(0) for some in (x, y.to(x))]
+    means = [fourier_features(some, frequencies).mean(0) for some in (x, y.to(x))]
     if not unbiased:
         return (means[0] - means[1]).square().sum()
     # Each sample has similarity 1 to itself.
     own = [(len(some) * mean.square().sum() - 1) / (len(some) - 1) for some, mean in zip((x, y), means, strict=True)]
-    return own[0] + own[1] - 2 * means[0] @ means[1]
+    return own[0] + own[1] - 2 * (means[0] * means[1]).sum()
 
 
 def check_samples(x: Tensor, y: Tensor | None, at_least: int = 0) -> tuple[Tensor, Tensor]:
@@ -169,7 +171,7 @@ def check_samples(x: Tensor, y: Tensor | None, at_least: int = 0) -> tuple[Tenso
         if len(some) < at_least:
             wanted = "two or more samples, without their similarity to themselves" if at_least > 1 else "one or more samples"
             raise expected(name, wanted, f"shape {tuple(some.shape)}")
-        checked.append(upcast(some))
+        checked.append(upcast(some).contiguous())  # Products of other strides round otherwise, and equal sets would differ.
     check_same_size("y", checked[1], "x", checked[0], dim=1)
     return checked[0], checked[1]
 
@@ -206,14 +208,15 @@ class _PairSum(torch.autograd.Function):
                 _add_gradients(block, [leaf for leaf in leaves if leaf[0] is not None])
         # A kernel is symmetric: what a sample pulls from the one side, it pulls from the other.
         ctx.factor = 2 if y is None else 1
-        ctx.save_for_backward(*pulls)
+        ctx.save_for_backward(x, y, *pulls)
         return total.to(x.device) if x.device.type != "mps" else total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        pulls = [None if pull is None else pull * (ctx.factor * scale).to(pull) for pull in ctx.saved_tensors]
-        return *pulls, None, None
+        x, y, *pulls = ctx.saved_tensors
+        inputs = [some for some in (x, y) if some is not None]
+        scales = [None if pull is None else (ctx.factor * scale).to(pull) * once(pull, *inputs) for pull in pulls]
+        return *(scales if y is not None else (scales[0], None)), None, None
 
 
 def _add_gradients(block: Tensor, leaves: list[tuple[Any, slice, Tensor]]) -> None:

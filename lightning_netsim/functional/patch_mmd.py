@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lightning_netsim._checks import check_choice, check_positive_int, check_tensor, expected
+from lightning_netsim.functional._once import once
 from lightning_netsim.functional._precision import full_precision, upcast
 from lightning_netsim.functional.mmd import Kernel, squared_mmd
 
@@ -141,9 +141,10 @@ def random_patch_mmd(
     """
     input, target = check_pair(input, target)
     frequencies = check_tensor("frequencies", frequencies, 4, like="(r/2, C, P, P)")
-    if frequencies.shape[1] != input.shape[1]:
-        raise expected("frequencies", f"of {input.shape[1]} channels, as the images", f"shape {tuple(frequencies.shape)}")
-    size = frequencies.shape[-1]
+    number, channels, size, width = frequencies.shape
+    if not number or channels != input.shape[1] or size != width:
+        wanted = f"one or more square filters of {input.shape[1]} channels, as the images have"
+        raise expected("frequencies", wanted, f"shape {tuple(frequencies.shape)}")
     check_windows((input.shape[2], input.shape[3]), size, window, stride)
     check_choice("reduction", reduction, ("mean", "none"))
     target, frequencies = target.to(input), frequencies.to(input)
@@ -228,14 +229,14 @@ class _WindowMMD(torch.autograd.Function):
             input_means = angles.means(input)
         if ctx.needs_input_grad[1]:
             gradients[1] = angles.means_and_gradient(target, input_means)[1]
-        ctx.save_for_backward(*gradients)
+        ctx.save_for_backward(input, target, *gradients)
         gaps = input_means - target_means
         return gaps.square().mean((0, 3, 4)).sum(0).mean()  # Cosines and sines add up, all else is averaged.
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if gradient is None else scale * gradient for gradient in ctx.saved_tensors), None, None, None
+        *images, first, second = ctx.saved_tensors
+        return *(None if found is None else scale * once(found, *images) for found in (first, second)), None, None, None
 
 
 class _Angles:

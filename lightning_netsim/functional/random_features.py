@@ -81,6 +81,8 @@ def fourier_features(x: Tensor, frequencies: Tensor) -> Tensor:
     """
     x = upcast(check_tensor("x", x, 2, like="(N, K)"))
     check_same_size("frequencies", check_tensor("frequencies", frequencies, 2, like="(r/2, K)"), "x", x, dim=1)
+    if not len(frequencies):
+        raise expected("frequencies", "one or more rows", f"shape {tuple(frequencies.shape)}")
     with full_precision(x):
         angles = x @ frequencies.to(x).mT
     return torch.cat([angles.cos(), angles.sin()], dim=1) / math.sqrt(len(frequencies))

@@ -97,8 +97,9 @@ class VGGLoss(AbstractImageLoss):
         if input.shape[1] != 3:
             remedy = "Repeat a gray image: `images.expand(-1, 3, -1, -1)`."
             raise expected("input", "images of three channels, as VGG takes", f"{input.shape[1]} channels", remedy)
-        self._draw()
-        network = self._network[0].to(input)
+        with torch.inference_mode(False):  # What is moved or drawn there could not be trained through afterwards.
+            network = self._network[0].to(input)
+            self._draw()
         halvings = sum(isinstance(part, nn.MaxPool2d | nn.AvgPool2d) for part in network)
         if min(input.shape[2:]) < 2**halvings:
             wanted = f"images of at least {2**halvings} pixels, which {self.layers[-1]} wants"

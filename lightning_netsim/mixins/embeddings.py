@@ -1,31 +1,31 @@
-"""What the mixins of embeddings share: take them where a layer puts them out in the training step, and find their labels."""
+"""What the mixins of embeddings share: find the labels of what a layer puts out in the training step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_netsim._checks import check_labels, check_layer, expected
-from lightning_netsim.batches import class_labels, find_outputs, find_views, split_batch
+from lightning_netsim._checks import check_labels, expected
+from lightning_netsim.batches import class_labels, find_views, split_batch
 from lightning_netsim.estimators import PseudoLabels
 from lightning_netsim.functional._precision import unit_rows
 from lightning_netsim.jacobian.trees import batch_size
 from lightning_netsim.losses import AbstractEmbeddingLoss, AbstractSimilarityLoss, MetricLearningLoss
-from lightning_netsim.mixins.regularized import AbstractRegularizer, RegularizedModule, Term, made_criterion
+from lightning_netsim.mixins.layers import AbstractLayerRegularizer
+from lightning_netsim.mixins.regularized import RegularizedModule, made_criterion
 from lightning_netsim.mixins.schedule import ScheduleLike
 
 #: What a criterion of embeddings is: (embeddings, labels) in, a scalar out.
 EmbeddingCriterion = AbstractEmbeddingLoss | Callable[..., Any]
 
 
-class EmbeddingRegularizer(AbstractRegularizer):
+class EmbeddingRegularizer(AbstractLayerRegularizer):
     """A term of the embeddings of a layer, by the `<name>_criterion` that the module has at the time.
 
     Args:
@@ -51,69 +51,22 @@ class EmbeddingRegularizer(AbstractRegularizer):
         needs_pairs: bool = False,
         learning_rate: float | None = None,
     ) -> None:
-        super().__init__(name, weight, every_n_steps)
+        super().__init__(name, weight, every_n_steps, layer)
         is_number = isinstance(labels, int) and not isinstance(labels, bool) and labels > 1
         if labels not in ("batch", "instance") and not is_number:
             raise expected(f"{name}_labels", "'batch', 'instance', or a number of clusters from 2", repr(labels))
-        if layer is not None and not isinstance(layer, str):
-            raise expected(f"{name}_layer", "the name of a module", repr(layer))
         self.learning_rate = learning_rate
-        self._layer, self._labels = layer, labels
+        self._labels = labels
         self._across_processes, self._needs_pairs = across_processes, needs_pairs
         self._has_said_so = False
 
-    def prepare(self, module: LightningModule) -> None:
-        self._source(module)
-
-    @contextmanager
-    def watch(self, module: RegularizedModule, batch: Any, batch_idx: int) -> Iterator[Term]:
-        seen: list[Tensor] = []
-
-        def hook(part: nn.Module, args: Any, output: Any) -> None:
-            # A pass without a graph, as of a teacher, is not what is trained.
-            if module._is_watched and torch.is_grad_enabled():
-                seen.append(self._rows(output).clone())  # What follows may change the output in place.
-
-        handle = self._source(module).register_forward_hook(hook)
-        try:
-            yield lambda: self._term(module, batch, seen)
-        finally:
-            handle.remove()
-
-    def _rows(self, output: Any) -> Tensor:
-        """Return the embeddings in what a module puts out, one row for each sample."""
-        if not isinstance(output, Tensor):
-            remedy = f"Name the layer that puts out the embeddings by `{self.name}_layer=`."
-            return find_outputs(output, remedy)
-        return output.flatten(1) if output.ndim > 1 else output.unsqueeze(-1)
-
-    def _source(self, module: LightningModule) -> nn.Module:
-        """Return the module whose output are the embeddings."""
-        if self._layer is None:
-            return module
-        parts: dict[str, nn.Module] = dict(module.named_modules())
-        return parts[check_layer(f"{self.name}_layer", self._layer, parts)]
-
-    def _term(self, module: LightningModule, batch: Any, seen: list[Tensor]) -> Tensor:
-        embeddings = self._joined(seen)
+    def term(self, module: RegularizedModule, batch: Any, seen: list[Tensor]) -> Tensor:
+        embeddings = self.joined(seen)
         labels = self._labels_of(module, batch, embeddings)
         if self._across_processes and _world_size(module) > 1:
             embeddings, labels = gathered(module, embeddings), gathered(module, labels)
-        term = self.criterion(module)(embeddings, labels)
-        if not isinstance(term, Tensor) or term.ndim:
-            got = f"shape {tuple(term.shape)}" if isinstance(term, Tensor) else type(term).__name__
-            raise expected(f"{self.name}_criterion", "one that returns a scalar", got)
+        term: Tensor = self.criterion(module)(embeddings, labels)
         return term
-
-    def _joined(self, seen: list[Tensor]) -> Tensor:
-        if not seen:
-            where = "the LightningModule itself" if self._layer is None else repr(self._layer)
-            remedy = f"Name a layer by `{self.name}_layer=`; calls without gradients, and inside compiled code, are not seen."
-            raise expected(f"{self.name}_layer", "a module that the training step calls", f"{where}, which it does not", remedy)
-        if len({rows.shape[1] for rows in seen}) > 1:
-            got = f"widths {', '.join(str(rows.shape[1]) for rows in seen)}"
-            raise expected(f"{self.name}_layer", "a module that puts out embeddings of one width", got)
-        return torch.cat(seen)
 
     def _labels_of(self, module: LightningModule, batch: Any, embeddings: Tensor) -> Tensor:
         """Return the label of each row: views of all samples come one after the other."""

@@ -49,6 +49,12 @@ class AbstractRegularizer(ABC):
     learning_rate: float | None = None
     #: Whether the optimizers know these parameters.
     is_prepared = False
+    #: Whether it watches the batch as it comes from the loader, and not the part that the training step gets.
+    sees_whole_batch = False
+
+    def part_for_step(self, batch: Any) -> Any:
+        """Return the part of a batch that the training step and all other regularizers get."""
+        return batch
 
     def criterion(self, module: LightningModule) -> Any:
         """Return the criterion that a module has at the time."""
@@ -140,7 +146,9 @@ class RegularizedModule(LightningModule):
             raise expected("model", "an uncompiled module under a regularizing mixin", "one compiled as a whole", remedy)
         if not self.automatic_optimization:
             raise _manual_optimization()
-        batch, batch_idx = _batch_of(args, kwargs)
+        whole, batch_idx = _batch_of(args, kwargs)
+        batch = functools.reduce(lambda part, regularizer: regularizer.part_for_step(part), self._regularizers, whole)
+        args, kwargs = (batch, *args[1:]) if args else args, kwargs if args else {**kwargs, "batch": batch}
         due = [regularizer for regularizer in self._regularizers if regularizer.is_due(self.global_step)]
         if not torch.is_grad_enabled():  # Validation that runs the training step.
             due = []
@@ -149,7 +157,8 @@ class RegularizedModule(LightningModule):
                 got = f"{regularizer.learning_rate} where `configure_optimizers` has been replaced, as by `--optimizer`"
                 raise expected(f"{regularizer.name}_learning_rate", "None", got, "Define `configure_optimizers` in the module.")
         with ExitStack() as stack:
-            terms = [(each, stack.enter_context(each.watch(self, batch, batch_idx))) for each in due]
+            watched = [each.watch(self, whole if each.sees_whole_batch else batch, batch_idx) for each in due]
+            terms = list(zip(due, map(stack.enter_context, watched), strict=True))
             self._is_watched = True
             try:
                 result = step(self, *args, **kwargs)

@@ -468,5 +468,5 @@ def test_an_output_without_one_matrix_of_embeddings_names_the_remedy() -> None:
         def forward(self, x: Tensor) -> Any:
             return {"first": super().forward(x), "second": super().forward(x)}
 
-    with pytest.raises(NetsimError, match="Name the layer that puts out the embeddings by `contrastive_layer="):
+    with pytest.raises(NetsimError, match="Name the layer that puts out one tensor by `contrastive_layer="):
         Two().training_step(batch(), 0)

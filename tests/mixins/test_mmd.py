@@ -1,0 +1,310 @@
+"""Features of two domains, or of a latent and its prior, are matched beside whatever loss trains a module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_netsim import NetsimError
+from lightning_netsim.losses import ContrastiveLoss, DifferenceAlignmentLoss, MMDLoss
+from lightning_netsim.mixins import DifferenceAlignmentMixin, MMDMixin
+from tests.mixins.modules import Encoder, Plain, batch, gradients, loader, trainer
+
+FIXED = MMDLoss(bandwidths=[0.5, 2.0])
+
+
+class Adapted(MMDMixin, Plain):
+    """A classifier of points that matches the features of another domain."""
+
+
+def domains(shift: float = 1.0, sizes: tuple[int, int] = (12, 7)) -> dict[str, Any]:
+    return {"source": batch(sizes[0]), "target": (batch(sizes[1], seed=2)[0] + shift,)}
+
+
+def wanted_loss(module: Plain, pair: dict[str, Any], weight: float, layer: nn.Module) -> Tensor:
+    (inputs, labels), (others,) = pair["source"], pair["target"]
+    plain = F.cross_entropy(module.net(inputs), labels)
+    return plain + weight * FIXED(layer(inputs), layer(others))
+
+
+def test_step_is_the_loss_of_the_source_plus_the_discrepancy() -> None:
+    module = Adapted(mmd_criterion=FIXED, mmd_weight=0.7, mmd_layer="net.0")
+    loss = module.training_step(domains(), 0)
+    wanted = wanted_loss(module, domains(), 0.7, module.net[0])
+    torch.testing.assert_close(loss, wanted)
+    expected = gradients(module, wanted)
+    for name, gradient in gradients(module, loss).items():
+        torch.testing.assert_close(gradient, expected[name])
+
+
+def test_outputs_are_matched_where_no_layer_is_named() -> None:
+    module = Adapted(mmd_criterion=FIXED)
+    torch.testing.assert_close(module.training_step(domains(), 0), wanted_loss(module, domains(), 1.0, module.net))
+
+
+def test_targets_may_have_labels_or_be_bare_and_keys_other_names() -> None:
+    module = Adapted(mmd_criterion=FIXED)
+    pair = domains()
+    wanted = wanted_loss(module, pair, 1.0, module.net)
+    others = pair["target"][0]
+    for target in (others, [others, torch.zeros(len(others), dtype=torch.int64)], (others,)):
+        torch.testing.assert_close(module.training_step({"source": pair["source"], "target": target}, 0), wanted)
+    renamed = Adapted(mmd_criterion=FIXED, mmd_domains=["photos", "drawings"])
+    torch.testing.assert_close(renamed.training_step({"photos": pair["source"], "drawings": others}, 0), wanted)
+
+
+def test_the_step_gets_the_source_alone_whether_or_not_the_term_is_due() -> None:
+    class Noting(Adapted):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.seen = batch
+            return super().training_step(batch, batch_idx)
+
+    for weight in (0.0, 1.0):
+        module = Noting(mmd_weight=weight)
+        pair = domains()
+        module.training_step(pair, 0)
+        assert module.seen is pair["source"]
+    module = Noting(mmd_every_n_steps=2)
+    fitting = trainer(max_steps=2)
+    fitting.fit(module, {"source": loader(), "target": loader(8, 4)})
+    assert fitting.global_step == 2
+    assert module.forwards == 3  # The target is run in one of both steps.
+
+
+def test_training_by_two_loaders_brings_the_domains_together() -> None:
+    def discrepancy(weight: float) -> Tensor:
+        module = Adapted(mmd_criterion=FIXED, mmd_weight=weight, mmd_layer="net.0")
+        far = torch.utils.data.TensorDataset(batch(24, seed=3)[0] + 1)
+        loaders = {"source": loader(24, 12), "target": torch.utils.data.DataLoader(far, batch_size=12)}
+        fitting = trainer(max_epochs=40)
+        fitting.fit(module, loaders)
+        assert torch.isfinite(fitting.callback_metrics["train_loss"])
+        assert ("netsim/mmd_loss" in fitting.callback_metrics) == (weight > 0)
+        with torch.no_grad():
+            return FIXED(module.net[0](batch(24)[0]), module.net[0](far.tensors[0]))
+
+    assert discrepancy(3.0) < 0.5 * discrepancy(0.0)
+
+
+class Both(Plain):
+    """A classifier whose own step runs both domains."""
+
+    together = True
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        (inputs, labels), (others,) = batch["source"], batch["target"]
+        if self.together:
+            outputs = self(torch.cat([inputs, others]))[: len(inputs)]
+        else:
+            outputs = self(inputs)
+            self(others)
+        return F.cross_entropy(outputs, labels)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_step_may_run_both_domains_itself(together: bool) -> None:
+    class Adapting(MMDMixin, Both):
+        """The same, matched."""
+
+    module = Adapting(mmd_criterion=FIXED, mmd_whole_batch=True, mmd_layer="net.0")
+    module.together = together
+    torch.testing.assert_close(module.training_step(domains(), 0), wanted_loss(module, domains(), 1.0, module.net[0]))
+    assert module.forwards == 1 if together else 2
+
+
+def test_a_step_that_runs_one_domain_of_both_is_said() -> None:
+    module = Adapted(mmd_whole_batch=True)
+    module.net.register_forward_pre_hook(lambda part, args: args)
+
+    class Half(MMDMixin, Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step(batch["source"], batch_idx)
+
+    with pytest.raises(
+        NetsimError, match="`mmd_layer` to be one row for each of 12 samples .* 7 of the target, but got 12 rows"
+    ):
+        Half(mmd_whole_batch=True).training_step(domains(), 0)
+
+
+def test_a_latent_is_matched_to_its_prior() -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def criterion(features: Tensor, samples: Tensor) -> Tensor:
+        seen.append((features, samples))
+        return FIXED(features, samples)
+
+    inputs, labels = batch()
+    for prior in ("normal", "uniform"):
+        module = Adapted(mmd_criterion=criterion, mmd_prior=prior, mmd_layer="net.0", mmd_weight=0.3)
+        loss = module.training_step((inputs, labels), 0)
+        features, samples = seen[-1]
+        torch.testing.assert_close(features, module.net[0](inputs))
+        assert samples.shape == features.shape
+        torch.testing.assert_close(loss, F.cross_entropy(module.net(inputs), labels) + 0.3 * FIXED(features, samples))
+        module.training_step((inputs, labels), 1)
+        assert not torch.equal(seen[-1][1], samples)  # Drawn anew.
+        again = Adapted(mmd_criterion=criterion, mmd_prior=prior, mmd_layer="net.0")
+        again.training_step((inputs, labels), 0)
+        assert torch.equal(seen[-1][1], samples)
+    many = 4000
+    module = Adapted(mmd_criterion=criterion, mmd_prior="uniform", mmd_layer="net.0")
+    module.training_step(batch(many), 0)
+    samples = seen[-1][1]
+    assert samples.min() >= -1
+    assert samples.max() <= 1
+    torch.testing.assert_close(samples.std(), torch.tensor(1 / 3).sqrt(), atol=0.02, rtol=0)
+
+
+def test_the_prior_leaves_the_global_generator_alone() -> None:
+    module = Adapted(mmd_prior="normal")
+    state = torch.get_rng_state()
+    module.training_step(batch(), 0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_prior_by_a_function() -> None:
+    module = Adapted(mmd_criterion=FIXED, mmd_prior=lambda number, width: torch.ones(2 * number, width))
+    inputs, labels = batch()
+    outputs = module.net(inputs)
+    wanted = F.cross_entropy(outputs, labels) + FIXED(outputs, torch.ones(24, 3))
+    torch.testing.assert_close(module.training_step((inputs, labels), 0), wanted)
+    wrong = Adapted(mmd_prior=lambda number, width: torch.ones(number, width + 1))
+    with pytest.raises(
+        NetsimError, match=r"`mmd_prior` to be a function that returns samples of width 3, but got shape \(12, 4\)"
+    ):
+        wrong.training_step((inputs, labels), 0)
+
+
+def test_training_moves_a_latent_to_its_prior() -> None:
+    class Latent(MMDMixin, Encoder):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self(batch[0]).sum() * 0
+
+    module = Latent(mmd_prior="normal", mmd_criterion=FIXED, mmd_weight=10.0)
+    trainer(max_epochs=150).fit(module, loader(64, 32))
+    with torch.no_grad():
+        latent = module.net(batch(64)[0])
+    assert latent.mean().abs() < 0.2
+    assert 0.6 < latent.std() < 1.4
+    assert Latent(mmd_prior="normal").net(batch(64)[0]).std() < 0.5  # Before.
+
+
+def test_it_stacks_with_other_mixins_which_see_the_source() -> None:
+    class Stacked(MMDMixin, DifferenceAlignmentMixin, Plain):
+        """Both terms."""
+
+    class Turned(DifferenceAlignmentMixin, MMDMixin, Plain):
+        """The same, in the other order."""
+
+    alignment = DifferenceAlignmentLoss(pairs="all")
+    pair = domains()
+    inputs, labels = pair["source"]
+    for kind in (Stacked, Turned):
+        module = kind(mmd_criterion=FIXED, alignment_criterion=alignment)
+        wanted = wanted_loss(module, pair, 1.0, module.net) + alignment(module.net(inputs), labels)
+        torch.testing.assert_close(module.training_step(pair, 0), wanted)
+
+
+def test_hyperparameters_come_back_from_a_checkpoint(tmp_path: Path) -> None:
+    class Saved(MMDMixin, Plain):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.save_hyperparameters()
+
+    module = Saved(mmd_criterion=MMDLoss("arc_cosine", depth=2), mmd_weight=[[0, 0.0], [10, 1.0]], mmd_prior="uniform")
+    fitting = trainer(max_steps=1)
+    fitting.fit(module, loader())
+    fitting.save_checkpoint(tmp_path / "some.ckpt")
+    loaded = Saved.load_from_checkpoint(tmp_path / "some.ckpt", weights_only=True)
+    assert loaded.mmd_criterion.config() == module.mmd_criterion.config()
+    assert loaded.hparams["mmd_prior"] == "uniform"
+    made = Saved(mmd_prior=lambda number, width: torch.zeros(number, width))
+    fitting = trainer(max_steps=1)
+    fitting.fit(made, loader())
+    fitting.save_checkpoint(tmp_path / "other.ckpt")
+    with pytest.raises(NetsimError, match=r"load_from_checkpoint\(path, mmd_prior=\.\.\.\)"):
+        Saved.load_from_checkpoint(tmp_path / "other.ckpt")
+
+
+def test_validation_by_the_training_step_takes_either_kind_of_batch() -> None:
+    class Validated(Adapted):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val_loss", self.training_step(batch, batch_idx))
+
+    module = Validated()
+    fitting = trainer()
+    fitting.fit(module, {"source": loader(), "target": loader()}, loader())
+    assert torch.isfinite(fitting.callback_metrics["val_loss"])
+
+
+def test_batch_norm_sees_both_domains() -> None:
+    module = Adapted(norm=True)
+    pair = domains()
+    module.training_step(pair, 0)
+    norm = module.net[1]
+    assert norm.num_batches_tracked == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mmd_domains": ["source", "source"]}, "`mmd_domains` to be two different keys"),
+        ({"mmd_domains": "ab"}, "`mmd_domains` to be two different keys"),
+        ({"mmd_prior": "gaussian"}, "`mmd_prior` to be one of 'normal', 'uniform'"),
+        ({"mmd_prior": "normal", "mmd_whole_batch": True}, "`mmd_whole_batch` to be False with `mmd_prior`"),
+        ({"mmd_prior": "normal", "mmd_seed": -1}, "`mmd_seed` to be an int"),
+        ({"mmd_criterion": 3}, "`mmd_criterion` to be `lightning_netsim.losses.MMDLoss`"),
+        ({"mmd_criterion": ContrastiveLoss()}, "ContrastiveLoss, which is of something else"),
+        ({"mmd_layer": 3}, "`mmd_layer` to be the name of a module"),
+        ({"mmd_weight": "much"}, "`mmd_weight`"),
+        ({"mmd_every_n_steps": 0}, "`mmd_every_n_steps` to be a positive int"),
+    ],
+)
+def test_wrong_settings_are_refused_at_once(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(NetsimError, match=message):
+        Adapted(**options)
+
+
+def test_batches_without_both_domains_are_refused() -> None:
+    module = Adapted()
+    remedy = r"Let `train_dataloader` return \{'source': loader, 'target': other_loader\}\."
+    for wrong, got in [(batch(), "a tuple"), ({"source": batch()}, r"the keys \['source'\]")]:
+        with pytest.raises(NetsimError, match=f"but got {got}. {remedy}"):
+            module.training_step(wrong, 0)
+    with pytest.raises(NetsimError, match="`y` to be one or more samples"):
+        module.training_step({"source": batch(), "target": (torch.zeros(0, 4),)}, 0)
+
+
+def test_unknown_layers_and_modules_without_forward_are_refused_before_training() -> None:
+    with pytest.raises(NetsimError, match="`mmd_layer` to be the name of a module"):
+        trainer().fit(Adapted(mmd_layer="net.9"), {"source": loader(), "target": loader()})
+
+    class Headless(MMDMixin, Plain):
+        forward = torch.nn.Module.forward
+
+    class NoForward(MMDMixin, torch.nn.Module):
+        pass
+
+    from lightning.pytorch import LightningModule
+
+    class Bare(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(4, 3)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    class BareAdapted(MMDMixin, Bare):
+        pass
+
+    with pytest.raises(NetsimError, match="`forward` to be defined.*mmd_whole_batch=True"):
+        trainer().fit(BareAdapted(mmd_layer="net"), {"source": loader(), "target": loader()})
