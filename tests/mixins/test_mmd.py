@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_netsim import NetsimError
@@ -118,16 +119,11 @@ def test_a_step_may_run_both_domains_itself(together: bool) -> None:
 
 
 def test_a_step_that_runs_one_domain_of_both_is_said() -> None:
-    module = Adapted(mmd_whole_batch=True)
-    module.net.register_forward_pre_hook(lambda part, args: args)
-
     class Half(MMDMixin, Plain):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             return super().training_step(batch["source"], batch_idx)
 
-    with pytest.raises(
-        NetsimError, match="`mmd_layer` to be one row for each of 12 samples .* 7 of the target, but got 12 rows"
-    ):
+    with pytest.raises(NetsimError, match="each of 12 samples of the source and 7 of the target, but got 12 rows"):
         Half(mmd_whole_batch=True).training_step(domains(), 0)
 
 
@@ -151,13 +147,13 @@ def test_a_latent_is_matched_to_its_prior() -> None:
         again = Adapted(mmd_criterion=criterion, mmd_prior=prior, mmd_layer="net.0")
         again.training_step((inputs, labels), 0)
         assert torch.equal(seen[-1][1], samples)
-    many = 4000
+    many = 1000
     module = Adapted(mmd_criterion=criterion, mmd_prior="uniform", mmd_layer="net.0")
     module.training_step(batch(many), 0)
     samples = seen[-1][1]
     assert samples.min() >= -1
     assert samples.max() <= 1
-    torch.testing.assert_close(samples.std(), torch.tensor(1 / 3).sqrt(), atol=0.02, rtol=0)
+    torch.testing.assert_close(samples.std(), torch.tensor(1 / 3).sqrt(), atol=0.03, rtol=0)
 
 
 def test_the_prior_leaves_the_global_generator_alone() -> None:
@@ -185,8 +181,8 @@ def test_training_moves_a_latent_to_its_prior() -> None:
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             return self(batch[0]).sum() * 0
 
-    module = Latent(mmd_prior="normal", mmd_criterion=FIXED, mmd_weight=10.0)
-    trainer(max_epochs=150).fit(module, loader(64, 32))
+    module = Latent(mmd_prior="normal", mmd_criterion=FIXED, mmd_weight=20.0)
+    trainer(max_epochs=60).fit(module, loader(64, 32))
     with torch.no_grad():
         latent = module.net(batch(64)[0])
     assert latent.mean().abs() < 0.2
@@ -284,14 +280,6 @@ def test_unknown_layers_and_modules_without_forward_are_refused_before_training(
     with pytest.raises(NetsimError, match="`mmd_layer` to be the name of a module"):
         trainer().fit(Adapted(mmd_layer="net.9"), {"source": loader(), "target": loader()})
 
-    class Headless(MMDMixin, Plain):
-        forward = torch.nn.Module.forward
-
-    class NoForward(MMDMixin, torch.nn.Module):
-        pass
-
-    from lightning.pytorch import LightningModule
-
     class Bare(LightningModule):
         def __init__(self) -> None:
             super().__init__()
@@ -304,7 +292,7 @@ def test_unknown_layers_and_modules_without_forward_are_refused_before_training(
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     class BareAdapted(MMDMixin, Bare):
-        pass
+        """The same, adapted."""
 
-    with pytest.raises(NetsimError, match="`forward` to be defined.*mmd_whole_batch=True"):
+    with pytest.raises(NetsimError, match=r"`forward` to be defined.*mmd_whole_batch=True"):
         trainer().fit(BareAdapted(mmd_layer="net"), {"source": loader(), "target": loader()})
