@@ -14,12 +14,14 @@ OPTIONS = {
     "02_monitor": ["--samples", "40", "--epochs", "1"],
     "03_similarity_loss": ["--samples", "128", "--epochs", "1"],
     "04_embeddings": ["--samples", "300", "--epochs", "1"],
+    "05_distributions": ["--samples", "300", "--epochs", "1"],
 }
 EXPECTED = {
     "01_analyze": "Five most isolated samples",
     "02_monitor": "scan-",
     "03_similarity_loss": "YAML:     mean similarity",
     "04_embeddings": "YAML:     recall@1",
+    "05_distributions": "YAML:     after five steps",
 }
 
 
