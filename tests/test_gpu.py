@@ -10,16 +10,21 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_netsim import DifferenceAlignmentMixin, EmbeddingMetrics, SimilarityMonitor, analyze
+from lightning_netsim import DifferenceAlignmentMixin, EmbeddingMetrics, MMDMixin, SimilarityMonitor, analyze
 from lightning_netsim.features import GradientFeatures
 from lightning_netsim.functional.difference_alignment import DIFFERENCES, NORMS, difference_alignment_loss
 from lightning_netsim.jacobian import JacobianOperator, trees
 from lightning_netsim.losses import (
+    AbstractImageLoss,
     AbstractSimilarityLoss,
     DensityLoss,
     GradientBatch,
     GroupSimilarityLoss,
     MinibatchSimilarityLoss,
+    MMDLoss,
+    PatchMMDLoss,
+    RandomNetworkLoss,
+    VGGLoss,
 )
 from lightning_netsim.measurement import measure_similarity
 from lightning_netsim.plan import SweepSettings, memory_budget
@@ -28,7 +33,7 @@ from lightning_netsim.sources import from_loader
 from tests import cases
 from tests.callbacks.small import Small, points
 from tests.measuring import classifier, loader
-from tests.mixins.modules import Embedded, Regularized, trainer
+from tests.mixins.modules import Embedded, Plain, Regularized, trainer
 from tests.mixins.modules import loader as regularized_loader
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
@@ -165,3 +170,61 @@ def test_metrics_of_embeddings_are_those_of_the_cpu() -> None:
     there.update(embeddings.to(CUDA), labels.to(CUDA))
     for name, value in here.compute().items():
         torch.testing.assert_close(there.compute()[name].cpu(), value)
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [MMDLoss(), MMDLoss("arc_cosine", depth=2), MMDLoss(unbiased=True), MMDLoss(num_features=64)],
+    ids=["gaussian", "arc_cosine", "unbiased", "features"],
+)
+def test_discrepancies_and_their_gradients_are_those_of_the_cpu(criterion: MMDLoss) -> None:
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(1100, 9, generator=generator), torch.randn(300, 9, generator=generator) + 0.5
+    criterion.eval()
+
+    def differentiated(device: torch.device) -> Tensor:
+        sets = [some.to(device).requires_grad_() for some in samples]
+        loss = criterion(*sets)
+        gradients = torch.autograd.grad(loss, sets)
+        return torch.cat([loss.reshape(1), *(1000 * gradient.flatten() for gradient in gradients)]).detach().cpu()
+
+    torch.testing.assert_close(differentiated(CUDA), differentiated(torch.device("cpu")), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        PatchMMDLoss(remove_mean=True, local_weight=0.025),
+        PatchMMDLoss(num_features=64, redraw=False),
+        RandomNetworkLoss(width=64),
+        RandomNetworkLoss(width=64, pooling=False),
+        VGGLoss(mode="random", network="vgg11", layers=["conv1_1", "conv3_2"]),
+    ],
+    ids=["patch_mmd++", "patch_mmd", "network", "local network", "vgg"],
+)
+def test_distances_of_images_and_their_gradients_are_those_of_the_cpu(criterion: AbstractImageLoss) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(3, 3, 50, 41, generator=generator), torch.rand(3, 3, 50, 41, generator=generator)
+    criterion.eval()
+
+    def differentiated(device: torch.device) -> Tensor:
+        pair = [some.to(device).requires_grad_() for some in images]
+        loss = criterion(*pair)
+        gradients = torch.autograd.grad(loss, pair)
+        return torch.cat([loss.reshape(1), *(1000 * gradient.flatten() for gradient in gradients)]).detach().cpu()
+
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        torch.testing.assert_close(differentiated(CUDA), differentiated(torch.device("cpu")), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
+@pytest.mark.parametrize("prior", [None, "normal"])
+def test_features_are_matched_there(prior: str | None, precision: Any) -> None:
+    class Adapted(MMDMixin, Plain):
+        """Matched to another domain, or to a prior."""
+
+    module = Adapted(mmd_prior=prior)
+    fitting = trainer(max_epochs=2, accelerator="gpu", devices=1, precision=precision)
+    other = regularized_loader()
+    fitting.fit(module, other if prior else {"source": regularized_loader(), "target": other})
+    assert torch.isfinite(fitting.callback_metrics["netsim/mmd_loss"])

@@ -34,7 +34,7 @@ def check_pair(input: object, target: object) -> tuple[Tensor, Tensor]:
         image = check_tensor(name, value, 4, like="(B, C, H, W)")
         if not image.numel():
             raise expected(name, "one or more images", f"shape {tuple(image.shape)}")
-        images.append(upcast(image))
+        images.append(upcast(image).contiguous())  # Products of other strides round otherwise, and equal images would differ.
     first, second = images
     if first.shape[1:] != second.shape[1:] or (
         first.shape[0] != second.shape[0] and 1 not in (first.shape[0], second.shape[0])
