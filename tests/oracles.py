@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
@@ -328,3 +329,75 @@ def contrastive(embeddings: Tensor, labels: Tensor, margin: float) -> Tensor:
                 if float(term.detach()) > 0:
                     terms[same].append(term)
     return sum((torch.stack(some).mean() for some in terms.values() if some), embeddings.sum() * 0)
+
+
+def arc_cosine(cosine: float, depth: int) -> tuple[float, float]:
+    """Return the kernel of `depth` ReLU layers at one cosine, and its slope there, by the chain rule."""
+    slope = 1.0
+    for _ in range(depth):
+        angle = math.acos(max(-1.0, min(1.0, cosine)))
+        cosine, slope = (math.sin(angle) + (math.pi - angle) * math.cos(angle)) / math.pi, slope * (1 - angle / math.pi)
+    return cosine, slope
+
+
+#: Two samples (K,) -> their similarity, on the graph.
+PairKernel = Callable[[Tensor, Tensor], Tensor]
+
+
+def gaussian(bandwidths: Sequence[float]) -> PairKernel:
+    """Return the mean of exp(−‖p − q‖²/(2σ²)) over the bandwidths σ, as a function of two samples."""
+    return lambda p, q: sum(torch.exp(-(p - q).square().sum() / (2 * s**2)) for s in bandwidths) / len(bandwidths)
+
+
+def arc_cosine_of_pair(depth: int, normalize: bool = True) -> PairKernel:
+    """Return the arc-cosine kernel as a function of two samples that are neither parallel nor zero."""
+
+    def kernel(p: Tensor, q: Tensor) -> Tensor:
+        lengths = p.square().sum().sqrt() * q.square().sum().sqrt()
+        cosine = (p * q).sum() / lengths
+        for _ in range(depth):
+            if float(cosine.detach()) > 1 - 1e-12:  # A sample with itself: its similarity is 1 and does not move.
+                return p.square().sum() ** (0 if normalize else 1)
+            angle = torch.arccos(cosine)
+            cosine = (angle.sin() + (math.pi - angle) * angle.cos()) / math.pi
+        return cosine if normalize else cosine * lengths
+
+    return kernel
+
+
+def squared_mmd(x: Tensor, y: Tensor, kernel: PairKernel, unbiased: bool = False) -> Tensor:
+    """Return mean k(x, x') + mean k(y, y') − 2 mean k(x, y) by loops over pairs; unbiased, without those of a sample itself."""
+    x, y = x.double(), y.double()
+    own = []
+    for some in (x, y):
+        n = len(some)
+        pairs = [kernel(some[i], some[j]) for i in range(n) for j in range(n) if i != j or not unbiased]
+        own.append(torch.stack(pairs).mean())
+    return own[0] + own[1] - 2 * torch.stack([kernel(p, q) for p in x for q in y]).mean()
+
+
+def windows_of_patches(image: Tensor, size: int, window: int, stride: int) -> list[Tensor]:
+    """Return the patches (n, C·P·P) of each window of one image (C, H, W); windows at the far border are cut."""
+    down, across = image.shape[1] - size + 1, image.shape[2] - size + 1
+    windows, top = [], 0
+    while True:
+        left = 0
+        while True:
+            places = [(i, j) for i in range(top, top + window) for j in range(left, left + window) if i < down and j < across]
+            windows.append(torch.stack([image[:, i : i + size, j : j + size].reshape(-1) for i, j in places]))
+            if left + window >= across:
+                break
+            left += stride
+        if top + window >= down:
+            return windows
+        top += stride
+
+
+def random_patch_mmd(input: Tensor, target: Tensor, frequencies: Tensor, window: int, stride: int) -> Tensor:
+    """Return the mean over frequencies and windows of the squared gaps of mean cosines and sines, shape (B,), by plain autograd."""
+    gaps = torch.zeros((), dtype=torch.float64)
+    angles = [F.conv2d(images.double(), frequencies.double()) for images in (input, target)]
+    for wave in (torch.cos, torch.sin):
+        first, second = (F.avg_pool2d(wave(some), window, stride, ceil_mode=True) for some in angles)
+        gaps = gaps + (first - second).square()
+    return gaps.mean((1, 2, 3))

@@ -81,11 +81,11 @@ def pool_windows(maps: Tensor, window: int, stride: int) -> Tensor:
         tensor([0.5000, 2.5000, 4.0000])
     """
     check_windows((maps.shape[-2], maps.shape[-1]), 1, window, stride)
-    rows, columns = (window_means(size, window, stride).to(maps) for size in maps.shape[-2:])
+    rows, columns = (_window_means(size, window, stride).to(maps) for size in maps.shape[-2:])
     return rows @ (maps @ columns.mT)
 
 
-def window_means(size: int, window: int, stride: int) -> Tensor:
+def _window_means(size: int, window: int, stride: int) -> Tensor:
     """Return the matrix that averages `size` values over windows, shape (n, size), float64."""
     begins = torch.arange(math.ceil((size - window) / stride) + 1).unsqueeze(1) * stride
     places = torch.arange(size)
@@ -110,8 +110,9 @@ def random_patch_mmd(
     (mean cos a − mean cos a')² + (mean sin a − mean sin a')², where means are over the patches of a window: that of the
     Gaussian kernel that the frequencies were drawn for, see `draw_frequencies`.
 
-    Features come in blocks that stay in the cache, and the gradient is found on the way: memory is that of the images and one
-    block. Angles are formed in the dtype of the images, in float32 or better; in bfloat16 they would be off by whole turns.
+    Features come in blocks that stay in the cache, and the gradient is found on the way: memory is that of the images, of the
+    patches of one image, P² as large as it is, and of one block. Angles are formed in the dtype of the images, in float32 or
+    better; in bfloat16 they would be off by whole turns.
 
     Args:
         input: images, shape (B, C, H, W), in the units that the bandwidth has.
@@ -253,7 +254,7 @@ class _Angles:
         self.frequencies = frequencies.flatten(1)
         self.image_size, self.patch_size = size, frequencies.shape[-1]
         self.shape = [side - self.patch_size + 1 for side in size]  # Patches down and across.
-        self.rows, self.columns = (window_means(length, window, stride).to(frequencies) for length in self.shape)
+        self.rows, self.columns = (_window_means(length, window, stride).to(frequencies) for length in self.shape)
         self.limit = _GPU_ELEMENTS if frequencies.is_cuda else _CPU_ELEMENTS
 
     def means(self, images: Tensor) -> Tensor:
