@@ -24,7 +24,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import ctv, neighbors, peers, scaling, similarity_cost, sketch, soft_counts
+from benchmarks import ctv, neighbors, patch_mmd, peers, scaling, similarity_cost, sketch, soft_counts
 from benchmarks.common import Bound
 
 HERE = Path(__file__).resolve().parent
@@ -36,12 +36,13 @@ SCRIPTS = {
     "scaling": scaling,
     "similarity_cost": similarity_cost,
     "ctv": ctv,
+    "patch_mmd": patch_mmd,
 }
 KEPT = Path("runs/benchmarks")
 BY_HAND = "<!-- What follows is written by hand: `make bench` leaves it as it is. -->"
 PACKAGES = (
     *("torch", "torchvision", "lightning", "faiss-cpu", "pytorch-metric-learning"),
-    *("backpack-for-pytorch", "opacus", "captum", "dattri", "traker"),
+    *("backpack-for-pytorch", "opacus", "captum", "dattri", "traker", "geomloss"),
 )
 WHAT = {
     "ratio_plain": "exact soft counts in O(P) memory, MNIST network, in units of one plain forward and backward pass",
@@ -64,6 +65,11 @@ WHAT = {
     "growth_memory": "peak memory of soft counts above the model and its data, N doubled",
     "speedup_pairwise": "CTV norm and its gradient against the vectorized pairwise form, the lesser of L1 and squared L2",
     "regularizer_ratio": "training step with the alignment of differences, in units of the same without",
+    "speedup_vgg19": "patch MMD of 512 random features, value and gradient, against VGG-19 up to conv5_3 on the same images",
+    "peak_mb": "peak memory of that patch MMD above its images, MB",
+    "rff_error": "relative error of the mean of 60 draws of 512 features against the exact patch MMD",
+    "ratio_geomloss": "Gaussian MMD, time in units of geomloss's, the greater of two sizes",
+    "disagreement_geomloss": "relative difference from twice geomloss's value, and of the gradients",
 }
 WHAT_BY_SCRIPT = {("neighbors", "ratio_plain"): "soft counts and 10 audited neighbors of all, in units of the plain pass"}
 
@@ -347,6 +353,38 @@ def _step(seconds: float, ratio: float | None) -> str:
     return number(1000 * seconds) + ("" if ratio is None else f" ({number(ratio)})")
 
 
+IMAGE_LOSSES = {"ours": "`PatchMMDLoss`", "autograd": "the same, with phases, by `conv2d`, `cos`, `avg_pool2d` and autograd"}
+
+
+def patch_mmd_section(figures: Figures) -> Iterator[str]:
+    yield (
+        f"Value and gradient of {figures['images']} × 3 × {figures['side']}² pixels with respect to the input. Medians of "
+        f"{figures['rounds']} interleaved rounds. VGG-19 is drawn once, outside the time; both batches go through it."
+    )
+    seconds, first = figures["median_seconds"], next(iter(figures["median_seconds"].values()))
+    rows = []
+    for name, value in seconds.items():
+        form, _, features = name.partition("_")
+        label = f"{IMAGE_LOSSES[form]}, {features} features" if form in IMAGE_LOSSES else "`VGGLoss`, VGG-19 up to conv5_3"
+        rows.append((label, number(1000 * value), number(value / first), number(figures["peak_megabytes"][name])))
+    yield table(("loss", "milliseconds", "in units of the first", "peak growth of memory, MB"), rows)
+    yield f"{figures['draws']} draws of {figures['features']} features against the exact patch MMD, relative to it:"
+    rows = [(name, number(error), number(figures["spreads"][name])) for name, error in figures["errors"].items()]
+    yield table(("form, images", "error of the mean", "standard deviation of single draws"), rows)
+    if figures["median_seconds_sets"]:
+        yield (
+            f"Gaussian MMD of two sets of samples of {figures['coordinates']} coordinates, value and both gradients; twice "
+            f"geomloss's value and its gradients agree with ours to {figures['disagreement_geomloss']:.0e} in float64."
+        )
+        rows = [
+            (f"{int(size):,} and {int(size):,}", *(number(1000 * value) for value in each.values()), number(ratio))
+            for (size, each), ratio in zip(
+                figures["median_seconds_sets"].items(), figures["ratios_geomloss"].values(), strict=True
+            )
+        ]
+        yield table(("samples", "`squared_mmd`, milliseconds", "geomloss, milliseconds", "ratio"), rows)
+
+
 SECTIONS = {
     "soft_counts": ("Exact soft counts", soft_counts_section),
     "peers": ("Against other packages", peers_section),
@@ -355,6 +393,7 @@ SECTIONS = {
     "scaling": ("Growth", scaling_section),
     "similarity_cost": ("Enforcing similarity", similarity_cost_section),
     "ctv": ("Aligning differences", ctv_section),
+    "patch_mmd": ("Patch MMD", patch_mmd_section),
 }
 
 

@@ -379,22 +379,18 @@ def squared_mmd(x: Tensor, y: Tensor, kernel: PairKernel, unbiased: bool = False
 def windows_of_patches(image: Tensor, size: int, window: int, stride: int) -> list[Tensor]:
     """Return the patches (n, C·P·P) of each window of one image (C, H, W); windows at the far border are cut."""
     down, across = image.shape[1] - size + 1, image.shape[2] - size + 1
-    windows, top = [], 0
-    while True:
-        left = 0
-        while True:
-            places = [(i, j) for i in range(top, top + window) for j in range(left, left + window) if i < down and j < across]
-            windows.append(torch.stack([image[:, i : i + size, j : j + size].reshape(-1) for i, j in places]))
-            if left + window >= across:
-                break
-            left += stride
-        if top + window >= down:
-            return windows
-        top += stride
+    windows = []
+    for top in range(0, down, stride):
+        for left in range(0, across, stride):
+            # A window that begins where the one before it had reached the border would be a part of that one.
+            if top - stride + window < down and left - stride + window < across:
+                places = [(i, j) for i in range(top, min(top + window, down)) for j in range(left, min(left + window, across))]
+                windows.append(torch.stack([image[:, i : i + size, j : j + size].reshape(-1) for i, j in places]))
+    return windows
 
 
 def random_patch_mmd(input: Tensor, target: Tensor, frequencies: Tensor, window: int, stride: int) -> Tensor:
-    """Return the mean over frequencies and windows of the squared gaps of mean cosines and sines, shape (B,), by plain autograd."""
+    """Return the mean over frequencies and windows of the squared gaps of mean cosines and sines, shape (B,)."""
     gaps = torch.zeros((), dtype=torch.float64)
     angles = [F.conv2d(images.double(), frequencies.double()) for images in (input, target)]
     for wave in (torch.cos, torch.sin):

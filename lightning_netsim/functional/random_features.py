@@ -61,7 +61,7 @@ def fourier_features(x: Tensor, frequencies: Tensor) -> Tensor:
     """Compute φ(x) = [cos(W x), sin(W x)] / √(r/2), whose inner products estimate a Gaussian kernel.
 
     ⟨φ(x), φ(y)⟩ is the mean of cos(w·(x − y)) over the frequencies w: without the random phases of the other form, it depends
-    on x − y alone, is 1 where they are equal, and varies less.
+    on x − y alone, is 1 where they are equal, and varies less around the kernel at as many features, from half the frequencies.
 
     Args:
         x: shape (N, K).

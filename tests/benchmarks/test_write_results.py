@@ -82,6 +82,25 @@ FIGURES: dict[str, dict[str, Any]] = {
         "steps": 31,
         "rounds": 3,
     },
+    "patch_mmd": {
+        "speedup_vgg19": 2.5,
+        "peak_mb": 50.0,
+        "rff_error": 0.004,
+        "ratio_geomloss": 1.1,
+        "disagreement_geomloss": 1e-15,
+        "errors": {"ours, two images": 0.004, "autograd, smoothed": 0.02},
+        "spreads": {"ours, two images": 0.08, "autograd, smoothed": 0.06},
+        "median_seconds": {"ours_512": 0.2, "autograd_512": 1.0, "vgg19": 0.5},
+        "peak_megabytes": {"ours_512": 50.0, "autograd_512": 400.0, "vgg19": 300.0},
+        "median_seconds_sets": {"2048": {"ours": 0.055, "geomloss": 0.05}},
+        "ratios_geomloss": {"2048": 1.1},
+        "coordinates": 64,
+        "images": 5,
+        "side": 128,
+        "features": 512,
+        "draws": 60,
+        "rounds": 11,
+    },
     "scaling": {
         "growth_counts": 4.0,
         "series": {"N": [{"value": 1, "N": 2500, "counts_seconds": 1.5}, {"value": 2, "N": 5000, "counts_megabytes": 90.0}]},
@@ -117,7 +136,9 @@ def test_page_has_every_bound_and_what_became_of_it(kept: Path, monkeypatch: pyt
     assert len(rows) == sum(len(module.BOUNDS) for module in SCRIPTS.values())
     assert rows["`ctv.py`: `speedup_pairwise`"] == ["≥ 30", "-", "120", "held"]
     assert rows["`ctv.py`: `regularizer_ratio`"] == ["≤ 1.15", "-", "1.2", "**missed**"]
-    assert "took 14 minutes" in text
+    assert rows["`patch_mmd.py`: `speedup_vgg19`"] == ["≥ 1.5", "3", "2.5", "held, aim missed"]
+    assert rows["`patch_mmd.py`: `ratio_geomloss`"] == ["≤ 1", "-", "1.1", "**missed**"]
+    assert "took 16 minutes" in text
     assert "- `captum`, counts, ResNet-20, 128 images: wrong: off by 1.0e-02" in text
     assert "| `loop` | 2.5 (0.5 s) | - | - |" in text
     assert "| 5,000 | - | 90 |" in text
@@ -125,6 +146,16 @@ def test_page_has_every_bound_and_what_became_of_it(kept: Path, monkeypatch: pyt
     assert "| `ctv_norm`, `l1` | 2,048 | 20 | 1 |" in text
     assert "| none | 100 |" in text
     assert "| `DifferenceAlignmentLoss()`, along a chain | 120 (1.2) |" in text
+    assert "| `VGGLoss`, VGG-19 up to conv5_3 | 500 | 2.5 | 300 |" in text
+    assert "| ours, two images | 0.004 | 0.08 |" in text
+    assert "| 2,048 and 2,048 | 55 | 50 | 1.1 |" in text
+
+
+def test_a_peer_that_is_not_installed_is_left_out(kept: Path) -> None:
+    without = {"median_seconds_sets": {}, "ratios_geomloss": {}, "ratio_geomloss": None, "disagreement_geomloss": None}
+    text = "\n".join(write_results.patch_mmd_section(FIGURES["patch_mmd"] | without))
+    assert "| ours, two images |" in text
+    assert "geomloss" not in text
 
 
 def test_what_is_written_by_hand_stays(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
