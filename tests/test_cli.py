@@ -214,3 +214,25 @@ def test_options_of_the_mixin_are_options_of_the_command(run: Run, capsys: pytes
         "fit", "--config=plain.yaml", "--model=SimilarityClassifier", "--model.similarity_weight=[[0,0.1],[9,0.2]]", *SMALL
     )
     assert cli.trainer.callback_metrics["netsim/similarity_weight"] == pytest.approx(0.1 + 0.1 / 9)
+
+
+FUNCTIONS = """
+import torch
+
+def kernel(x, y):
+    return x @ y.mT
+
+def prior(number, width):
+    return torch.ones(number, width)
+"""
+
+
+def test_functions_are_named_in_the_file(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(FUNCTIONS, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    loss = "{class_path: MMDLoss, init_args: {kernel: mine.kernel}}"
+    model = f"{{class_path: DomainClassifier, init_args: {{mmd_prior: mine.prior, mmd_criterion: {loss}}}}}"
+    (tmp_path / "named.yaml").write_text(f"model: {model}\ndata: DigitsDataModule\n", encoding="utf-8")
+    cli = run("fit", "--config=named.yaml", "--trainer.logger=false", *SMALL)
+    assert callable(cli.model.mmd_criterion.kernel)
+    assert torch.isfinite(cli.trainer.callback_metrics["netsim/mmd_loss"])

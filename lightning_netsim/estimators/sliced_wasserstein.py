@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,12 +22,14 @@ class SlicedWassersteinDistance(Metric):
 
     Of each image and level, patches are taken at random places; at each level, those of a set are standardized by the mean and
     the deviation of each channel in that set (a channel that does not vary becomes 0); the distance is the mean over random
-    directions of length 1 of the Wasserstein-1 distance along them. With all patches of length √(K), K = C·P², a value of 0.1
-    is a difference of a tenth of a standard deviation.
+    directions of length 1 of the Wasserstein-1 distance along them: 0.1 is a tenth of the standard deviation of a pixel. What
+    all images of a set share, brightness and contrast, is not seen. Two equal sets are not at 0, as patches are drawn for each:
+    of eight images, at 0.06.
 
-    A torchmetrics metric: `update` it with batches of both sets, ``real=True`` for one of them. Where the sets have different
-    numbers of patches, as many are drawn from the larger as the smaller has, without replacement, `num_draws` times, and the
-    distances averaged.
+    A torchmetrics metric: `update` it with batches of both sets, ``real=True`` for one of them, in ``validation_step``; in
+    ``on_validation_epoch_end`` log what `compute` returns, ``self.log_dict(self.metric.compute())``, and `reset` it. Where the
+    sets have different numbers of patches, as many are drawn from the larger as the smaller has, without replacement,
+    `num_draws` times, and the distances averaged. Of several processes, each needs images of both sets.
 
     Args:
         num_levels: of the pyramid; None for as many as leave 16 pixels on the shorter side, at least 1.
@@ -39,14 +42,14 @@ class SlicedWassersteinDistance(Metric):
     Raises:
         NetsimError: for a value out of range; later, for images that are too small or of another size than those before.
 
-    Source: Karras et al., Progressive Growing of GANs, ICLR 2018, section 5, with directions of length 1; Amir and Weiss, CVPR
+    Source: Karras et al., Progressive Growing of GANs, ICLR 2018, section 5; Amir and Weiss, CVPR
     2021, supplement 2.2.
 
     Example:
         >>> metric = SlicedWassersteinDistance()
         >>> images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         >>> metric.update(images, real=True)
-        >>> metric.update(images / 2, real=False)
+        >>> metric.update(images.cumsum(3), real=False)
         >>> sorted(metric.compute())
         ['swd', 'swd_16', 'swd_32']
     """
@@ -101,6 +104,15 @@ class SlicedWassersteinDistance(Metric):
         patches = torch.stack([self._patches(level) for level in levels], dim=1)
         (self.real if real else self.generated).append(patches)
 
+    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: a distance of two sets is not that of one batch.
+
+        Raises:
+            NetsimError: always.
+        """
+        remedy = "Call `update(images, real=...)` for batches of both sets, then `compute()`."
+        raise expected("SlicedWassersteinDistance", "updated and computed", "a call as a function", remedy)
+
     def compute(self) -> dict[str, Tensor]:
         """Return the distance at each level by the height of its images, ``swd_64`` and so on, and their mean, ``swd``.
 
@@ -154,6 +166,6 @@ class SlicedWassersteinDistance(Metric):
         channels = patches.view(*patches.shape[:2], -1, self.patch_size**2)
         deviation, mean = torch.std_mean(channels, dim=(0, 3), keepdim=True, correction=0)
         # What rounding leaves of a channel that does not vary is no variation.
-        flat = deviation <= 1e-6 * channels.abs().amax((0, 3), keepdim=True)
+        flat = deviation <= 1e-6 * channels.abs().amax((0, 1, 3), keepdim=True)
         standardized: Tensor = ((channels - mean) / deviation.where(~flat, 1.0)).where(~flat, 0.0).flatten(2)
         return standardized

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def once(gradient: Tensor, *inputs: Tensor) -> Tensor:
+def forbid_second_derivative(gradient: Tensor, *inputs: Tensor) -> Tensor:
     """Return a gradient, in the backward pass of a function of `inputs`; differentiating it with respect to these raises.
 
     `torch.autograd.function.once_differentiable` does not see to it where what comes down is itself a constant, as for a loss.

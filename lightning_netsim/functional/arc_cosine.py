@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_netsim._checks import check_positive_int, check_same_size, check_tensor
-from lightning_netsim.functional._once import once
+from lightning_netsim.functional._once import forbid_second_derivative
 from lightning_netsim.functional._precision import full_precision, unit_rows, upcast
 
 
@@ -104,4 +104,4 @@ class _ArcCosine(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         given, slope = ctx.saved_tensors
-        return gradient * once(slope, given), None
+        return gradient * forbid_second_derivative(slope, given), None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_netsim._checks import check_choice, check_embeddings, check_finite, check_labels, check_tensor, expected
-from lightning_netsim.functional._once import once
+from lightning_netsim.functional._once import forbid_second_derivative
 from lightning_netsim.functional._precision import full_precision, upcast
 
 NORMS = ("l1", "l2", "squared_l2")
@@ -169,4 +169,4 @@ class _PairwiseDistanceSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> Tensor:
         differences, gradient = ctx.saved_tensors
-        return scale * once(gradient, differences)
+        return scale * forbid_second_derivative(gradient, differences)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_netsim._checks import check_choice, check_same_size, check_tensor, expected
-from lightning_netsim.functional._once import once
+from lightning_netsim.functional._once import forbid_second_derivative
 from lightning_netsim.functional._precision import full_precision, to_double, upcast
 from lightning_netsim.functional.kernel_scalars import SCALARS, effective_rank
 
@@ -48,7 +48,7 @@ class _InverseRoot(torch.autograd.Function):
         # One eigenvalue kept and one dropped (taken as 0): (λ^(-1/2) - 0) / (λ - 0).
         difference = torch.where((row > 0) & (column > 0), both, total**3)
         inner = vectors.mT @ grad_root @ vectors
-        return once(vectors @ (difference * inner) @ vectors.mT, gram), None
+        return forbid_second_derivative(vectors @ (difference * inner) @ vectors.mT, gram), None
 
 
 def inverse_root(gram: Tensor, floor: float | None = None) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_netsim._checks import check_finite, check_same_size, check_tensor, expected
-from lightning_netsim.functional._once import once
+from lightning_netsim.functional._once import forbid_second_derivative
 from lightning_netsim.functional._precision import full_precision, to_double, upcast
 from lightning_netsim.functional.random_features import check_bandwidths, fourier_features
 
@@ -19,7 +19,7 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 # Rows of a block of similarities: a block stays in the cache, and rows begin where fast products want them.
 _BLOCK_ROWS = 1024
 # Samples among which the median distance is looked up.
-_MEDIAN_ROWS = 512
+_MEDIAN_ROWS = 256
 
 
 def gaussian_kernel(x: Tensor, y: Tensor | None = None, bandwidths: float | Sequence[float] = 1.0) -> Tensor:
@@ -54,7 +54,7 @@ def gaussian_kernel(x: Tensor, y: Tensor | None = None, bandwidths: float | Sequ
 def median_distance(x: Tensor, y: Tensor | None = None) -> float:
     """Compute the median of the distances between samples of both sets together: a bandwidth in their own units.
 
-    Of more than 512 samples, 512 at equal steps are compared. Where half of the samples are equal, so that the median is 0, it
+    Of more than 256 samples, 256 at equal steps are compared. Where half of the samples are equal, so that the median is 0, it
     is the mean of the other distances; 1 where all are equal. Not differentiable.
 
     Args:
@@ -77,14 +77,14 @@ def median_distance(x: Tensor, y: Tensor | None = None) -> float:
     pooled = torch.cat([x.detach(), y.detach()])
     if len(pooled) > _MEDIAN_ROWS:
         pooled = pooled[torch.linspace(0, len(pooled) - 1, _MEDIAN_ROWS, device=pooled.device).long()]
+    pooled = to_double(pooled)
     first, second = torch.triu_indices(len(pooled), len(pooled), offset=1, device=pooled.device)
-    with full_precision(pooled):
-        distances = _squared_distances(pooled, pooled)[first, second].sqrt()
-    positive = distances[distances > 0]
-    if not len(positive):
+    distances = _squared_distances(pooled, pooled)[first, second].sqrt()
+    least = 1e-6 * float(distances.max()) if len(distances) else 0.0  # Less is what rounding leaves between equal samples.
+    if not least:
         return 1.0
     median = float(distances.median())
-    return median if median > 0 else float(positive.mean())
+    return median if median > least else float(distances[distances > least].mean())
 
 
 def squared_mmd(x: Tensor, y: Tensor, kernel: Kernel = gaussian_kernel, unbiased: bool = False) -> Tensor:
@@ -199,7 +199,7 @@ class _PairSum(torch.autograd.Function):
                 left = x[places[0]].detach().requires_grad_(wanted[0])
                 right = other[places[1]].detach().requires_grad_(wanted[1])
                 with torch.set_grad_enabled(any(wanted)):
-                    similarity = kernel(left, right)
+                    similarity = _check_similarity(kernel(left, right), (len(left), len(right)))
                     if without_self and row == column:
                         similarity = similarity - torch.diag(similarity.diagonal())
                     block = similarity.sum()
@@ -215,8 +215,17 @@ class _PairSum(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         x, y, *pulls = ctx.saved_tensors
         inputs = [some for some in (x, y) if some is not None]
-        scales = [None if pull is None else (ctx.factor * scale).to(pull) * once(pull, *inputs) for pull in pulls]
+        scales = [
+            None if pull is None else (ctx.factor * scale).to(pull) * forbid_second_derivative(pull, *inputs) for pull in pulls
+        ]
         return *(scales if y is not None else (scales[0], None)), None, None
+
+
+def _check_similarity(similarity: Any, shape: tuple[int, int]) -> Tensor:
+    if not isinstance(similarity, Tensor) or similarity.shape != shape:
+        got = f"shape {tuple(similarity.shape)}" if isinstance(similarity, Tensor) else type(similarity).__name__
+        raise expected("kernel", f"a function that returns the similarities of all pairs, here of shape {shape}", got)
+    return similarity
 
 
 def _add_gradients(block: Tensor, leaves: list[tuple[Any, slice, Tensor]]) -> None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_netsim._checks import check_choice, check_positive_int, check_tensor, expected
-from lightning_netsim.functional._once import once
+from lightning_netsim.functional._once import forbid_second_derivative
 from lightning_netsim.functional._precision import full_precision, upcast
 from lightning_netsim.functional.mmd import Kernel, squared_mmd
 
@@ -31,6 +31,11 @@ def check_pair(input: object, target: object) -> tuple[Tensor, Tensor]:
     """Return two batches of images in float32 or better if they can be compared: one image is with each of the other batch."""
     images = []
     for name, value in (("input", input), ("target", target)):
+        if isinstance(value, Tensor) and value.dtype == torch.uint8:
+            raise expected(name, "floating-point images", "dtype torch.uint8", "Divide: `images.float() / 255`.")
+        if isinstance(value, Tensor) and value.ndim == 3:
+            got = f"shape {tuple(value.shape)}"
+            raise expected(name, "images of shape (B, C, H, W)", got, "Of a single image: `image.unsqueeze(0)`.")
         image = check_tensor(name, value, 4, like="(B, C, H, W)")
         if not image.numel():
             raise expected(name, "one or more images", f"shape {tuple(image.shape)}")
@@ -50,13 +55,17 @@ def each_pair(first: Tensor, second: Tensor) -> list[tuple[Tensor, Tensor]]:
     return list(zip(*(torch.split(some.expand(size, *some.shape[1:]), 1) for some in (first, second)), strict=True))
 
 
-def check_windows(size: tuple[int, int] | None, patch_size: int, window: int, stride: int) -> None:
+def check_windows(size: tuple[int, int] | None, patch_size: int, window: int, stride: int, remove_mean: bool = False) -> None:
     """Raise unless windows leave no patch out, and images of `size` (H, W), where that is known, have whole windows."""
     for name, value in (("patch_size", patch_size), ("window", window), ("stride", stride)):
         check_positive_int(name, value)
+    if remove_mean and patch_size == 1:
+        raise expected("patch_size", "at least 2 with `remove_mean`", "1", "Of a single pixel, nothing would be left.")
     if stride > window:
         remedy = "Between windows further apart than they are wide, patches would not be compared."
         raise expected("stride", f"at most `window` ({window})", str(stride), remedy)
+    if size is not None and min(size) < patch_size:
+        raise expected("patch_size", f"at most the shorter side of images of {size[0]}×{size[1]}", str(patch_size))
     if size is not None and min(size) - patch_size + 1 < window:
         wanted = f"at most {min(size) - patch_size + 1}, the patches along the shorter side of images of {size[0]}×{size[1]}"
         raise expected("window", wanted, str(window), "Choose a smaller window, or larger images.")
@@ -195,7 +204,7 @@ def exact_patch_mmd(
         tensor([1.9778])
     """
     input, target = check_pair(input, target)
-    check_windows((input.shape[2], input.shape[3]), patch_size, window, stride)
+    check_windows((input.shape[2], input.shape[3]), patch_size, window, stride, remove_mean)
     windows = [_windows_of_patches(images, patch_size, window, stride, remove_mean) for images in (input, target.to(input))]
     pairs = zip(*windows, strict=True)
     return torch.stack([_mmd_of_each(first, second, kernel) for first, second in pairs]).mean(0)
@@ -238,7 +247,12 @@ class _WindowMMD(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         *images, first, second = ctx.saved_tensors
-        return *(None if found is None else scale * once(found, *images) for found in (first, second)), None, None, None
+        return (
+            *(None if found is None else scale * forbid_second_derivative(found, *images) for found in (first, second)),
+            None,
+            None,
+            None,
+        )
 
 
 class _Angles:

@@ -53,6 +53,8 @@ def draw_frequencies(
     """
     number = check_num_features(num_features) // 2
     sigmas = torch.tensor(check_bandwidths("bandwidths", bandwidths), dtype=torch.float64)
+    if number < len(sigmas):
+        raise expected("num_features", f"at least {2 * len(sigmas)}, two for each bandwidth", str(num_features))
     normal = torch.randn(number, check_positive_int("num_inputs", num_inputs), generator=generator, dtype=torch.float64)
     return normal / sigmas[torch.arange(number) % len(sigmas)].unsqueeze(1)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_netsim._checks import check_embeddings, check_labels, expected
+from lightning_netsim._checks import check_embeddings, check_labels, check_seed, expected
 from lightning_netsim.functional._precision import full_precision, upcast
 
 
@@ -32,6 +32,22 @@ class AbstractCriterion(nn.Module, ABC):
     def extra_repr(self) -> str:
         values = {name: getattr(self, name, ...) for name in inspect.signature(type(self)).parameters}
         return ", ".join(f"{name}={value!r}" for name, value in values.items() if value is not ...)
+
+
+class Draws:
+    """What a criterion draws its random weights from: anew at each call, or always the first time's.
+
+    Args:
+        seed: of the draws.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = check_seed("seed", seed)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def generator(self, anew: bool) -> torch.Generator:
+        """Return the generator of the next draw, or one that draws as the first."""
+        return self._generator if anew else torch.Generator().manual_seed(self.seed)
 
 
 class AbstractEmbeddingLoss(AbstractCriterion):

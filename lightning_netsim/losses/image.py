@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_netsim._checks import check_choice, check_finite, check_seed, expected
+from lightning_netsim._checks import check_choice, check_finite, expected
 from lightning_netsim.functional._precision import full_precision
 from lightning_netsim.functional.patch_mmd import check_pair
-from lightning_netsim.losses.criterion import AbstractCriterion
+from lightning_netsim.losses.criterion import AbstractCriterion, Draws
 
 
 class AbstractImageLoss(AbstractCriterion):
@@ -33,8 +33,8 @@ class AbstractImageLoss(AbstractCriterion):
         self.value_range = _check_range(value_range)
         self.redraw = redraw
         self.reduction = check_choice("reduction", reduction, ("mean", "none"))
-        self.seed = check_seed("seed", seed)
-        self._generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
+        self._draws = Draws(seed)
         self._has_warned = False
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -65,9 +65,7 @@ class AbstractImageLoss(AbstractCriterion):
 
     def _drawing(self) -> torch.Generator:
         """Return what the weights of this call are drawn from."""
-        if self.redraw and self.training:
-            return self._generator
-        return torch.Generator().manual_seed(self.seed)
+        return self._draws.generator(anew=self.redraw and self.training)
 
     def _check_values(self, input: Tensor, target: Tensor) -> None:
         low, high = self.value_range
@@ -75,17 +73,21 @@ class AbstractImageLoss(AbstractCriterion):
         slack = 1e-3 * (high - low)  # Resampled images may overshoot by rounding.
         if not (low - slack <= float(least) and float(greatest) <= high + slack):
             got = f"values from {float(least):.4g} to {float(greatest):.4g}"
-            remedy = "Set `value_range` to the least and greatest value that pixels can have, or clamp the images."
+            remedy = "Set `value_range` to the least and greatest value of a pixel; undo a normalization by channels first."
             raise expected("target", f"images with values within `value_range` [{low:g}, {high:g}]", got, remedy)
+        if max(-float(least), float(greatest)) <= 1 and high - low > 50:
+            self._warn(f"`target` has values within [−1, 1], and `value_range` is [{low:g}, {high:g}]: set it to theirs.")
         least, greatest = input.detach().aminmax()
-        outside = max(low - float(least), float(greatest) - high)
-        if outside > high - low and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
+        if max(low - float(least), float(greatest) - high) > high - low:
+            self._warn(
                 f"`input` has values from {float(least):.4g} to {float(greatest):.4g}, far outside `value_range` "
-                f"[{low:g}, {high:g}]: if these are images in another range, scale them to that of `target`.",
-                stacklevel=3,
+                f"[{low:g}, {high:g}]: if these are images in another range, scale them to that of `target`."
             )
+
+    def _warn(self, message: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(message, stacklevel=4)
 
 
 def reduce_windows(maps: Tensor, reduction: str) -> Tensor:
@@ -96,6 +98,8 @@ def reduce_windows(maps: Tensor, reduction: str) -> Tensor:
 
 def _check_range(value_range: Sequence[float]) -> tuple[float, float]:
     wanted = "two numbers, the least and the greatest value of a pixel"
+    if isinstance(value_range, str):
+        raise expected("value_range", wanted, repr(value_range))
     try:
         low, high = (float(value) for value in value_range)
     except (TypeError, ValueError) as error:

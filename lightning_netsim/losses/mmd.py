@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lightning_netsim._checks import check_choice, check_positive_int, check_seed, expected
+from lightning_netsim._checks import check_choice, check_positive_int, expected
 from lightning_netsim.functional.arc_cosine import arc_cosine_kernel
 from lightning_netsim.functional.mmd import (
     Kernel,
@@ -20,7 +19,7 @@ from lightning_netsim.functional.mmd import (
     squared_mmd,
 )
 from lightning_netsim.functional.random_features import check_bandwidths, check_num_features, draw_frequencies
-from lightning_netsim.losses.criterion import AbstractCriterion
+from lightning_netsim.losses.criterion import AbstractCriterion, Draws
 
 KERNELS = ("gaussian", "arc_cosine")
 # Bandwidths in units of the median distance.
@@ -49,6 +48,7 @@ class MMDLoss(AbstractCriterion):
     ICML 2015.
 
     Example:
+        >>> import torch
         >>> loss, generator = MMDLoss(), torch.Generator().manual_seed(0)
         >>> x, y = torch.randn(2, 200, 3, generator=generator)
         >>> loss(x, x).item()
@@ -59,7 +59,7 @@ class MMDLoss(AbstractCriterion):
 
     def __init__(
         self,
-        kernel: str | Callable[..., Any] = "gaussian",
+        kernel: Callable[..., Any] | str = "gaussian",  # In this order, a file can name a function.
         bandwidths: float | Sequence[float] | None = None,
         depth: int = 1,
         unbiased: bool = False,
@@ -74,8 +74,11 @@ class MMDLoss(AbstractCriterion):
         if num_features is not None and kernel != "gaussian":
             raise expected("num_features", "None for other kernels than 'gaussian'", repr(num_features))
         self.num_features = None if num_features is None else check_num_features(num_features)
-        self.seed = check_seed("seed", seed)
-        self._generator = torch.Generator().manual_seed(seed)
+        for name, given, of in (("bandwidths", bandwidths is not None, "gaussian"), ("depth", depth != 1, "arc_cosine")):
+            if given and kernel != of:
+                raise expected(name, f"left out for another kernel than {of!r}", f"given with {kernel!r}")
+        self.seed = seed
+        self._draws = Draws(seed)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the squared discrepancy.
@@ -100,6 +103,6 @@ class MMDLoss(AbstractCriterion):
             bandwidths = [scale * middle for scale in _SCALES]
         if self.num_features is None:
             return squared_mmd(x, y, partial(gaussian_kernel, bandwidths=bandwidths), self.unbiased)
-        generator = self._generator if self.training else torch.Generator().manual_seed(self.seed)
+        generator = self._draws.generator(anew=self.training)
         frequencies = draw_frequencies(self.num_features, x.shape[1], bandwidths, generator)
         return random_feature_mmd(x, y, frequencies, self.unbiased)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_netsim._checks import check_positive_int, check_positive_number, expected
+from lightning_netsim._checks import check_positive_number
 from lightning_netsim.functional.patch_mmd import check_windows, random_patch_mmd, remove_patch_means
 from lightning_netsim.functional.random_features import check_num_features, draw_frequencies
 from lightning_netsim.losses.image import AbstractImageLoss, reduce_windows
@@ -23,8 +23,9 @@ class PatchMMDLoss(AbstractImageLoss):
         mean k(p, p') + mean k(q, q') − 2 mean k(p, q)  +  w · mean over positions (1 − exp(−‖p − q‖²/(2 · 0.9²))),
 
     the second term with `local_weight` only, between patches at the same place. ``PatchMMDLoss(remove_mean=True,
-    local_weight=0.025)`` is the MMD++ of the paper: sharp textures that keep to their place. The first term is estimated by
-    random Fourier features, see `random_patch_mmd`, which also says which windows there are.
+    local_weight=0.025)`` is MMD++ with the weight that the paper gives: sharp textures that keep to their place. (If the
+    paper's first term is its average of squared differences of features, half of the squared MMD, that is 0.05 here.) The first
+    term is estimated by random Fourier features, see `random_patch_mmd`, which also says which windows there are.
 
     Args:
         bandwidth: σ of the patches, for pixels in [−1, 1], to which images are scaled from `value_range`. The paper takes
@@ -76,10 +77,8 @@ class PatchMMDLoss(AbstractImageLoss):
         super().__init__(value_range, redraw, reduction, seed)
         self.bandwidth = check_positive_number("bandwidth", bandwidth)
         self.num_features = check_num_features(num_features)
-        self.patch_size = check_positive_int("patch_size", patch_size)
-        if remove_mean and patch_size == 1:
-            raise expected("patch_size", "at least 2 with `remove_mean`", "1", "Of a single pixel, nothing would be left.")
-        check_windows(None, patch_size, window, stride)
+        self.patch_size = patch_size
+        check_windows(None, patch_size, window, stride, remove_mean)
         self.window, self.stride = window, stride
         self.remove_mean = remove_mean
         self.local_weight = 0.0 if local_weight == 0 else check_positive_number("local_weight", local_weight)

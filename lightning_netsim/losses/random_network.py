@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_netsim._checks import check_positive_int, expected
+from lightning_netsim._checks import check_positive_int
 from lightning_netsim.functional.patch_mmd import check_windows, pool_windows, remove_patch_means
 from lightning_netsim.losses.image import AbstractImageLoss, reduce_windows
 
@@ -72,11 +72,9 @@ class RandomNetworkLoss(AbstractImageLoss):
         super().__init__(value_range, redraw, reduction, seed)
         self.depth = check_positive_int("depth", depth)
         self.width = check_positive_int("width", width)
-        self.patch_size = check_positive_int("patch_size", patch_size)
-        if remove_mean and patch_size == 1:
-            raise expected("patch_size", "at least 2 with `remove_mean`", "1", "Of a single pixel, nothing would be left.")
+        self.patch_size = patch_size
         self.pooling = pooling
-        check_windows(None, patch_size, window, stride)
+        check_windows(None, patch_size, window, stride, remove_mean)
         self.window, self.stride = window, stride
         self.normalize = normalize
         self.remove_mean = remove_mean

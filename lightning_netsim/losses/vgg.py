@@ -72,8 +72,11 @@ class VGGLoss(AbstractImageLoss):
         seed: int = 0,
     ) -> None:
         super().__init__(value_range, mode in ("redrawn", "first_trained"), reduction, seed)
-        self.weights = weights
+        # Of a dict, checkpoints and print-outs get the name alone.
+        self.weights = "a state dict" if isinstance(weights, Mapping) else None if weights is None else os.fspath(weights)
         self.mode = check_choice("mode", mode, MODES)
+        if weights is not None and mode in ("random", "redrawn"):
+            raise expected("weights", f"None with mode {mode!r}, where all are drawn", repr(self.weights), "Choose 'trained'?")
         self.network = check_choice("network", network, NETWORKS)
         self.normalize = normalize
         self.pooling = check_choice("pooling", pooling, ("max", "average"))
@@ -82,13 +85,15 @@ class VGGLoss(AbstractImageLoss):
             raise expected("layers", "a list of one or more layers", repr(layers))
         self.layers = [check_choice("layers", layer, parts.values()) for layer in layers]
         self._taken = [place for place, name in parts.items() if name in self.layers]
+        self._deepest = parts[self._taken[-1]]
         features = _features(network)[: self._taken[-1] + 1].to_empty(device="cpu")
         features = nn.Sequential(*(self._made(part) for part in features)).eval().requires_grad_(False)
         convolutions = [place for place, part in enumerate(features) if isinstance(part, nn.Conv2d)]
         trained = {"trained": list(range(len(features))), "first_trained": convolutions[:1]}.get(mode, [])
         if trained:
             _load(features, trained, _read(weights, network), network)
-        self._random = [features[place] for place in convolutions if place not in trained]
+        drawn = [part for place, part in enumerate(features) if place not in trained]
+        self._random = [part for part in drawn if isinstance(part, nn.Conv2d)]
         # In a tuple, it is no part of the state: not trained, not saved.
         self._network = (features,)
         self._holds_first = False
@@ -102,7 +107,7 @@ class VGGLoss(AbstractImageLoss):
             self._draw()
         halvings = sum(isinstance(part, nn.MaxPool2d | nn.AvgPool2d) for part in network)
         if min(input.shape[2:]) < 2**halvings:
-            wanted = f"images of at least {2**halvings} pixels, which {self.layers[-1]} wants"
+            wanted = f"images of at least {2**halvings} pixels, which {self._deepest} wants"
             raise expected("input", wanted, f"{input.shape[2]}×{input.shape[3]}", "Leave out deeper layers.")
         total = input.new_zeros(())
         for first, second in zip(self._features_of(input, network), self._features_of(target, network), strict=True):
@@ -125,11 +130,11 @@ class VGGLoss(AbstractImageLoss):
             return
         generator = self._drawing()
         for convolution in self._random:
-            for weight in convolution.parameters():
-                if weight.ndim == 1:  # The bias.
-                    weight.zero_()
-                else:
-                    weight.copy_(torch.randn(weight.shape, generator=generator) * math.sqrt(2 / weight[0].numel()))
+            weight = convolution.weight
+            normal = torch.randn(weight.shape, generator=generator) * math.sqrt(2 / weight[0].numel())
+            # Replaced, and not written to: the graph of an earlier call may hold the old ones.
+            convolution.weight = nn.Parameter(normal.to(weight), requires_grad=False)
+            convolution.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=False)
         self._holds_first = not is_new
 
     def _made(self, part: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lightning_netsim._checks import check_choice, check_seed, expected
+from lightning_netsim._checks import NetsimError, check_choice, check_seed, expected
 from lightning_netsim.batches import run_model, split_batch
 from lightning_netsim.jacobian.trees import batch_size
 from lightning_netsim.losses import AbstractEmbeddingLoss, AbstractImageLoss, AbstractSimilarityLoss, MMDLoss
@@ -29,8 +29,9 @@ class MMDMixin(RegularizedModule):
 
     - for two domains (the default): let ``train_dataloader`` return ``{"source": loader, "target": other_loader}``. The
       training step of ``MyModule`` gets the batch of the source alone, as if there were no other; the module is then run on the
-      inputs of the target, whose labels are not looked at. This second pass is of other data: it costs a forward and a
-      backward pass, and batch norm in training mode takes its statistics, and keeps them, from it too;
+      inputs of the target, whose labels are not looked at. What the step does to inputs before it calls the module is not done
+      to these: put it into ``forward``, or set `mmd_whole_batch`. The second pass costs a forward and a backward pass, and
+      batch norm in training mode takes its statistics, and keeps them, from it too;
     - for a latent and a prior (`mmd_prior`): for the batch as it is, against as many samples of the prior.
 
     The unweighted term is logged as ``netsim/mmd_loss``. In several processes each compares its own samples, and terms are
@@ -49,7 +50,7 @@ class MMDMixin(RegularizedModule):
         mmd_prior: "normal" (mean 0, variance 1) or "uniform" (within [−1, 1]) in each coordinate, or a function of (number of
             samples, width); None for two domains.
         mmd_every_n_steps: add the term to every n-th optimizer step only.
-        mmd_seed: of the draws from the prior, which begin anew where a run is resumed.
+        mmd_seed: of the draws from the prior, others in each process, which begin anew where a run is resumed.
         kwargs: passed on.
 
     Raises:
@@ -79,7 +80,7 @@ class MMDMixin(RegularizedModule):
         mmd_layer: str | None = None,
         mmd_domains: Sequence[str] = ("source", "target"),
         mmd_whole_batch: bool = False,
-        mmd_prior: str | Callable[..., Any] | None = None,
+        mmd_prior: Callable[..., Any] | str | None = None,  # In this order, a file can name a function.
         mmd_every_n_steps: int = 1,
         mmd_seed: int = 0,
         **kwargs: Any,
@@ -150,10 +151,20 @@ class DomainRegularizer(AbstractLayerRegularizer):
             features = self._divided(self.joined(seen), source, target)
         else:
             with self.capturing(module, lambda: True) as seen_of_target:
-                run_model(module, split_batch(target)[0])
+                self._run(module, target)
             features = self.joined(seen), self.joined(seen_of_target)
         term: Tensor = self.criterion(module)(*features)
         return term
+
+    def _run(self, module: RegularizedModule, target: Any) -> None:
+        """Run the module on the inputs of the target."""
+        try:
+            inputs = split_batch(target)[0]
+            run_model(module, inputs)
+        except NetsimError as error:
+            remedy = f"Or run both domains in the training step, and set `{self.name}_whole_batch=True`."
+            wanted = "(inputs, ...), or a mapping with a key that `forward` takes"
+            raise expected("batch of the target", wanted, type(target).__name__, remedy) from error
 
     def _has_both(self, batch: Any) -> bool:
         return isinstance(batch, Mapping) and all(batch.get(domain) is not None for domain in self._domains)
@@ -163,7 +174,12 @@ class DomainRegularizer(AbstractLayerRegularizer):
         first, second = self._domains
         if not self._has_both(batch):
             wanted = f"a mapping with a batch of each domain, {first!r} and {second!r}"
-            got = f"the keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+            got = f"a {type(batch).__name__}"
+            if isinstance(batch, Mapping):
+                got = "{" + ", ".join(f"{key}: {type(part).__name__}" for key, part in batch.items()) + "}"
+            if isinstance(batch, Mapping) and first in batch and second in batch:  # One loader has come to its end.
+                remedy = "Let the shorter loader begin again: `CombinedLoader(..., 'max_size_cycle')`, which is the default."
+                raise expected("batch", wanted, got, remedy)
             remedy = f"Let `train_dataloader` return {{{first!r}: loader, {second!r}: other_loader}}."
             raise expected("batch", wanted, got, remedy)
         return batch[first], batch[second]
@@ -195,14 +211,19 @@ class PriorRegularizer(AbstractLayerRegularizer):
     ) -> None:
         super().__init__(name, weight, every_n_steps, layer)
         self._prior = prior if callable(prior) else check_choice(f"{name}_prior", prior, PRIORS)
-        self._generator = torch.Generator().manual_seed(check_seed(f"{name}_seed", seed))
+        self._seed = check_seed(f"{name}_seed", seed)
+        self._generator: torch.Generator | None = None
 
     def term(self, module: RegularizedModule, batch: Any, seen: list[Tensor]) -> Tensor:
         features = self.joined(seen)
-        term: Tensor = self.criterion(module)(features, self._samples(*features.shape).to(features.device))
+        if self._generator is None:  # Processes draw different samples.
+            self._generator = torch.Generator().manual_seed(self._seed + module.global_rank)
+        number, width = features.shape
+        samples = self._samples(number, width, self._generator)
+        term: Tensor = self.criterion(module)(features, samples.to(features.device))
         return term
 
-    def _samples(self, number: int, width: int) -> Tensor:
+    def _samples(self, number: int, width: int, generator: torch.Generator) -> Tensor:
         if not isinstance(self._prior, str):
             samples = self._prior(number, width)
             if not isinstance(samples, Tensor) or samples.ndim != 2 or samples.shape[1] != width:
@@ -210,5 +231,5 @@ class PriorRegularizer(AbstractLayerRegularizer):
                 raise expected(f"{self.name}_prior", f"a function that returns samples of width {width}", got)
             return samples
         if self._prior == "normal":
-            return torch.randn(number, width, generator=self._generator)
-        return 2 * torch.rand(number, width, generator=self._generator) - 1
+            return torch.randn(number, width, generator=generator)
+        return 2 * torch.rand(number, width, generator=generator) - 1

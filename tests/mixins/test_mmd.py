@@ -115,7 +115,7 @@ def test_a_step_may_run_both_domains_itself(together: bool) -> None:
     module = Adapting(mmd_criterion=FIXED, mmd_whole_batch=True, mmd_layer="net.0")
     module.together = together
     torch.testing.assert_close(module.training_step(domains(), 0), wanted_loss(module, domains(), 1.0, module.net[0]))
-    assert module.forwards == 1 if together else 2
+    assert module.forwards == (1 if together else 2)
 
 
 def test_a_step_that_runs_one_domain_of_both_is_said() -> None:
@@ -154,6 +154,20 @@ def test_a_latent_is_matched_to_its_prior() -> None:
     assert samples.min() >= -1
     assert samples.max() <= 1
     torch.testing.assert_close(samples.std(), torch.tensor(1 / 3).sqrt(), atol=0.03, rtol=0)
+
+
+def test_processes_draw_different_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def criterion(features: Tensor, samples: Tensor) -> Tensor:
+        seen.append(samples)
+        return features.sum() * 0
+
+    for rank in (0, 1):
+        module = Adapted(mmd_criterion=criterion, mmd_prior="normal")
+        monkeypatch.setattr(Adapted, "global_rank", rank)
+        module.training_step(batch(), 0)
+    assert not torch.equal(*seen)
 
 
 def test_the_prior_leaves_the_global_generator_alone() -> None:
@@ -269,9 +283,13 @@ def test_wrong_settings_are_refused_at_once(options: dict[str, Any], message: st
 def test_batches_without_both_domains_are_refused() -> None:
     module = Adapted()
     remedy = r"Let `train_dataloader` return \{'source': loader, 'target': other_loader\}\."
-    for wrong, got in [(batch(), "a tuple"), ({"source": batch()}, r"the keys \['source'\]")]:
+    for wrong, got in [(batch(), "a tuple"), ({"source": batch()}, r"\{source: tuple\}")]:
         with pytest.raises(NetsimError, match=f"but got {got}. {remedy}"):
             module.training_step(wrong, 0)
+    with pytest.raises(NetsimError, match="Let the shorter loader begin again"):
+        module.training_step({"source": batch(), "target": None}, 0)
+    with pytest.raises(NetsimError, match=r"`batch of the target` to be \(inputs, \.\.\.\).*mmd_whole_batch=True"):
+        module.training_step({"source": batch(), "target": {"a": torch.zeros(3, 4)}}, 0)
     with pytest.raises(NetsimError, match="`y` to be one or more samples"):
         module.training_step({"source": batch(), "target": (torch.zeros(0, 4),)}, 0)
 
