@@ -1,0 +1,262 @@
+"""What patch MMD costs beside a VGG loss and beside plain autograd, how near random features come, and MMD beside geomloss.
+
+    python benchmarks/patch_mmd.py [--quick] [--images 5] [--side 128] [--features 512] [--threads 2]
+
+Value and gradient with respect to the first of two batches of images, by
+
+- `ours_512` (and 1024, 2048): `PatchMMDLoss()`, so many random features, drawn anew at each call;
+- `autograd_512`: the same from `conv2d`, `cos` with random phases and `avg_pool2d`, differentiated by autograd;
+- `vgg19`: `VGGLoss(mode="random")`, VGG-19 up to conv5_3, both batches through the network; drawn once, outside the time.
+
+`speedup_vgg19` is `vgg19` over `ours_512`, `peak_mb` what `ours_512` needs above its images in a fresh process. `rff_error` is
+the relative error of the mean of 60 draws of 512 features against the exact patch MMD, of images with a spectrum like that of
+photographs; the greater of two pairs.
+
+`ratio_geomloss` is the time of `squared_mmd` over that of geomloss's Gaussian kernel norm, value and gradient of both sets, the
+greater of a training batch and a large set; geomloss computes half of the squared MMD, and `disagreement_geomloss` is the
+relative difference of twice that, in value and gradient, in float64. The last line printed is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import common
+from benchmarks.common import Bound, Seconds, Size
+from lightning_netsim.functional import exact_patch_mmd, gaussian_kernel, squared_mmd
+from lightning_netsim.losses import PatchMMDLoss, VGGLoss
+
+SIZES = {
+    "images": Size(5, 2, "images in a batch"),
+    "side": Size(128, 64, "their height and width in pixels"),
+    "features": Size(512, 64, "random features; also two and four times as many"),
+    "draws": Size(60, 8, "draws of the features that are held against the exact MMD"),
+    "batch": Size(256, 64, "samples in a set of a training batch"),
+    "samples": Size(2048, 128, "samples in a large set"),
+    "rounds": Size(11, 2, "timings of each method"),
+}
+BOUNDS = {
+    "speedup_vgg19": Bound(1.5, 3, at_least=True),
+    "peak_mb": Bound(60),
+    "rff_error": Bound(0.02),
+    "ratio_geomloss": Bound(1.0),
+    "disagreement_geomloss": Bound(1e-6),
+}
+BANDWIDTH, WINDOW, STRIDE = 0.6, 32, 16
+EXACT_SIDE, COORDINATES = 50, 64
+# Standard errors by which a mean of draws may be off: beyond, a method computes something else.
+TOLERANCE = 6
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def natural_images(number: int, side: int, seed: int) -> Tensor:
+    """Return images whose amplitudes fall as one over the frequency, as in photographs: (number, 3, side, side) in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(number, 3, side, side, generator=generator) + 2 * torch.randn(
+        number, 1, side, side, generator=generator
+    )
+    rows, columns = torch.fft.fftfreq(side).unsqueeze(1), torch.fft.rfftfreq(side)
+    amplitudes = 1 / (rows.square() + columns.square()).sqrt().clamp_min(1 / side)
+    images = torch.fft.irfft2(torch.fft.rfft2(noise) * amplitudes, s=(side, side))
+    deviation, mean = torch.std_mean(images, dim=(1, 2, 3), keepdim=True)
+    return (0.5 + 0.2 * (images - mean) / deviation).clamp(0, 1)
+
+
+class AutogradPatchMMD:
+    """Estimate the patch MMD by cosines with random phases, as it is written down in the paper.
+
+    Args:
+        num_features: r.
+        seed: of the draws; each call draws anew.
+    """
+
+    def __init__(self, num_features: int, seed: int = 0) -> None:
+        self.num_features, self.generator = num_features, torch.Generator().manual_seed(seed)
+
+    def __call__(self, input: Tensor, target: Tensor) -> Tensor:
+        weights = torch.randn(self.num_features, input.shape[1], 3, 3, generator=self.generator) / BANDWIDTH
+        phases = 2 * math.pi * torch.rand(self.num_features, generator=self.generator)
+        pooled = [
+            F.avg_pool2d(F.conv2d(2 * images - 1, weights, phases).cos(), WINDOW, STRIDE, ceil_mode=True)
+            for images in (input, target)
+        ]
+        return 2 * F.mse_loss(*pooled)
+
+
+def make_losses(options: argparse.Namespace) -> dict[str, Loss]:
+    """Return what is timed."""
+    number = options.features
+    losses: dict[str, Loss] = {f"ours_{times * number}": PatchMMDLoss(BANDWIDTH, times * number) for times in (1, 2, 4)}
+    return losses | {f"autograd_{number}": AutogradPatchMMD(number), "vgg19": VGGLoss(mode="random")}
+
+
+def value_and_gradient(loss: Loss, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a loss and its gradient with respect to the input."""
+    leaf = input.detach().requires_grad_()
+    value = loss(leaf, target)
+    return value.detach(), torch.autograd.grad(value, leaf)[0]
+
+
+@torch.no_grad()
+def measure_error(options: argparse.Namespace) -> dict[str, Any]:
+    """Hold random features against the exact MMD of a pair of images, and of an image and itself, smoothed.
+
+    Raises:
+        RuntimeError: if a mean of draws is further off than draws vary.
+    """
+    input, other = natural_images(2, EXACT_SIDE, seed=0).split(1)
+    smooth = F.avg_pool2d(F.pad(input, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
+    kernel = partial(gaussian_kernel, bandwidths=BANDWIDTH)
+    losses = {
+        "ours": partial(PatchMMDLoss, BANDWIDTH, options.features),
+        "autograd": partial(AutogradPatchMMD, options.features),
+    }
+    errors, spreads = {}, {}
+    for pair, target in (("two images", other), ("smoothed", smooth)):
+        exact = float(exact_patch_mmd(2 * input.double() - 1, 2 * target.double() - 1, kernel, 3, WINDOW, STRIDE))
+        for name, loss in losses.items():
+            draws = torch.tensor([float(loss(seed=seed)(input, target)) / exact for seed in range(options.draws)])
+            error, spread = abs(float(draws.mean()) - 1), float(draws.std())
+            if not error <= TOLERANCE * spread / options.draws**0.5:
+                raise RuntimeError(
+                    f"{name}: the mean of {options.draws} draws is off by {error:.0%}, single ones vary by {spread:.0%}."
+                )
+            errors[f"{name}, {pair}"], spreads[f"{name}, {pair}"] = round(error, 5), round(spread, 5)
+    first = max(error for name, error in errors.items() if name.startswith("ours"))
+    return {"rff_error": first, "errors": errors, "spreads": spreads, "draws": options.draws}
+
+
+def measure_images(options: argparse.Namespace) -> dict[str, Any]:
+    """Time all losses of images and look at their memory."""
+    input, target = (natural_images(options.images, options.side, seed) for seed in (1, 2))
+    losses = make_losses(options)
+    functions = {name: partial(value_and_gradient, loss, input, target) for name, loss in losses.items()}
+    seconds, _ = common.time_interleaved(functions, options.rounds)
+    first, naive = f"ours_{options.features}", f"autograd_{options.features}"
+    megabytes = peaks(list(losses), options)
+    return {
+        "speedup_vgg19": common.ratio(seconds, "vgg19", first),
+        "speedup_autograd": common.ratio(seconds, naive, first),
+        "peak_mb": megabytes[first],
+        "peak_megabytes": megabytes,
+        "median_seconds": common.medians(seconds),
+        "images": options.images,
+        "side": options.side,
+        "features": options.features,
+        "rounds": options.rounds,
+    }
+
+
+def peaks(names: Sequence[str], options: argparse.Namespace) -> dict[str, float]:
+    """Return the peak growth of memory in MB while a loss and its gradient are computed, in a fresh process each."""
+    sizes = [f"--{name}={getattr(options, name)}" for name in ("images", "side", "features", "threads")]
+    found = common.peaks_megabytes(__file__, [["--measure-memory", name, *sizes] for name in names])
+    return dict(zip(names, found, strict=True))
+
+
+def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
+    """Compute one loss in this process, of small images first."""
+    loss = make_losses(options)[options.measure_memory]
+    input, target = (natural_images(options.images, options.side, seed) for seed in (1, 2))
+    value_and_gradient(loss, input[:1, :, :48, :48], target[:1, :, :48, :48])
+    return common.growth_megabytes(lambda: value_and_gradient(loss, input, target))
+
+
+def both_gradients(loss: Loss, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a distance of two sets and its gradients with respect to both."""
+    leaves = [some.detach().requires_grad_() for some in (x, y)]
+    value = loss(*leaves)
+    return value.detach(), *torch.autograd.grad(value, leaves)
+
+
+def sets(number: int) -> tuple[Tensor, Tensor, float]:
+    """Return two sets of samples, shape (number, 64), and a bandwidth."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(number, COORDINATES, generator=generator) for _ in range(2))
+    return x, y + 0.3, math.sqrt(COORDINATES)
+
+
+def kernel_norms(bandwidth: float) -> dict[str, Loss]:
+    """Return ours, and twice that of geomloss."""
+    from geomloss import SamplesLoss
+
+    half = SamplesLoss("gaussian", blur=bandwidth, backend="tensorized")
+    ours = partial(squared_mmd, kernel=partial(gaussian_kernel, bandwidths=bandwidth))
+    return {"ours": ours, "geomloss": lambda x, y: 2 * half(x, y)}
+
+
+def largest_disagreement(losses: Mapping[str, Loss], x: Tensor, y: Tensor) -> float:
+    """Return by how much two distances of sets differ in value and gradients, relative to the first, at most."""
+    pairs = zip(*(both_gradients(loss, x.double(), y.double()) for loss in losses.values()), strict=True)
+    return max(float((other - first).norm() / first.norm()) for first, other in pairs)
+
+
+def measure_geomloss(options: argparse.Namespace) -> dict[str, Any]:
+    """Hold MMD against geomloss and time both; nothing, and say so, where it is not installed."""
+    if not importlib.util.find_spec("geomloss"):
+        print("geomloss is not installed: not compared.")
+        return {"ratio_geomloss": None, "disagreement_geomloss": None, "median_seconds_sets": {}, "ratios_geomloss": {}}
+    medians, found, error = {}, {}, 0.0
+    for number in (options.batch, options.samples):
+        x, y, bandwidth = sets(number)
+        losses = kernel_norms(bandwidth)
+        error = max(error, largest_disagreement(losses, x, y))
+        seconds: Seconds = common.time_interleaved(
+            {name: partial(both_gradients, loss, x, y) for name, loss in losses.items()}, options.rounds
+        )[0]
+        medians[str(number)], found[str(number)] = common.medians(seconds), common.ratio(seconds, "ours", "geomloss")
+    return {
+        "ratio_geomloss": max(found.values()),
+        "ratios_geomloss": found,
+        "disagreement_geomloss": error,
+        "median_seconds_sets": medians,
+        "coordinates": COORDINATES,
+    }
+
+
+def print_figures(figures: dict[str, Any]) -> None:
+    errors = [(name, 100 * error, 100 * figures["spreads"][name]) for name, error in figures["errors"].items()]
+    common.print_table((f"{figures['features']} features", "error of the mean, %", "spread of single draws, %"), errors)
+    seconds, first = figures["median_seconds"], next(iter(figures["median_seconds"].values()))
+    rows = [(name, value, value / first, figures["peak_megabytes"][name]) for name, value in seconds.items()]
+    shape = f"{figures['images']} × 3 × {figures['side']}²"
+    common.print_table((shape, "seconds", "in units of the first", "peak memory, MB"), rows)
+    sizes = [
+        (f"{int(number):,} samples", *each.values(), figures["ratios_geomloss"][number])
+        for number, each in figures["median_seconds_sets"].items()
+    ]
+    if sizes:
+        common.print_table(("MMD of two sets", "ours, seconds", "geomloss", "ours over geomloss"), sizes)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark and return the figures of its last line."""
+    parser = common.make_parser(__doc__, SIZES)
+    parser.add_argument("--measure-memory", help=argparse.SUPPRESS)
+    options = common.read_arguments(parser, SIZES, arguments)
+    if options.measure_memory:
+        megabytes = measure_memory(options)
+        print(json.dumps(megabytes))
+        return megabytes
+    figures = measure_error(options) | measure_images(options) | measure_geomloss(options)
+    print_figures(figures)
+    return common.finish(figures, BOUNDS, options)
+
+
+if __name__ == "__main__":
+    main()
