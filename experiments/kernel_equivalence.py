@@ -276,7 +276,7 @@ def draw_errors(axes: Any, series: dict[str, dict[int, dict[str, float]]], label
         axes.plot(places, [100 * row["error"] for row in points.values()], color=color, marker="o", markersize=3, label=name)
     level = 70 * next(iter(next(iter(series.values())).values()))["error"]
     line = [level * math.sqrt(places[0] / place) for place in places]
-    axes.plot(places, line, color=style.MUTED, linestyle="--", linewidth=0.9, label="∝ 1/√")
+    axes.plot(places, line, color=style.MUTED, linestyle="--", linewidth=0.9, label="1/√ of it")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.minorticks_off()
