@@ -50,7 +50,7 @@ class PhotographDataModule(LightningDataModule):
 
     Args:
         data_dir: directory of PNG and JPEG files of any size, of which some are held out. None takes the two photographs that
-            come with scikit-learn: a Chinese temple for training, a flower is held out.
+            come with scikit-learn, a flower and a Chinese temple: the left half of each for training, the right is held out.
         crop_size: sides of a crop, a multiple of 4; the paper has 128.
         batch_size: crops in a training batch, >= 1.
         crops_per_epoch: random crops that make an epoch, >= 1.
@@ -211,8 +211,9 @@ def read_photograph(file: Path) -> Tensor:
 
 
 def _read_samples() -> tuple[list[Tensor], list[Tensor]]:
-    """Return scikit-learn's photograph of a temple, and that of a flower."""
+    """Return the left halves of scikit-learn's photographs, and the right halves."""
     from sklearn.datasets import load_sample_image
 
-    temple, flower = (torch.tensor(load_sample_image(name)).permute(2, 0, 1) for name in ("china.jpg", "flower.jpg"))
-    return [temple], [flower]
+    photographs = [torch.tensor(load_sample_image(name)).permute(2, 0, 1) for name in ("flower.jpg", "china.jpg")]
+    left, right = zip(*(photograph.chunk(2, dim=2) for photograph in photographs), strict=True)
+    return list(left), list(right)
