@@ -63,9 +63,9 @@ def read_batch(model: nn.Module, batch: Any, batch_idx: int = 0) -> SimilarityBa
     return SimilarityBatch(find_outputs(run_model(model, inputs)), labels, ids, _shown(inputs))
 
 
-def run_model(model: nn.Module, inputs: Any) -> Any:
+def run_model(model: nn.Module, inputs: Any, remedy: str = _REMEDY) -> Any:
     """Return what a model returns for the inputs of a batch: those of a mapping as keywords that its `forward` takes."""
-    return model(**_keywords(model, inputs)) if isinstance(inputs, Mapping) else model(inputs)
+    return model(**_keywords(model, inputs, remedy)) if isinstance(inputs, Mapping) else model(inputs)
 
 
 def find_views(inputs: Any) -> list[Tensor]:
@@ -76,7 +76,7 @@ def find_views(inputs: Any) -> list[Tensor]:
     return views if len(views) == len(inputs) and len({view.shape for view in views}) == 1 else []
 
 
-def split_batch(batch: Any) -> tuple[Any, Any, Any]:
+def split_batch(batch: Any, remedy: str = _REMEDY) -> tuple[Any, Any, Any]:
     """Return (inputs, labels, ids) of a batch; None for what it does not have.
 
     Raises:
@@ -87,11 +87,11 @@ def split_batch(batch: Any) -> tuple[Any, Any, Any]:
         ids = next((batch[key] for key in ID_KEYS if key in batch), None)
         inputs = {key: value for key, value in batch.items() if key not in LABEL_KEYS and key not in ID_KEYS}
         if not inputs:
-            raise expected("batch", "a mapping with inputs for the model", f"the keys {sorted(map(str, batch))}", _REMEDY)
+            raise expected("batch", "a mapping with inputs for the model", f"the keys {sorted(map(str, batch))}", remedy)
         return inputs, labels, ids
     if isinstance(batch, (tuple, list)):
         if not batch:
-            raise expected("batch", "(inputs, labels, ...)", f"an empty {type(batch).__name__}", _REMEDY)
+            raise expected("batch", "(inputs, labels, ...)", f"an empty {type(batch).__name__}", remedy)
         return batch[0], batch[1] if len(batch) > 1 else None, None
     return batch, None, None
 
@@ -105,7 +105,7 @@ def class_labels(labels: Any) -> Tensor | None:
     return labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
-def _keywords(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _keywords(model: nn.Module, inputs: Mapping[str, Any], remedy: str) -> dict[str, Any]:
     """Return those of `inputs` that the `forward` of `model` takes."""
     parameters = inspect.signature(model.forward).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
@@ -113,7 +113,7 @@ def _keywords(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     taken = {key: value for key, value in inputs.items() if key in parameters}
     if not taken:
         wanted = f"a mapping with a key that `forward` takes ({', '.join(parameters)})"
-        raise expected("batch", wanted, f"the keys {sorted(map(str, inputs))}", _REMEDY)
+        raise expected("batch", wanted, f"the keys {sorted(map(str, inputs))}", remedy)
     return taken
 
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lightning_netsim._checks import NetsimError, check_choice, check_seed, expected
+from lightning_netsim._checks import check_choice, check_seed, expected
 from lightning_netsim.batches import run_model, split_batch
 from lightning_netsim.jacobian.trees import batch_size
 from lightning_netsim.losses import AbstractEmbeddingLoss, AbstractImageLoss, AbstractSimilarityLoss, MMDLoss
@@ -158,13 +158,8 @@ class DomainRegularizer(AbstractLayerRegularizer):
 
     def _run(self, module: RegularizedModule, target: Any) -> None:
         """Run the module on the inputs of the target."""
-        try:
-            inputs = split_batch(target)[0]
-            run_model(module, inputs)
-        except NetsimError as error:
-            remedy = f"Or run both domains in the training step, and set `{self.name}_whole_batch=True`."
-            wanted = "(inputs, ...), or a mapping with a key that `forward` takes"
-            raise expected("batch of the target", wanted, type(target).__name__, remedy) from error
+        remedy = f"Run both domains in the training step, and set `{self.name}_whole_batch=True`."
+        run_model(module, split_batch(target, remedy)[0], remedy)
 
     def _has_both(self, batch: Any) -> bool:
         return isinstance(batch, Mapping) and all(batch.get(domain) is not None for domain in self._domains)
