@@ -288,9 +288,7 @@ def test_batches_without_both_domains_are_refused() -> None:
             module.training_step(wrong, 0)
     with pytest.raises(NetsimError, match="Let the shorter loader begin again"):
         module.training_step({"source": batch(), "target": None}, 0)
-    with pytest.raises(
-        NetsimError, match=r"the keys \['a'\]\. Run both .* `mmd_whole_batch=True`"
-    ):
+    with pytest.raises(NetsimError, match=r"the keys \['a'\]\. Run both .* `mmd_whole_batch=True`"):
         module.training_step({"source": batch(), "target": {"a": torch.zeros(3, 4)}}, 0)
     with pytest.raises(NetsimError, match="`y` to be one or more samples"):
         module.training_step({"source": batch(), "target": (torch.zeros(0, 4),)}, 0)
