@@ -350,7 +350,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the experiment and return the figures of its last line."""
     options = read_arguments(arguments)
     torch.set_num_threads(options.threads)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     photographs, weights = (
         Photographs.load(options.data_dir, TILE if options.quick else None),
         read_vgg_weights(options.weights),
@@ -380,4 +379,5 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # Many short trainings, with nothing to say.
     main()
