@@ -42,8 +42,8 @@ class SlicedWassersteinDistance(Metric):
     Raises:
         NetsimError: for a value out of range; later, for images that are too small or of another size than those before.
 
-    Source: Karras et al., Progressive Growing of GANs, ICLR 2018, section 5; Amir and Weiss, CVPR
-    2021, supplement 2.2.
+    Source: Karras et al., Progressive Growing of GANs, ICLR 2018, section 5; Amir and Weiss, CVPR 2021,
+    supplement 2.2.
 
     Example:
         >>> metric = SlicedWassersteinDistance()

@@ -120,8 +120,7 @@ def squared_mmd(x: Tensor, y: Tensor, kernel: Kernel = gaussian_kernel, unbiased
         tensor(0.)
     """
     x, y = check_samples(x, y, at_least=2 if unbiased else 1)
-    if y.device != x.device or y.dtype != x.dtype:
-        y = y.to(x)
+    y = y.to(x)
     with full_precision(x):
         own = [_PairSum.apply(some, None, kernel, unbiased) / (len(some) * (len(some) - int(unbiased))) for some in (x, y)]
         between = _PairSum.apply(x, y, kernel, False) / (len(x) * len(y))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -104,6 +105,6 @@ def _check_range(value_range: Sequence[float]) -> tuple[float, float]:
         low, high = (float(value) for value in value_range)
     except (TypeError, ValueError) as error:
         raise expected("value_range", wanted, repr(value_range)) from error
-    if not low < high or torch.tensor([low, high]).isinf().any():
+    if not -math.inf < low < high < math.inf:
         raise expected("value_range", wanted, repr(value_range))
     return low, high
