@@ -11,7 +11,8 @@ from lightning_netsim._checks import NetsimError
 from lightning_netsim.analysis import SimilarityAnalysis, analyze, load_run
 from lightning_netsim.batches import SimilarityBatch
 from lightning_netsim.callbacks import SimilarityMonitor
-from lightning_netsim.estimators import EmbeddingMetrics, KernelNeighbors, NeighborCount
+from lightning_netsim.denoising import DenoisedLabels, denoise_labels
+from lightning_netsim.estimators import EmbeddingMetrics, KernelNeighbors, LabelDenoising, NeighborCount
 from lightning_netsim.features import ActivationFeatures, GradientFeatures
 from lightning_netsim.functional import kernel_neighbors, neighbor_count, pairwise_similarity, transfer
 from lightning_netsim.index import NeighborIndex
@@ -25,12 +26,14 @@ from lightning_netsim.transfers import TransferAnswer, find_transfer
 __all__ = [
     "ActivationFeatures",
     "ContrastiveMixin",
+    "DenoisedLabels",
     "DifferenceAlignmentMixin",
     "EmbeddingMetrics",
     "GradientFeatures",
     "JacobianOperator",
     "KernelNeighbors",
     "KernelNeighborsResult",
+    "LabelDenoising",
     "MMDMixin",
     "NeighborAnswer",
     "NeighborCount",
@@ -46,6 +49,7 @@ __all__ = [
     "TransferAnswer",
     "__version__",
     "analyze",
+    "denoise_labels",
     "find_neighbors",
     "find_transfer",
     "kernel_neighbors",

@@ -112,3 +112,34 @@ class SimilarityResult:
     def compares_with_itself(self) -> bool:
         """Return whether query and reference are the same set."""
         return self.queries is self.reference
+
+
+@dataclass(frozen=True, eq=False)
+class LabelDenoisingResult:
+    """What a network makes of the labels of N reference samples at each of Q query samples; NaN for one that was left out.
+
+    Attributes:
+        smoothed_targets: shape (Q, D), E_k[ỹ], labels averaged over the kernel neighbors.
+        smoothed_outputs: shape (Q, D), E_k[ŷ], outputs averaged likewise.
+        consistency: shape (Q,), ‖ŷ_i − E_k[ŷ]‖, in the units of the outputs.
+        factor: shape (Q,), the denoising factor √(Σ_j ‖a_ij‖²_F / D), at least 1/√N.
+        factor_error: the relative standard error of `factor` at most; 0 where all pairs were compared.
+        residual: shape (Q, D), Σ_j K(x_i, x_j)(ŷ_j − ỹ_j): 0 at a minimum of the loss.
+        num_reference: N, the number of reference samples with finite gradients and labels.
+        spread: shape (Q, D), E_k[√(1 − k^C)] of each output by itself; None for the matrix kernel.
+        clamped: shape (D,), the share of pairs with a negative kernel, which were put to 0; None for the matrix kernel.
+        bound: shape (Q, D), √2 C times `spread`; None where the Lipschitz constant is not known.
+        lipschitz: shape (D,), C; None likewise.
+    """
+
+    smoothed_targets: Tensor
+    smoothed_outputs: Tensor
+    consistency: Tensor
+    factor: Tensor
+    factor_error: float
+    residual: Tensor
+    num_reference: int
+    spread: Tensor | None = None
+    clamped: Tensor | None = None
+    bound: Tensor | None = None
+    lipschitz: Tensor | None = None

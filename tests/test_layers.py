@@ -68,6 +68,7 @@ ROOMS = {
     "tiles": room(2, "torch"),
     "analysis": room(3, f"{TRAINING} numpy pandas", siblings=True),
     "borrowing": room(3, TRAINING),
+    "denoising": room(3, f"{TRAINING} pandas", siblings=True),
     "callbacks": room(3, TRAINING),
     "queries": room(3, f"{TRAINING} numpy pandas", siblings=True),
     "transfers": room(3, f"{TRAINING} numpy pandas", siblings=True),

@@ -1,6 +1,7 @@
 """State over batches of features: update with the reference set, ask for the query set, compute a record."""
 
 from lightning_netsim.estimators.all_pairs import AllPairs
+from lightning_netsim.estimators.denoising import LabelDenoising
 from lightning_netsim.estimators.embedding_metrics import EmbeddingMetrics
 from lightning_netsim.estimators.kernel_neighbors import KernelNeighbors
 from lightning_netsim.estimators.linear_probe import LinearProbe
@@ -15,6 +16,7 @@ __all__ = [
     "AllPairs",
     "EmbeddingMetrics",
     "KernelNeighbors",
+    "LabelDenoising",
     "LinearProbe",
     "NeighborCount",
     "NeighborTable",

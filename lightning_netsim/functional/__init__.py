@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from lightning_netsim.functional.arc_cosine import arc_cosine, arc_cosine_kernel
 from lightning_netsim.functional.contrastive import contrastive_loss
+from lightning_netsim.functional.denoising import (
+    denoising_bound,
+    denoising_factor,
+    denoising_weights,
+    lipschitz_constant,
+    neighbor_consistency,
+    smooth,
+)
 from lightning_netsim.functional.difference_alignment import ctv_norm, difference_alignment_loss
 from lightning_netsim.functional.kernel import (
     inverse_root,
@@ -40,6 +48,9 @@ __all__ = [
     "arc_cosine_kernel",
     "contrastive_loss",
     "ctv_norm",
+    "denoising_bound",
+    "denoising_factor",
+    "denoising_weights",
     "density_loss",
     "difference_alignment_loss",
     "draw_frequencies",
@@ -55,8 +66,10 @@ __all__ = [
     "kernel_matrix",
     "kernel_neighbors",
     "laplacian_pyramid",
+    "lipschitz_constant",
     "median_distance",
     "minibatch_similarity_loss",
+    "neighbor_consistency",
     "neighbor_count",
     "normalized_kernel_matrix",
     "orthonormal_gradients",
@@ -68,6 +81,7 @@ __all__ = [
     "random_patch_mmd",
     "rotation_similarity",
     "sliced_wasserstein",
+    "smooth",
     "soft_count",
     "squared_mmd",
     "subspace_similarity",

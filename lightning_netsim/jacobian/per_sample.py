@@ -52,6 +52,12 @@ class PerSampleJacobian:
         place = index.to(self.outputs.device) if isinstance(index, Tensor) else index
         return self._each(lambda factor: factor.select(place), self.outputs[place])
 
+    def only(self, names: Iterable[str]) -> PerSampleJacobian:
+        """Return the gradients with respect to some of the parameters."""
+        shapes = {name: self.shapes[name] for name in names}
+        factors = {name: factor for name, factor in self._factors.items() if name in shapes}
+        return PerSampleJacobian(factors, shapes, self.outputs, self.num_directions)
+
     def split(self, groups: Sequence[Tensor]) -> list[PerSampleJacobian]:
         """Return the samples of each group, an int64 index: one Jacobian each, in one pass over memory."""
         order, sizes = torch.cat(list(groups)), [len(group) for group in groups]

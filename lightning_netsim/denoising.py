@@ -1,0 +1,318 @@
+"""What a network makes of the labels of a data set: the average over kernel neighbors, and how much noise that takes away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_netsim._checks import check_choice, expected
+from lightning_netsim.batches import class_labels
+from lightning_netsim.borrowing import borrowed, to_device_of
+from lightning_netsim.estimators import LabelDenoising
+from lightning_netsim.features import GradientFeatureBatch
+from lightning_netsim.functional import lipschitz_constant
+from lightning_netsim.jacobian import PerSampleJacobian
+from lightning_netsim.jacobian.capture import full_float32
+from lightning_netsim.plan import SweepSettings, chunk_of, memory_budget
+from lightning_netsim.progress import Progress
+from lightning_netsim.results import LabelDenoisingResult
+from lightning_netsim.sample_table import SampleTable
+from lightning_netsim.samples import Samples
+from lightning_netsim.sources import Chunk, SampleSource
+from lightning_netsim.sweeper import Sweeper
+
+TARGETS = ("auto", "classes", "values")
+# The slope of the sigmoid is at most this.
+_SIGMOID_SLOPE = 1 / 4
+# How far the gradient of an affine layer's outputs may be from what it is in exact arithmetic.
+_AFFINE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class DenoisedLabels:
+    """The labels of a data set as a network sees them.
+
+    Attributes:
+        samples: one row for each query: `sample_id`, `index`, `dataloader`, `label`, `prediction`; `denoised_label`, the class
+            of largest E_k[ỹ] or its value; `label_share`, E_k[ỹ] at the given class; `denoising_factor`,
+            `neighbor_consistency`, and `consistency_bound` where the Lipschitz constant is known.
+        result: the tensors behind it.
+        meta: what it was made with.
+    """
+
+    samples: pd.DataFrame
+    result: LabelDenoisingResult
+    meta: dict[str, Any]
+
+
+def denoise_labels(
+    model: nn.Module,
+    loader: Iterable[Any],
+    reference: Iterable[Any] | None = None,
+    *,
+    kernel: str = "matrix",
+    targets: str = "auto",
+    all_pairs: bool = False,
+    num_probes: int = 32,
+    last_layer: str | None = None,
+    parameters: str | Iterable[str] = "trainable",
+    max_samples: int | None = None,
+    memory_budget: float | None = None,
+    progress: bool = True,
+    seed: int = 0,
+) -> DenoisedLabels:
+    """Average the labels of a set over the kernel neighbors of every sample, as a network does that was trained on them.
+
+    E_k[ỹ]_i = Σ_j a_ij ỹ_j, a_ij = (Σ_j K_ij)⁺ K_ij, with the kernel K of all outputs, not normalized. The factor √(Σ ‖a‖²/D)
+    says what is left of independent label noise: 1 for a sample by itself, 1/√N where all are the same to the network. The
+    model is put in eval mode for the time of the call and left as it was found.
+
+    Args:
+        model: a LightningModule or any module; see `read_batch` for how batches are read.
+        loader: the samples that are asked about: a DataLoader, or an iterable of batches that can be iterated again.
+        reference: the samples whose labels are averaged; None for those of `loader`.
+        kernel: "matrix", or "outputs" for each output by itself with weights that are distributions; see `LabelDenoising`.
+        targets: "classes" compares class numbers with the softmax of the outputs (the sigmoid of a single one), "values"
+            compares labels with the outputs as they are; "auto" takes integers for classes.
+        all_pairs: compute the denoising factor of all pairs instead of estimating it in linear time.
+        num_probes: how many random signs estimate it; memory is that of D + 2 + `num_probes` gradients.
+        last_layer: the name of the affine layer that the network ends in, for the bound of the kernel "outputs"; None for the
+            last linear layer, if the network ends in that.
+        parameters: "trainable", or names of parameters or modules.
+        max_samples: a fixed random subset of this many samples of each set.
+        memory_budget: bytes that gradients of the reference set may take; None for a quarter of the free memory.
+        progress: show a progress bar.
+        seed: seed of random signs and subset.
+
+    Returns:
+        a table and the tensors behind it.
+
+    Raises:
+        ValueError: for a set without labels, labels that do not fit the outputs, or a budget that is too small.
+
+    Source: Charpiat et al., NeurIPS 2019, section 5 (Self-denoising), and section 6.3 of the supplementary material.
+
+    Example:
+        >>> data = torch.utils.data.TensorDataset(torch.randn(20, 3), torch.arange(20) % 2)
+        >>> loader = torch.utils.data.DataLoader(data, batch_size=8)
+        >>> denoised = denoise_labels(nn.Linear(3, 2), loader, progress=False)
+        >>> denoised.result.smoothed_targets.shape
+        torch.Size([20, 2])
+    """
+    check_choice("targets", targets, TARGETS)
+    estimator = LabelDenoising(kernel, all_pairs, num_probes, seed)
+    settings = SweepSettings(
+        k=1, directions="all", parameters=parameters, compare_activations=False, memory_budget=memory_budget, seed=seed
+    )
+    move = to_device_of(model)
+    asked = Samples(loader, move, max_samples, seed)
+    averaged = asked if reference is None else Samples(reference, move, max_samples, seed)
+    start = time.perf_counter()
+    with borrowed(model, progress) as tell, full_float32():
+        sweeps = _Sweeps(model, estimator, settings, targets, last_layer, tell)
+        sweeps.update(averaged)
+        sweeps.query(asked.source)
+        result = _spread(estimator.compute(sweeps.lipschitz()), sweeps.table.rank > 0)
+    meta = {
+        "kernel": kernel,
+        "targets": sweeps.targets,
+        "num_reference": result.num_reference,
+        "factor_error": result.factor_error,
+        "seconds": time.perf_counter() - start,
+    }
+    return DenoisedLabels(_table(sweeps.table, sweeps.targets, result), result, meta)
+
+
+class _Sweeps:
+    """The two sweeps: over the reference set, and over the queries."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        estimator: LabelDenoising,
+        settings: SweepSettings,
+        targets: str,
+        last_layer: str | None,
+        progress: Progress,
+    ) -> None:
+        self.model, self.estimator, self.settings, self.targets = model, estimator, settings, targets
+        self.sweeper = Sweeper(model, settings, progress)
+        self.budget = memory_budget(settings)
+        self.table = SampleTable(0.0)
+        self._last_layer = last_layer
+        self._layer: tuple[str, nn.Linear] | None = None
+        self._norms: list[tuple[Tensor, Tensor]] = []
+
+    def update(self, averaged: Samples) -> None:
+        """Give the reference set to the estimator."""
+        first = averaged.first()
+        self.sweeper.prepare(first)
+        jacobian = self.sweeper.features(first).jacobian
+        self.targets = _kind_of(self.targets, self.sweeper.read(first).labels)
+        self._check_budget(jacobian, averaged.source.num_samples)
+        self.sweeper.chunk_size = chunk_of(jacobian, self.budget)
+        self._find_last_layer(jacobian)
+        for chunk, features in self._sweep(averaged.source, "reference"):
+            read = self.sweeper.read(chunk)
+            wanted = _targets_of(read.labels, read.outputs, self.targets)[features.valid]
+            self.estimator.update(features.jacobian, wanted, _fitted(features.jacobian, self.targets))
+            self._see(features.jacobian)
+
+    def query(self, source: SampleSource) -> None:
+        """Ask the estimator for every query that has a gradient."""
+        for chunk, features in self._sweep(source, "queries"):
+            self.table.add(chunk, replace(self.sweeper.read(chunk), inputs=None), features)
+            self.estimator.query(features.jacobian, _fitted(features.jacobian, self.targets))
+            self._see(features.jacobian)
+
+    def lipschitz(self) -> Tensor | None:
+        """Return C of each of the values that are compared with labels, shape (D,), over all samples of both sets.
+
+        None where the network does not end in an affine layer, or in probabilities that depend on several outputs.
+        """
+        if self._layer is None or (self.targets == "classes" and self._layer[1].out_features > 1):
+            return None
+        activations, gradients = (torch.cat(column) for column in zip(*self._norms, strict=True))
+        constant = lipschitz_constant(self._layer[1].weight.detach(), activations, gradients)
+        return constant * _SIGMOID_SLOPE if self.targets == "classes" else constant
+
+    def _sweep(self, source: SampleSource, stage: str) -> Iterator[tuple[Chunk, GradientFeatureBatch]]:
+        for chunk, features, _ in self.sweeper.sweep(source, stage, lambda chunk, features: None):
+            yield chunk, features
+
+    def _check_budget(self, jacobian: PerSampleJacobian, num_samples: int | None) -> None:
+        """Refuse to keep more gradients than fit."""
+        if not self.estimator.all_pairs or num_samples is None or not jacobian.num_samples:
+            return
+        needed = jacobian.packed(fast=True).nbytes / jacobian.num_samples * num_samples
+        if needed > self.budget:
+            remedy = 'Choose a larger `memory_budget`, a smaller `max_samples`, or kernel="matrix" without `all_pairs`.'
+            raise expected("memory_budget", f"at least {needed:,.0f} bytes for all pairs", f"{self.budget:,.0f}", remedy)
+
+    def _find_last_layer(self, jacobian: PerSampleJacobian) -> None:
+        """Find the affine layer that the network ends in, where a bound is wanted."""
+        if self.estimator.kernel != "outputs":
+            return
+        linear = {name: module for name, module in self.model.named_modules() if isinstance(module, nn.Linear)}
+        name = self._last_layer if self._last_layer is not None else next(reversed(linear), None)
+        if name is not None and name in linear and _ends_in(name, linear[name], jacobian):
+            self._layer = (name, linear[name])
+        elif self._last_layer is not None:
+            wanted = "the name of a linear layer with a bias that gives the outputs, and whose parameters are compared"
+            raise expected("last_layer", wanted, repr(self._last_layer))
+
+    def _see(self, jacobian: PerSampleJacobian) -> None:
+        """Take note of ‖a‖ and ‖∇f_o‖, for the Lipschitz constant."""
+        if self._layer is not None:
+            activations = _norms(jacobian.only([f"{self._layer[0]}.weight"]))[:, 0]
+            self._norms.append((activations, _norms(jacobian)))
+
+
+def _spread(result: LabelDenoisingResult, valid: Tensor) -> LabelDenoisingResult:
+    """Put what was found of the valid queries among all, NaN for the others."""
+    if bool(valid.all()):
+        return result
+    spread: dict[str, Any] = {}
+    for name, value in vars(result).items():
+        if isinstance(value, Tensor) and name not in ("clamped", "lipschitz"):
+            spread[name] = value.new_full((len(valid), *value.shape[1:]), torch.nan)
+            spread[name][valid.to(value.device)] = value
+    return replace(result, **spread)
+
+
+def _ends_in(name: str, layer: nn.Linear, jacobian: PerSampleJacobian) -> bool:
+    """Return whether the outputs are W a + b of this layer, and of nothing else: ∂f/∂b = Id, and ∂f_o/∂W = a in row o."""
+    names = [f"{name}.weight", f"{name}.bias"]
+    if layer.bias is None or layer.out_features != jacobian.num_directions or any(n not in jacobian.shapes for n in names):
+        return False
+    weight, bias = (jacobian.only([name]).gram() for name in names)
+    identity = torch.eye(layer.out_features, dtype=bias.dtype, device=bias.device).expand_as(bias)
+    length = weight[:, :1, :1]
+    return torch.allclose(bias, identity, atol=_AFFINE_TOLERANCE) and torch.allclose(
+        weight / length.clamp_min(torch.finfo(weight.dtype).tiny), identity, atol=_AFFINE_TOLERANCE
+    )
+
+
+def _norms(jacobian: PerSampleJacobian) -> Tensor:
+    """Return ‖∇f_o(x_i)‖, shape (B, D)."""
+    return jacobian.gram().diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
+
+
+def _kind_of(targets: str, labels: Any) -> str:
+    """Return "classes" or "values"."""
+    if labels is None:
+        remedy = "Batches are (inputs, labels); or define `similarity_step` that returns a `SimilarityBatch` with labels."
+        raise expected("labels", "one for each sample", "none", remedy)
+    if targets != "auto":
+        return targets
+    numbers = class_labels(labels)
+    whole = numbers is not None and not numbers.is_floating_point() and numbers.ndim == 1
+    return "classes" if whole else "values"
+
+
+def _targets_of(labels: Any, outputs: Tensor, kind: str) -> Tensor:
+    """Return ỹ, shape (B, D).
+
+    Raises:
+        ValueError: if the labels are none of the classes, or values of another shape.
+    """
+    number = outputs.shape[1]
+    found = class_labels(labels)
+    if kind == "values":
+        values = torch.as_tensor(labels) if found is None else found
+        values = values.unsqueeze(1) if values.ndim == 1 else values
+        if values.shape != outputs.shape:
+            raise expected("labels", f"values of shape (B, {number}) like the outputs", f"shape {tuple(values.shape)}")
+        return values.to(outputs)
+    remedy = 'Labels that are values, not classes, need targets="values".'
+    if found is None or found.ndim != 1 or found.is_floating_point():
+        got = type(labels).__name__ if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
+        raise expected("labels", "class numbers of shape (B,)", got, remedy)
+    classes = max(2, number)
+    if bool(((found < 0) | (found >= classes)).any()):
+        got = f"{int(found.min())} to {int(found.max())}"
+        raise expected("labels", f"class numbers within 0 to {classes - 1}", got, remedy)
+    found = found.to(outputs.device)
+    return found.unsqueeze(1).to(outputs) if number == 1 else F.one_hot(found.long(), number).to(outputs)
+
+
+def _fitted(jacobian: PerSampleJacobian, kind: str) -> Tensor:
+    """Return ŷ, what the loss compares with the labels, shape (B, D)."""
+    outputs = jacobian.outputs.detach()
+    if kind == "values":
+        return outputs
+    return outputs.sigmoid() if outputs.shape[1] == 1 else outputs.softmax(1)
+
+
+def _table(table: SampleTable, kind: str, result: LabelDenoisingResult) -> pd.DataFrame:
+    """Return one row for each query."""
+    samples, smoothed = table.sample_set(), result.smoothed_targets.double().cpu()
+    columns: dict[str, Any] = {
+        "sample_id": samples.index.tolist() if samples.ids is None else samples.ids,
+        "index": samples.index.numpy(),
+        "dataloader": samples.dataloader.numpy(),
+    }
+    if samples.labels is not None:
+        columns |= {"label": samples.labels, "prediction": table.predictions()}
+    if kind == "classes":
+        shares = torch.cat([1 - smoothed, smoothed], 1) if smoothed.shape[1] == 1 else smoothed
+        columns["denoised_label"] = pd.array(
+            [int(row.argmax()) if bool(row.isfinite().all()) else None for row in shares], "Int64"
+        )
+        if samples.labels is not None:
+            columns["label_share"] = shares.gather(1, torch.tensor(samples.labels).long().unsqueeze(1)).squeeze(1).numpy()
+    else:
+        names = ["denoised_label"] if smoothed.shape[1] == 1 else [f"denoised_label_{o}" for o in range(smoothed.shape[1])]
+        columns |= dict(zip(names, smoothed.T.numpy(), strict=True))
+    columns["denoising_factor"] = result.factor.double().cpu().numpy()
+    columns["neighbor_consistency"] = result.consistency.double().cpu().numpy()
+    if result.bound is not None:
+        columns["consistency_bound"] = torch.linalg.vector_norm(result.bound.double(), dim=1).cpu().numpy()
+    return pd.DataFrame(columns)
