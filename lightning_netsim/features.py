@@ -56,6 +56,10 @@ class AbstractFeatureBatch(ABC):
     def vectors(self, projection: SketchProjection | None = None) -> Tensor:
         """Return φ(x_i), or its sketch, as rows, shape (number of valid samples, K)."""
 
+    @abstractmethod
+    def select(self, rows: Tensor) -> AbstractFeatureBatch:
+        """Return some of the valid samples: shape (B',), int64, their numbers among these."""
+
     def spread(self, values: Tensor) -> Tensor:
         """Put values of the valid samples, shape (V, ...), among all, shape (B, ...); NaN for the others."""
         if bool(self.valid.all()):
@@ -92,6 +96,42 @@ class DenseFeatureBatch(AbstractFeatureBatch):
 
     def vectors(self, projection: SketchProjection | None = None) -> Tensor:
         return self._vectors
+
+    def select(self, rows: Tensor) -> DenseFeatureBatch:
+        return DenseFeatureBatch(self._vectors[rows.to(self._vectors.device)], normalize=False)
+
+
+class UnitFeatureBatch(AbstractFeatureBatch):
+    """The gradient features φ of samples that are all valid, as they are stored: G M/√r in factored form.
+
+    Args:
+        unit: φ, see `GradientFeatureBatch.unit`.
+    """
+
+    def __init__(self, unit: PerSampleJacobian) -> None:
+        self.unit = unit
+        self.norm = unit.outputs.new_ones(unit.num_samples)
+        self.rank = self.norm.long()
+        self.valid = self.rank > 0
+
+    def sum(self) -> FeatureSum:
+        number = self.unit.num_directions
+        identity = torch.eye(number, dtype=self.norm.dtype, device=self.norm.device)
+        return self.unit.weighted_sum(identity.expand(self.unit.num_samples, -1, -1))
+
+    def dot(self, total: FeatureSum) -> Tensor:
+        return self.unit.trace_dot(total)
+
+    def inner(self, other: AbstractFeatureBatch) -> Tensor:
+        if not isinstance(other, UnitFeatureBatch | GradientFeatureBatch):
+            raise expected("other", "gradient features", type(other).__name__)
+        return other.spread(self.unit.trace_inner(other.unit).mT).mT
+
+    def vectors(self, projection: SketchProjection | None = None) -> Tensor:
+        return (self.unit.materialize() if projection is None else self.unit.sketch(projection)).flatten(1)
+
+    def select(self, rows: Tensor) -> UnitFeatureBatch:
+        return UnitFeatureBatch(self.unit.select(rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +221,12 @@ class GradientFeatureBatch(AbstractFeatureBatch):
             return F.normalize(self.vectors(projection), dim=1)
         mixed = self.jacobian.mix(self._root @ mixture.to(self._root))
         return F.normalize(mixed.sketch(projection).flatten(1), dim=1)
+
+    def select(self, rows: Tensor) -> GradientFeatureBatch:
+        kept = self.valid.nonzero().squeeze(1)[rows.to(self.valid.device)]
+        normal = self.normalization
+        part = Normalization(normal.root[kept], normal.rank[kept], normal.norm[kept])
+        return GradientFeatureBatch(self.jacobian.select(rows), part)
 
     def energy(self) -> dict[str, float]:
         """Return the mean share of ‖φ‖² = 1 that lies in each parameter tensor."""

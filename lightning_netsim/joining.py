@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_netsim.counting import Counting
 from lightning_netsim.estimators import NeighborCount
 from lightning_netsim.processes import Processes
 from lightning_netsim.results import KernelNeighborsResult, NeighborCountResult, SimilarityResult
@@ -42,9 +43,8 @@ class Found:
 
 def join(
     found: Found,
-    soft: tuple[Tensor, Tensor],
+    counting: Counting,
     activations: KernelNeighborsResult | None,
-    count: NeighborCount,
     queries: SampleTable,
     reference: SampleTable,
     processes: Processes,
@@ -54,23 +54,22 @@ def join(
 
     Args:
         found: of the valid queries of this process.
-        soft: their soft counts and their ids, shape (V,) each.
+        counting: the sums over the reference set, and the counts of these queries.
         activations: neighbors under activations of all its queries; None if they are not wanted.
-        count: the sum over the reference set.
         queries: the queries of this process.
         reference: its reference samples; the same object where a set is compared with itself.
         processes: those that share the sets.
         facts: what else stands in the result.
     """
-    own = _in_rows(found, soft, activations, queries)
+    rows = _in_rows(found, counting, activations, queries)
     order = queries.share(processes)
-    joined = {name: processes.concatenate(value)[order] for name, value in own.items()}
+    joined = {name: processes.concatenate(value)[order] for name, value in rows.items()}
     if reference is not queries:
         reference.share(processes)
     recall, error = _audited(found, processes)
     counts = NeighborCountResult(
         joined["soft"],
-        count.num_reference,
+        counting.count.num_reference,
         {tau: joined[f"hard {tau}"] for tau in found.hard},
         {alpha: joined[f"power {alpha}"] for alpha in found.power},
         found.hard_error,
@@ -78,6 +77,8 @@ def join(
     )
     tables = [queries] if reference is queries else [queries, reference]
     samples = queries.sample_set()
+    probability, margin = queries.probabilities()
+    same_class, other_class = _class_means(counting, joined, samples.labels, reference is queries)
     return SimilarityResult(
         counts=counts,
         neighbors=KernelNeighborsResult(joined["similarity"], joined["index"], recall),
@@ -86,32 +87,52 @@ def join(
         else KernelNeighborsResult(joined["activation similarity"], joined["activation index"], 1.0),
         queries=samples,
         reference=samples if reference is queries else reference.sample_set(),
+        classes=counting.classes.compute(),
+        same_class=same_class,
+        other_class=other_class,
+        probability=probability,
+        margin=margin,
         predictions=queries.predictions(),
         norm=queries.norm,
         rank=queries.rank,
         num_left_out=sum(table.num_samples - table.num_valid for table in tables),
         similarity_error=error,
-        sweep_disagreement=_disagreement(counts, count) if reference is queries else None,
+        sweep_disagreement=_disagreement(counts, counting.count) if reference is queries else None,
         seconds=0.0,
         **facts,
     )
 
 
 def _in_rows(
-    found: Found, soft: tuple[Tensor, Tensor], activations: KernelNeighborsResult | None, table: SampleTable
+    found: Found,
+    counting: Counting,
+    activations: KernelNeighborsResult | None,
+    table: SampleTable,
 ) -> dict[str, Tensor]:
     """Return everything in the rows of the table of samples, those that were left out included."""
     rows, number = table.rows_of(found.ids), table.num_samples
-    own = {
-        "soft": _placed(soft[0], table.rows_of(soft[1]), number),
+    placed = {
+        **{
+            name: _placed(values, table.rows_of(ids), number)
+            for name, (values, ids) in {"soft": counting.soft, "own": counting.own}.items()
+        },
         "similarity": _placed(found.neighbors.similarity, rows, number),
         "index": _placed(found.neighbors.index, rows, number),
         **{f"hard {tau}": _placed(values, rows, number) for tau, values in found.hard.items()},
         **{f"power {alpha}": _placed(values, rows, number) for alpha, values in found.power.items()},
     }
     if activations is not None:
-        own |= {"activation similarity": activations.similarity, "activation index": activations.index}
-    return own
+        placed |= {"activation similarity": activations.similarity, "activation index": activations.index}
+    return placed
+
+
+def _class_means(
+    counting: Counting, joined: dict[str, Tensor], labels: list[Any] | None, same: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the mean similarities to the own class and to the others; None where there are no classes."""
+    if not counting.classes.is_kept or labels is None:
+        return None, None
+    return counting.classes.means(joined["own"], joined["soft"], labels, same)
 
 
 def _placed(values: Tensor, rows: Tensor, number: int) -> Tensor:

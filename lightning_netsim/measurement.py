@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from lightning_netsim._checks import check_neighbors_fit, expected
 from lightning_netsim.batches import split_batch
-from lightning_netsim.estimators import AllPairs, KernelNeighbors, NeighborCount, RecallAudit, Reranking, shortlist_size
-from lightning_netsim.features import DenseFeatureBatch, FeatureSum, GradientFeatureBatch
+from lightning_netsim.counting import Counted, Counting, Summed, class_labels_of
+from lightning_netsim.estimators import AllPairs, KernelNeighbors, RecallAudit, Reranking, shortlist_size
+from lightning_netsim.features import DenseFeatureBatch, GradientFeatureBatch, UnitFeatureBatch
 from lightning_netsim.jacobian import PerSampleJacobian, trees
 from lightning_netsim.jacobian.capture import full_float32
 from lightning_netsim.joining import Found, join
@@ -38,7 +39,7 @@ from lightning_netsim.results import KernelNeighborsResult, SimilarityResult
 from lightning_netsim.sources import Chunk, SampleSource, fixed_subset
 from lightning_netsim.store import FeatureStore
 from lightning_netsim.sweeper import Sweeper
-from lightning_netsim.swept_set import SweptSet, joined_ids
+from lightning_netsim.swept_set import SweptSet
 
 # faiss multiplies large matrices several times as fast as small ones.
 _SEARCHED_AT_A_TIME = 2048
@@ -111,14 +112,14 @@ class _Swept:
     """What one chunk gives in a first sweep.
 
     Attributes:
-        total: Σ φ, of a part of the reference set.
-        soft: the soft counts of queries that are no part of it, shape (B,).
+        summed: the sums over a part of the reference set.
+        counted: the counts of queries that are no part of it.
         packed: φ of the valid samples; None where it is not kept.
         sketches: of the valid samples, shape (V, K); K = 0 where none are needed.
     """
 
-    total: FeatureSum
-    soft: Tensor | None
+    summed: Summed | None
+    counted: Counted | None
     packed: PerSampleJacobian | None
     sketches: Tensor
 
@@ -148,8 +149,7 @@ class _Measurement:
         # Stored features are divided among the processes, in whole batches.
         self._capacity = math.ceil(self.plan.num_stored / processes.size) if self.plan.kind == "reiterate" else sys.maxsize
         self.audited = _audited_positions(queries, settings.seed)
-        self.count = NeighborCount()
-        self.soft: list[tuple[Tensor, Tensor]] = []
+        self.counting = Counting(self.prepared.budget, in_passing=self.plan.kind == "reiterate")
         rank, size = self.processes.rank, self.processes.size
         self.reference = SweptSet(whole.share(rank, size), self.prepared.budget, render)
         self.queries = self.reference if self.same else SweptSet(queries.share(rank, size), self.prepared.budget, render)
@@ -163,20 +163,19 @@ class _Measurement:
             check_neighbors_fit(self.settings.k, self.sizes.reference, self.same)
         self._sweep_first(self.reference, "features" if self.same else "reference")
         check_neighbors_fit(self.settings.k, sum(self.processes.gather(self.reference.table.num_samples)), self.same)
-        self.count.share(self.processes)
+        self.counting.share(self.reference, self.processes)
         if not self.same:
             self._sweep_first(self.queries, "queries")
         elif self.plan.kind != "reiterate":
             for features, ids in self.queries.store.blocks(TILE):
-                self.soft.append((features.trace_dot(self.count.total), ids))
+                self.counting.take_stored(self.queries, UnitFeatureBatch(features), ids)
         activations = self._activation_neighbors()
         self.sweeper.watches_activations = False
         found = self._rank_all() if self.plan.kind == "store" else self._rank_candidates()
         return join(
             found,
-            (torch.cat([torch.zeros(0), *(values.cpu() for values, _ in self.soft)]), joined_ids(self.soft)),
+            self.counting,
             activations,
-            self.count,
             self.queries.table,
             self.reference.table,
             self.processes,
@@ -186,7 +185,7 @@ class _Measurement:
                 self.sweeper.gradients.operator.ownership.methods(),
                 self.prepared.budget,
             ),
-            notes=tuple(sorted(set().union(*self.processes.gather(self.sweeper.gradients.notes)))),
+            notes=tuple(sorted(set(self.counting.notes).union(*self.processes.gather(self.sweeper.gradients.notes)))),
         )
 
     def _first_samples(self, queries: SampleSource) -> Chunk:
@@ -210,9 +209,10 @@ class _Measurement:
 
         def compute(chunk: Chunk, features: GradientFeatureBatch) -> _Swept:
             is_kept = len(part.store) < capacity or bool(torch.isin(chunk.index, self.audited).any())
+            read = self.sweeper.read(chunk)
             return _Swept(
-                features.sum() if counts else {},
-                None if counts else features.dot(self.count.total),
+                self.counting.sum(features, read) if counts else None,
+                None if counts else self.counting.ask(features, class_labels_of(read)),
                 features.unit.packed(self.plan.fast) if is_kept else None,
                 self._sketch(features),
             )
@@ -220,10 +220,10 @@ class _Measurement:
         for chunk, features, swept in self.sweeper.sweep(part.source, stage, compute, part.known):
             part.table.add(chunk, self.sweeper.read(chunk), features)
             ids = chunk.index[features.valid.cpu()]
-            if swept.soft is None:
-                self.count.add(swept.total, len(ids))
-            else:
-                self.soft.append((swept.soft[features.valid], ids))
+            if swept.summed is not None:
+                self.counting.add(swept.summed, len(ids))
+            if swept.counted is not None:
+                self.counting.take(swept.counted, features.valid, ids)
             part.sketches.append((swept.sketches, ids))
             if swept.packed is not None:
                 room = capacity - len(part.store)
@@ -348,7 +348,7 @@ class _Measurement:
         counted = first and self.same
         for packed, ids in self._packed_sweep(self.reference, "neighbors"):
             if counted:
-                self.soft.append((packed.trace_dot(self.count.total), ids))
+                self.counting.take_stored(self.queries, UnitFeatureBatch(packed), ids)
             if self.same:
                 _keep(following, packed, ids, wanted)
             yield packed, ids

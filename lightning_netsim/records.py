@@ -2,7 +2,8 @@
 
     <log_dir>/netsim/epoch=E-step=S/{samples.parquet, neighbors.parquet, meta.json}
 
-with `activation_neighbors.parquet` where neighbors under activations were sought too. A record appears whole or not at all:
+with `activation_neighbors.parquet` where neighbors under activations were sought too, and `classes.parquet` where labels are
+classes. A record appears whole or not at all:
 it is written beside its place and renamed into it, and an earlier record in that place stays until then.
 """
 
@@ -25,7 +26,7 @@ from lightning_netsim._checks import check_writable, expected
 
 SCHEMA_VERSION = 1
 
-SAMPLES, NEIGHBORS, ACTIVATION_NEIGHBORS = "samples", "neighbors", "activation_neighbors"
+SAMPLES, NEIGHBORS, ACTIVATION_NEIGHBORS, CLASSES = "samples", "neighbors", "activation_neighbors", "classes"
 META_FILE = "meta.json"
 #: The folder of records inside a run's log directory.
 RECORDS = "netsim"
@@ -48,9 +49,13 @@ SAMPLE_COLUMNS = (
     Column("dataloader", "integer"),
     Column("label", "value", required=False),
     Column("prediction", "value", required=False),
+    Column("label_probability", "real", required=False),
+    Column("margin", "real", required=False),
     Column("soft_count", "real"),
     Column("neighbor_fraction", "real"),
     Column("same_class_fraction", "real", required=False),
+    Column("same_class_similarity", "real", required=False),
+    Column("other_class_similarity", "real", required=False),
     Column("gradient_norm", "real"),
     Column("rank", "integer"),
 )
@@ -61,6 +66,19 @@ NEIGHBOR_COLUMNS = (
     Column("similarity", "real"),
     Column("neighbor_label", "value", required=False),
 )
+CLASS_COLUMNS = (
+    Column("label", "value"),
+    Column("other_label", "value"),
+    Column("similarity", "real"),
+    Column("num_samples", "integer"),
+)
+_COLUMNS = {
+    SAMPLES: SAMPLE_COLUMNS,
+    NEIGHBORS: NEIGHBOR_COLUMNS,
+    ACTIVATION_NEIGHBORS: NEIGHBOR_COLUMNS,
+    CLASSES: CLASS_COLUMNS,
+}
+_REQUIRED = (SAMPLES, NEIGHBORS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +93,8 @@ class Record:
         meta: what the tables were made with (versions, epoch, directions, recall, ...).
         activation_neighbors: the same as `neighbors`, under the similarity of activations.
         path: the directory that the record was read from.
+        classes: one row for each ordered pair of classes of the reference set, columns `CLASS_COLUMNS`: the mean `similarity`
+            of their samples (within a class, of different ones), and `num_samples` of `label`.
     """
 
     samples: pd.DataFrame
@@ -82,6 +102,7 @@ class Record:
     meta: dict[str, Any] = field(default_factory=dict)
     activation_neighbors: pd.DataFrame | None = None
     path: Path | None = None
+    classes: pd.DataFrame | None = None
 
 
 def check_table(name: str, table: pd.DataFrame, columns: Iterable[Column]) -> pd.DataFrame:
@@ -168,11 +189,10 @@ def write_record(directory: str | os.PathLike[str], record: Record) -> Path:
 def _check_tables(record: Record) -> dict[str, pd.DataFrame]:
     """Return the record's tables by name, with their dtypes, after checking them."""
     tables = {
-        SAMPLES: check_table(SAMPLES, record.samples, SAMPLE_COLUMNS),
-        NEIGHBORS: check_table(NEIGHBORS, record.neighbors, NEIGHBOR_COLUMNS),
+        name: check_table(name, getattr(record, name), columns)
+        for name, columns in _COLUMNS.items()
+        if name in _REQUIRED or getattr(record, name) is not None
     }
-    if record.activation_neighbors is not None:
-        tables[ACTIVATION_NEIGHBORS] = check_table(ACTIVATION_NEIGHBORS, record.activation_neighbors, NEIGHBOR_COLUMNS)
     repeated = tables[SAMPLES]["index"][tables[SAMPLES]["index"].duplicated()]
     if len(repeated):
         raise expected("samples['index']", "different for each sample", f"{int(repeated.iloc[0])} more than once")
@@ -222,11 +242,12 @@ def read_record(directory: str | os.PathLike[str]) -> Record:
     place = Path(directory)
     source = place if place.exists() else _beside(place, "previous")
     meta = _read_meta(source, place)
-    tables = {SAMPLES: _read_table(source, place, SAMPLES, SAMPLE_COLUMNS)}
-    for name in (NEIGHBORS, ACTIVATION_NEIGHBORS):
-        if name == NEIGHBORS or (source / f"{name}.parquet").exists():
-            tables[name] = _read_table(source, place, name, NEIGHBOR_COLUMNS)
-    return Record(tables[SAMPLES], tables[NEIGHBORS], meta, tables.get(ACTIVATION_NEIGHBORS), place)
+    tables = {
+        name: _read_table(source, place, name, columns)
+        for name, columns in _COLUMNS.items()
+        if name in _REQUIRED or (source / f"{name}.parquet").exists()
+    }
+    return Record(meta=meta, path=place, **tables)
 
 
 def _read_meta(source: Path, place: Path) -> dict[str, Any]:
@@ -324,7 +345,7 @@ def _is_record(path: Path) -> bool:
 
 def _is_ours(path: Path) -> bool:
     """Return whether a file in a record's directory is part of the record: a table, meta.json or a figure."""
-    tables = {f"{name}.parquet" for name in (SAMPLES, NEIGHBORS, ACTIVATION_NEIGHBORS)}
+    tables = {f"{name}.parquet" for name in _COLUMNS}
     return path.name == META_FILE or path.name in tables or path.suffix in _FIGURE_SUFFIXES
 
 

@@ -70,6 +70,26 @@ class SampleSet:
     shown: list[Any] | None
 
 
+#: The label of a class.
+ClassLabel = int | str
+
+
+@dataclass(frozen=True, eq=False)
+class ClassSimilarityResult:
+    """How similar the C classes of a reference set are.
+
+    Attributes:
+        classes: their labels, ascending.
+        num_samples: shape (C,), int64, how many samples each has.
+        similarity: shape (C, C), symmetric, the mean of k over all pairs of two classes, in [-1, 1]; within a class over pairs
+            of different samples, NaN where there is only one.
+    """
+
+    classes: list[ClassLabel]
+    num_samples: Tensor
+    similarity: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class SimilarityResult:
     """Everything one measurement found.
@@ -90,6 +110,11 @@ class SimilarityResult:
         sweep_disagreement: |Σ N_S − ‖S‖²| / ‖S‖² where a set is compared with itself: the sweeps saw the same network.
         notes: remarks on the outputs, for the user.
         seconds: how long it took.
+        probability: shape (Q,), the probability that the network gives to the label; None where labels are no classes.
+        margin: shape (Q,), the difference of the two largest probabilities; None for a single output that is a value.
+        classes: similarity of classes of the reference; None where labels are no classes, or their sums did not fit.
+        same_class: shape (Q,), the mean of k to the (other) samples of the query's class; NaN where there is none.
+        other_class: shape (Q,), the mean of k to the samples of all other classes; NaN where there is none.
     """
 
     counts: NeighborCountResult
@@ -107,6 +132,11 @@ class SimilarityResult:
     sweep_disagreement: float | None
     notes: tuple[str, ...]
     seconds: float
+    probability: Tensor | None = None
+    margin: Tensor | None = None
+    classes: ClassSimilarityResult | None = None
+    same_class: Tensor | None = None
+    other_class: Tensor | None = None
 
     @property
     def compares_with_itself(self) -> bool:

@@ -39,6 +39,7 @@ class SampleTable:
         self._outputs: list[Tensor] = []
         self._norm: list[Tensor] = []
         self._rank: list[Tensor] = []
+        self._has_values = False
 
     @property
     def num_samples(self) -> int:
@@ -68,9 +69,20 @@ class SampleTable:
         self._outputs.append(read.outputs.detach().float().cpu())
         self._norm.append(features.norm.detach().cpu())
         self._rank.append(features.rank.cpu())
+        self._has_values |= isinstance(read.labels, Tensor) and read.labels.is_floating_point()
         self._ids = _extend(self._ids, as_column(read.ids, size, "ids"))
         self._labels = _extend(self._labels, as_column(read.labels, size, "labels"))
         self._shown = _extend(self._shown, self._pictures(read.inputs, size))
+
+    @property
+    def has_classes(self) -> bool:
+        """Return whether there are labels, and these can be classes."""
+        return are_classes(self._labels)
+
+    def labels_of(self, index: Tensor) -> list[Any]:
+        """Return the labels of the samples at the positions `index`."""
+        labels = self._labels or []
+        return [labels[row] for row in self.rows_of(index).tolist()]
 
     def rows_of(self, index: Tensor) -> Tensor:
         """Return the rows of the samples at the positions `index`."""
@@ -110,6 +122,22 @@ class SampleTable:
         classes = self._labels is not None and all(isinstance(label, int) for label in self._labels)
         return list((outputs[:, 0] > 0).long().tolist() if classes else outputs[:, 0].tolist())
 
+    def probabilities(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return the probability of each label, and the difference of the two largest probabilities, shape (N,).
+
+        Outputs are taken for logits of classes, or for their probabilities if they sum to one. None where that cannot be:
+        where labels are values, or names, or lie beyond the outputs.
+        """
+        outputs, labels = torch.cat(self._outputs).double(), self._labels
+        numbers = labels is not None and all(isinstance(label, int) for label in labels)
+        fit = numbers and all(0 <= label < max(2, outputs.shape[1]) for label in labels or [])
+        if self._has_values or (outputs.shape[1] == 1 and not fit):
+            return None, None
+        shares = _probabilities(outputs)
+        largest = shares.topk(2, 1).values
+        own = shares.gather(1, torch.tensor(labels).long().unsqueeze(1)).squeeze(1) if fit else None
+        return own, largest[:, 0] - largest[:, 1]
+
     def _pictures(self, inputs: Any, size: int) -> list[Any] | None:
         """Return something small to show each sample by, None if there is nothing or no room left."""
         if self._shown is None or inputs is None:
@@ -125,6 +153,20 @@ class SampleTable:
             return None
         self._room -= sum(picture.nbytes if isinstance(picture, Tensor) else len(str(picture)) for picture in pictures)
         return pictures if self._room > 0 else None
+
+
+def are_classes(labels: Sequence[Any] | None) -> bool:
+    """Return whether labels can be classes: integers or names."""
+    return labels is not None and all(isinstance(label, (int, str)) for label in labels)
+
+
+def _probabilities(outputs: Tensor) -> Tensor:
+    """Return the probabilities of classes, shape (N, C): two of a single logit; outputs that are probabilities are kept."""
+    if outputs.shape[1] == 1:
+        return torch.cat([(-outputs).sigmoid(), outputs.sigmoid()], 1)
+    finite = outputs[torch.isfinite(outputs).all(1)]
+    sums_to_one = bool((finite >= 0).all()) and torch.allclose(finite.sum(1), finite.new_ones(()), atol=1e-4)
+    return outputs if sums_to_one else outputs.softmax(1)
 
 
 def _small(inputs: Tensor) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from lightning_netsim.jacobian import Directions
 from lightning_netsim.plan import SweepSettings
 from lightning_netsim.records import SCHEMA_VERSION, Record
-from lightning_netsim.results import KernelNeighborsResult, SampleSet, SimilarityResult
+from lightning_netsim.results import ClassSimilarityResult, KernelNeighborsResult, SampleSet, SimilarityResult
+from lightning_netsim.sample_table import are_classes
 
 _PACKAGES = {"lightning_netsim": "lightning-netsim", "torch": "torch", "lightning": "lightning", "faiss": "faiss-cpu"}
 
@@ -32,6 +33,7 @@ def make_record(result: SimilarityResult, settings: SweepSettings, context: Mapp
         neighbors=_neighbors(result.neighbors, result.queries, result.reference),
         activation_neighbors=None if activations is None else _neighbors(activations, result.queries, result.reference),
         meta={**_meta(result, settings), **context},
+        classes=None if result.classes is None else _classes(result.classes),
     )
 
 
@@ -55,17 +57,24 @@ def _samples(result: SimilarityResult) -> pd.DataFrame:
             "dataloader": queries.dataloader.numpy(),
         }
     )
+    classifies = queries.labels is None or are_of_classes(result.predictions, queries.labels)
     if queries.labels is not None:
         table["label"] = queries.labels
-        if are_of_classes(result.predictions, queries.labels):
+        if classifies:
             table["prediction"] = result.predictions
+    for name, values in (("label_probability", result.probability), ("margin", result.margin)):
+        if classifies and values is not None:
+            table[name] = values.numpy()
     table["soft_count"] = soft.numpy()
     table["neighbor_fraction"] = (soft / result.counts.num_reference).numpy()
     for prefix, counts in (("hard_count", result.counts.hard), ("power_count", result.counts.power)):
         for value, column in counts.items():
             table[f"{prefix}_{value:g}"] = column.double().cpu().numpy()
-    if _are_classes(queries.labels) and result.reference.labels is not None:
+    if are_classes(queries.labels) and result.reference.labels is not None:
         table["same_class_fraction"] = _same_class_fraction(result)
+    for name, means in (("same_class_similarity", result.same_class), ("other_class_similarity", result.other_class)):
+        if means is not None:
+            table[name] = means.double().numpy()
     table["gradient_norm"] = result.norm.double().numpy()
     table["rank"] = result.rank.numpy()
     return table
@@ -75,16 +84,25 @@ def _samples(result: SimilarityResult) -> pd.DataFrame:
 _ENOUGH_TO_TELL = 32
 
 
+def _classes(found: ClassSimilarityResult) -> pd.DataFrame:
+    """Return the long form: one row for each ordered pair of classes."""
+    number = len(found.classes)
+    return pd.DataFrame(
+        {
+            "label": [label for label in found.classes for _ in range(number)],
+            "other_label": found.classes * number,
+            "similarity": found.similarity.double().flatten().numpy(),
+            "num_samples": found.num_samples.repeat_interleave(number).numpy(),
+        }
+    )
+
+
 def are_of_classes(predictions: list[Any], labels: list[Any]) -> bool:
     """Return whether the largest outputs can be classes: those of embeddings lie beyond the labels, and hardly agree."""
     whole = all(isinstance(value, int) for value in (*predictions, *labels))
     if not whole or len(labels) < _ENOUGH_TO_TELL or max(labels) < 0 or max(predictions) < 2 * (max(labels) + 1):
         return True
     return float(np.mean(np.equal(predictions, labels))) > 0.05
-
-
-def _are_classes(labels: Sequence[Any] | None) -> bool:
-    return labels is not None and all(isinstance(label, (int, str)) for label in labels)
 
 
 def _same_class_fraction(result: SimilarityResult) -> np.ndarray[Any, Any]:

@@ -42,6 +42,7 @@ ROOMS = {
     "functional": room(1, "torch"),
     "jacobian": room(1, "torch"),
     "batches": room(1, "torch"),
+    "counting": room(2, MATHS, siblings=True),
     "estimators": room(2, MATHS, siblings=True),
     "features": room(2, MATHS, siblings=True),
     "index": room(2, f"{MATHS} faiss numpy", siblings=True),

@@ -1,6 +1,7 @@
 """State over batches of features: update with the reference set, ask for the query set, compute a record."""
 
 from lightning_netsim.estimators.all_pairs import AllPairs
+from lightning_netsim.estimators.class_similarity import ClassSimilarity
 from lightning_netsim.estimators.denoising import LabelDenoising
 from lightning_netsim.estimators.embedding_metrics import EmbeddingMetrics
 from lightning_netsim.estimators.kernel_neighbors import KernelNeighbors
@@ -14,6 +15,7 @@ from lightning_netsim.estimators.sliced_wasserstein import SlicedWassersteinDist
 
 __all__ = [
     "AllPairs",
+    "ClassSimilarity",
     "EmbeddingMetrics",
     "KernelNeighbors",
     "LabelDenoising",

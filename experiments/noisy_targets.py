@@ -1,0 +1,117 @@
+"""Digits, networks, training and kernel of the experiments on noisy labels, `noisy_rounds.py` and `augmentation_denoises.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_netsim import PerSampleJacobian, per_sample_jacobian
+from lightning_netsim.demos import MNISTDataModule
+from lightning_netsim.estimators import LabelDenoising
+from lightning_netsim.features import GradientFeatureBatch
+from lightning_netsim.results import LabelDenoisingResult
+
+CLASSES = 10
+BATCH_SIZE = 50
+
+
+def load_digits(data_dir: str) -> tuple[Tensor, Tensor]:
+    """Return the training images of MNIST, shape (N, 1, 28, 28), from 0 to 1, and their classes, shape (N,)."""
+    images, classes = MNISTDataModule(data_dir).load_sets()[0].tensors
+    return (images - images.min()) / (images.max() - images.min()), classes
+
+
+def small_network(channels: int, side: int, outputs: int, convolutions: int = 2, width: int = 8) -> nn.Sequential:
+    """Return a network on square images: convolutions with stride 2, a hidden layer of 48 units, ReLU."""
+    layers: list[nn.Module] = []
+    for number in range(convolutions):
+        size = 5 if number == 0 else 3
+        layers += [nn.Conv2d(channels, width * min(number + 1, 2), size, stride=2, padding=size // 2), nn.ReLU()]
+        channels, side = width * min(number + 1, 2), (side + 1) // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side**2, 48), nn.ReLU(), nn.Linear(48, outputs))
+
+
+def training(
+    network: nn.Module, inputs: Tensor, targets: Tensor, marks: Sequence[int], seed: int, learning_rate: float = 2e-3
+) -> Iterator[int]:
+    """Train by Adam, and halt at some numbers of steps; which images are in which batch depends on the seed alone.
+
+    Args:
+        network: changed in place.
+        inputs: shape (N, ...).
+        targets: shape (N, D), for the squared error, or (N,), int64, for cross-entropy.
+        marks: after how many steps to halt; the greatest ends the training.
+        seed: of the shuffling.
+        learning_rate: of Adam.
+
+    Yields:
+        the steps taken, at every mark.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(network.parameters(), learning_rate)
+    batches: list[Tensor] = []
+    for step in range(1, max(marks) + 1):
+        batches = batches or list(torch.randperm(len(inputs), generator=generator).split(BATCH_SIZE))
+        batch = batches.pop()
+        optimizer.zero_grad()
+        loss_of(network(inputs[batch]), targets[batch]).backward()
+        optimizer.step()
+        if step in marks:
+            yield step
+
+
+def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean squared error, or with classes as targets the cross-entropy."""
+    return F.mse_loss(outputs, targets) if targets.is_floating_point() else F.cross_entropy(outputs, targets)
+
+
+def seeded(seed: int, *arguments: int) -> nn.Sequential:
+    """Return a `small_network` whose initial weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return small_network(*arguments)
+
+
+class Kernel:
+    """The kernel of a network on N samples: their neighbors, and what it averages over them.
+
+    Args:
+        network: maps (N, ...) to (N, D).
+        inputs: the N samples.
+    """
+
+    def __init__(self, network: nn.Module, inputs: Tensor) -> None:
+        self.jacobian: PerSampleJacobian = per_sample_jacobian(network, inputs)
+
+    @cached_property
+    def features(self) -> GradientFeatureBatch:
+        return GradientFeatureBatch(self.jacobian)
+
+    def neighbor_fraction(self) -> Tensor:
+        """Return N_S(x_i)/N, shape (N,): the mean normalized similarity of a sample to all."""
+        return self.features.dot(self.features.sum()) / self.jacobian.num_samples
+
+    def nearest(self, number: int) -> Tensor:
+        """Return the places of the samples nearest to each, itself among them, shape (N, number)."""
+        return self.features.inner(self.features).topk(number, dim=1).indices
+
+    def average(
+        self, targets: Tensor, outputs: Tensor, queries: Tensor | None = None, kernel: str = "matrix"
+    ) -> LabelDenoisingResult:
+        """Average over the neighbors by the un-normalized kernel, see `LabelDenoising`.
+
+        Args:
+            targets: shape (N, D).
+            outputs: shape (N, D).
+            queries: places of those that are asked about, then of all pairs; None for all, then in linear time.
+            kernel: "matrix", or "outputs", where negative weights count as zero.
+        """
+        denoising = LabelDenoising(kernel, all_pairs=queries is not None)
+        denoising.update(self.jacobian, targets, outputs)
+        some = slice(None) if queries is None else queries
+        denoising.query(self.jacobian.select(some), outputs[some])
+        return denoising.compute()
