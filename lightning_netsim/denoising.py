@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -87,7 +88,8 @@ def denoise_labels(
             last linear layer, if the network ends in that.
         parameters: "trainable", or names of parameters or modules.
         max_samples: a fixed random subset of this many samples of each set.
-        memory_budget: bytes that gradients of the reference set may take; None for a quarter of the free memory.
+        memory_budget: bytes that the sums of gradients, or those of the reference set, may take; None for a quarter of the
+            free memory.
         progress: show a progress bar.
         seed: seed of random signs and subset.
 
@@ -107,6 +109,8 @@ def denoise_labels(
         torch.Size([20, 2])
     """
     check_choice("targets", targets, TARGETS)
+    if last_layer is not None and kernel != "outputs":
+        raise expected("last_layer", 'None with kernel="matrix", which has no bound', repr(last_layer))
     estimator = LabelDenoising(kernel, all_pairs, num_probes, seed)
     settings = SweepSettings(
         k=1, directions="all", parameters=parameters, compare_activations=False, memory_budget=memory_budget, seed=seed
@@ -161,8 +165,8 @@ class _Sweeps:
         self._find_last_layer(jacobian)
         for chunk, features in self._sweep(averaged.source, "reference"):
             read = self.sweeper.read(chunk)
-            wanted = _targets_of(read.labels, read.outputs, self.targets)[features.valid]
-            self.estimator.update(features.jacobian, wanted, _fitted(features.jacobian, self.targets))
+            wanted = _targets_of(read.labels, read.outputs, self.targets)
+            self.estimator.update(features.jacobian, wanted[features.valid], _fitted(features.jacobian, self.targets))
             self._see(features.jacobian)
 
     def query(self, source: SampleSource) -> None:
@@ -188,13 +192,16 @@ class _Sweeps:
             yield chunk, features
 
     def _check_budget(self, jacobian: PerSampleJacobian, num_samples: int | None) -> None:
-        """Refuse to keep more gradients than fit."""
-        if not self.estimator.all_pairs or num_samples is None or not jacobian.num_samples:
-            return
-        needed = jacobian.packed(fast=True).nbytes / jacobian.num_samples * num_samples
-        if needed > self.budget:
+        """Refuse to keep more gradients, or sums of them, than fit."""
+        columns = jacobian.num_directions + 2 + self.estimator.num_probes
+        needed: float = columns * jacobian.num_parameters * jacobian.outputs.element_size()
+        remedy = "Choose a larger `memory_budget`, a smaller `num_probes` or fewer `parameters`."
+        if self.estimator.all_pairs:
+            packed = jacobian.packed(fast=True).nbytes / max(1, jacobian.num_samples)
+            needed = packed * (num_samples or 0)
             remedy = 'Choose a larger `memory_budget`, a smaller `max_samples`, or kernel="matrix" without `all_pairs`.'
-            raise expected("memory_budget", f"at least {needed:,.0f} bytes for all pairs", f"{self.budget:,.0f}", remedy)
+        if needed > self.budget:
+            raise expected("memory_budget", f"at least {needed:,.0f} bytes for these gradients", f"{self.budget:,.0f}", remedy)
 
     def _find_last_layer(self, jacobian: PerSampleJacobian) -> None:
         """Find the affine layer that the network ends in, where a bound is wanted."""
@@ -215,6 +222,12 @@ class _Sweeps:
             self._norms.append((activations, _norms(jacobian)))
 
 
+def _share(shares: list[float], label: Any) -> float:
+    """Return the share of a label among those of all classes; NaN for one that is no class."""
+    whole = isinstance(label, (int, float)) and 0 <= label < len(shares) and label == int(label)
+    return shares[int(label)] if whole else math.nan
+
+
 def _spread(result: LabelDenoisingResult, valid: Tensor) -> LabelDenoisingResult:
     """Put what was found of the valid queries among all, NaN for the others."""
     if bool(valid.all()):
@@ -228,16 +241,21 @@ def _spread(result: LabelDenoisingResult, valid: Tensor) -> LabelDenoisingResult
 
 
 def _ends_in(name: str, layer: nn.Linear, jacobian: PerSampleJacobian) -> bool:
-    """Return whether the outputs are W a + b of this layer, and of nothing else: ∂f/∂b = Id, and ∂f_o/∂W = a in row o."""
+    """Return whether the outputs are W a + b of this layer: by their value, by ∂f/∂b = Id, and by ∂f_o/∂W = a in row o."""
     names = [f"{name}.weight", f"{name}.bias"]
     if layer.bias is None or layer.out_features != jacobian.num_directions or any(n not in jacobian.shapes for n in names):
         return False
     weight, bias = (jacobian.only([name]).gram() for name in names)
     identity = torch.eye(layer.out_features, dtype=bias.dtype, device=bias.device).expand_as(bias)
     length = weight[:, :1, :1]
-    return torch.allclose(bias, identity, atol=_AFFINE_TOLERANCE) and torch.allclose(
-        weight / length.clamp_min(torch.finfo(weight.dtype).tiny), identity, atol=_AFFINE_TOLERANCE
+    product = jacobian.only(names[:1]).dot({names[0]: layer.weight.detach().unsqueeze(0)})[..., 0] + layer.bias.detach()
+    scale = float(jacobian.outputs.abs().max())
+    pairs = (
+        (bias, identity),
+        (weight / length.clamp_min(torch.finfo(weight.dtype).tiny), identity),
+        (product / max(scale, 1e-12), jacobian.outputs.detach() / max(scale, 1e-12)),
     )
+    return all(torch.allclose(found, wanted, atol=_AFFINE_TOLERANCE) for found, wanted in pairs)
 
 
 def _norms(jacobian: PerSampleJacobian) -> Tensor:
@@ -247,9 +265,6 @@ def _norms(jacobian: PerSampleJacobian) -> Tensor:
 
 def _kind_of(targets: str, labels: Any) -> str:
     """Return "classes" or "values"."""
-    if labels is None:
-        remedy = "Batches are (inputs, labels); or define `similarity_step` that returns a `SimilarityBatch` with labels."
-        raise expected("labels", "one for each sample", "none", remedy)
     if targets != "auto":
         return targets
     numbers = class_labels(labels)
@@ -263,24 +278,39 @@ def _targets_of(labels: Any, outputs: Tensor, kind: str) -> Tensor:
     Raises:
         ValueError: if the labels are none of the classes, or values of another shape.
     """
-    number = outputs.shape[1]
-    found = class_labels(labels)
+    size, number = outputs.shape
+    if labels is None:
+        remedy = "Batches are (inputs, labels); or define `similarity_step` that returns a `SimilarityBatch` with labels."
+        raise expected("labels", "one for each sample", "none", remedy)
+    found = _numbers(labels)
     if kind == "values":
-        values = torch.as_tensor(labels) if found is None else found
-        values = values.unsqueeze(1) if values.ndim == 1 else values
+        values = found.unsqueeze(1) if found.ndim == 1 else found
         if values.shape != outputs.shape:
-            raise expected("labels", f"values of shape (B, {number}) like the outputs", f"shape {tuple(values.shape)}")
+            raise expected("labels", f"values of shape ({size}, {number}) like the outputs", f"shape {tuple(found.shape)}")
         return values.to(outputs)
     remedy = 'Labels that are values, not classes, need targets="values".'
-    if found is None or found.ndim != 1 or found.is_floating_point():
-        got = type(labels).__name__ if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
-        raise expected("labels", "class numbers of shape (B,)", got, remedy)
+    whole = not found.is_floating_point() or bool((found == found.round()).all())
+    if found.shape != (size,) or not whole:
+        got = f"{found.dtype} of shape {tuple(found.shape)}"
+        raise expected("labels", f"class numbers of shape ({size},)", got, remedy)
     classes = max(2, number)
     if bool(((found < 0) | (found >= classes)).any()):
         got = f"{int(found.min())} to {int(found.max())}"
         raise expected("labels", f"class numbers within 0 to {classes - 1}", got, remedy)
     found = found.to(outputs.device)
     return found.unsqueeze(1).to(outputs) if number == 1 else F.one_hot(found.long(), number).to(outputs)
+
+
+def _numbers(labels: Any) -> Tensor:
+    """Return labels as a tensor, a column as shape (B,)."""
+    found = class_labels(labels)
+    if found is None:
+        numeric = isinstance(labels, (list, tuple)) and all(isinstance(label, (int, float)) for label in labels)
+        if not numeric:
+            got = f"a {type(labels).__name__} of " + ", ".join(sorted({type(label).__name__ for label in labels}))
+            raise expected("labels", "class numbers, or values", got)
+        found = torch.tensor(labels)
+    return found
 
 
 def _fitted(jacobian: PerSampleJacobian, kind: str) -> Tensor:
@@ -300,14 +330,14 @@ def _table(table: SampleTable, kind: str, result: LabelDenoisingResult) -> pd.Da
         "dataloader": samples.dataloader.numpy(),
     }
     if samples.labels is not None:
-        columns |= {"label": samples.labels, "prediction": table.predictions()}
+        columns |= {"label": samples.labels, "prediction": table.predictions(are_values=kind == "values")}
     if kind == "classes":
         shares = torch.cat([1 - smoothed, smoothed], 1) if smoothed.shape[1] == 1 else smoothed
         columns["denoised_label"] = pd.array(
             [int(row.argmax()) if bool(row.isfinite().all()) else None for row in shares], "Int64"
         )
         if samples.labels is not None:
-            columns["label_share"] = shares.gather(1, torch.tensor(samples.labels).long().unsqueeze(1)).squeeze(1).numpy()
+            columns["label_share"] = [_share(row, label) for row, label in zip(shares.tolist(), samples.labels, strict=True)]
     else:
         names = ["denoised_label"] if smoothed.shape[1] == 1 else [f"denoised_label_{o}" for o in range(smoothed.shape[1])]
         columns |= dict(zip(names, smoothed.T.numpy(), strict=True))

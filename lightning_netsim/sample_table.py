@@ -114,12 +114,16 @@ class SampleTable:
         """Return the samples."""
         return SampleSet(torch.cat(self._index), self._ids, self._labels, torch.cat(self._dataloader), self._shown)
 
-    def predictions(self) -> list[Any]:
-        """Return the predicted classes: the largest of several outputs; of one output its sign if labels are classes."""
+    def predictions(self, are_values: bool = False) -> list[Any]:
+        """Return the predicted classes: the largest of several outputs; of one output its sign if labels are classes.
+
+        Args:
+            are_values: whether a single output is a value in any case.
+        """
         outputs = torch.cat(self._outputs)
         if outputs.shape[1] > 1:
             return list(outputs.argmax(1).tolist())
-        classes = self._labels is not None and all(isinstance(label, int) for label in self._labels)
+        classes = not are_values and self._labels is not None and all(isinstance(label, int) for label in self._labels)
         return list((outputs[:, 0] > 0).long().tolist() if classes else outputs[:, 0].tolist())
 
     def probabilities(self) -> tuple[Tensor | None, Tensor | None]:

@@ -64,6 +64,7 @@ class LabelDenoising:
         self._generator = torch.Generator().manual_seed(self.seed)
         self._total: dict[str, Tensor] = {}
         self._held: list[tuple[PerSampleJacobian, Tensor, Tensor]] = []
+        self._shapes: dict[str, torch.Size] | None = None
         self._num_reference = 0
         self._answers: list[dict[str, Tensor]] = []
 
@@ -78,6 +79,8 @@ class LabelDenoising:
         Raises:
             ValueError: if a shape does not fit.
         """
+        if self._shapes is None:
+            self._shapes = jacobian.shapes
         targets = self._check("targets", targets, jacobian).to(jacobian.outputs)
         outputs = self._check("outputs", outputs, jacobian).to(jacobian.outputs)
         valid = jacobian.finite() & torch.isfinite(targets).all(1) & torch.isfinite(outputs).all(1)
@@ -126,8 +129,8 @@ class LabelDenoising:
         if not self._answers:
             raise expected("queries", "asked before `compute`", "none", "Call `query` first.")
         joined = {name: torch.cat([answer[name] for answer in self._answers]) for name in self._answers[0]}
-        if lipschitz is not None and self.kernel != "outputs":
-            raise expected("kernel", '"outputs" for a bound', repr(self.kernel))
+        if lipschitz is not None:
+            self._check_lipschitz(lipschitz, joined.get("spread"))
         negative = joined.pop("negative", None)
         bound = None if lipschitz is None else math.sqrt(2) * lipschitz.to(joined["spread"]) * joined["spread"]
         return LabelDenoisingResult(
@@ -146,7 +149,7 @@ class LabelDenoising:
         else:
             summed, squared = to_double(jacobian.dot(self._total)), None
         number = jacobian.num_directions
-        inverse = sum_inverse(summed[..., :number])
+        inverse = sum_inverse(summed[..., :number], jacobian.outputs.dtype)
         targets, outputs = summed[..., number], summed[..., number + 1]
         if squared is None:
             variance = (inverse @ summed[..., number + 2 :]).square().sum(1).mean(1)
@@ -189,7 +192,7 @@ class LabelDenoising:
             sums["square"] += weight.square().sum(1)
             sums["spread"] += (weight * distance_root(cosine)).sum(1)
             sums["negative"] += (single < 0).double().sum(1)
-            residual += (single * (outputs - targets)).sum(1)
+            residual += torch.einsum("qnab,nb->qa", kernel, outputs - targets)
             start += size
         one = sums["one"].masked_fill(sums["one"] <= 0, torch.nan)
         return {
@@ -209,9 +212,18 @@ class LabelDenoising:
                 part = slice(start, min(start + size, len(targets)))
                 yield to_double(jacobian.inner(held.select(part))), targets[part], outputs[part]
 
-    @staticmethod
-    def _check(name: str, values: Tensor, jacobian: PerSampleJacobian) -> Tensor:
+    def _check_lipschitz(self, lipschitz: Tensor, spread: Tensor | None) -> None:
+        """Refuse constants that fit no bound."""
+        check_tensor("lipschitz", lipschitz, 1, like="(D,)")
+        if spread is None:
+            raise expected("kernel", '"outputs" for a bound', repr(self.kernel))
+        if lipschitz.shape != spread.shape[1:]:
+            raise expected("lipschitz", f"of shape {tuple(spread.shape[1:])}", f"shape {tuple(lipschitz.shape)}")
+
+    def _check(self, name: str, values: Tensor, jacobian: PerSampleJacobian) -> Tensor:
         """Return values with one row for each sample and one column for each output."""
+        if self._shapes is not None and jacobian.shapes != self._shapes:
+            raise expected("jacobian", "of the same parameters in every call", f"{len(jacobian.shapes)} other tensors")
         check_tensor(name, values, 2, like="(B, D)")
         shape = (jacobian.num_samples, jacobian.num_directions)
         if values.shape != shape:

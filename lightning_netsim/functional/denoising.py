@@ -44,19 +44,24 @@ def denoising_weights(kernel: Tensor, clamp: bool = False) -> Tensor:
             raise expected("clamp", "False for kernels of several outputs", "True", "Take the diagonal, output by output.")
         matrix = matrix.clamp_min(0)
     with full_precision(matrix):
-        weights = sum_inverse(matrix.sum(1)).unsqueeze(1) @ matrix
+        weights = sum_inverse(matrix.sum(1), matrix.dtype).unsqueeze(1) @ matrix
     return weights.reshape(kernel.shape)
 
 
-def sum_inverse(total: Tensor) -> Tensor:
+def sum_inverse(total: Tensor, digits: torch.dtype) -> Tensor:
     """Return the pseudo-inverse of Σ_j K_ij, shape (..., d, d), by way of float64; NaN where that is zero or not finite.
 
-    Singular values below 1e-6 of the largest count as zero, in float64 below 1e-12: outputs that sum to one have one.
+    Singular values below 1e-6 of the largest count as zero, below 1e-12 where gradients are float64: outputs that sum to one
+    have one.
+
+    Args:
+        total: shape (..., d, d).
+        digits: the precision of the gradients, however precisely they were summed.
     """
     double = to_double(total)
     usable = torch.isfinite(double).all(-1).all(-1) & (double != 0).any(-1).any(-1)
     identity = torch.eye(total.shape[-1], dtype=double.dtype, device=double.device)
-    floor = FLOOR_FLOAT64 if total.dtype == torch.float64 else FLOOR_FLOAT32
+    floor = FLOOR_FLOAT64 if digits == torch.float64 else FLOOR_FLOAT32
     inverse = torch.linalg.pinv(torch.where(usable[..., None, None], double, identity), rtol=floor)
     return torch.where(usable[..., None, None], inverse, torch.nan).to(total)
 
