@@ -16,10 +16,12 @@ from lightning_netsim.estimators import EmbeddingMetrics, KernelNeighbors, Label
 from lightning_netsim.features import ActivationFeatures, GradientFeatures
 from lightning_netsim.functional import kernel_neighbors, neighbor_count, pairwise_similarity, transfer
 from lightning_netsim.index import NeighborIndex
+from lightning_netsim.issues import IssueReport, find_issues
 from lightning_netsim.jacobian import JacobianOperator, PerSampleJacobian, per_sample_jacobian
 from lightning_netsim.mixins import ContrastiveMixin, DifferenceAlignmentMixin, MMDMixin, SimilarityMixin
 from lightning_netsim.queries import NeighborAnswer, find_neighbors
 from lightning_netsim.results import KernelNeighborsResult, NeighborCountResult
+from lightning_netsim.review import apply_review
 from lightning_netsim.samplers import RareFirstSampler
 from lightning_netsim.transfers import TransferAnswer, find_transfer
 
@@ -30,6 +32,7 @@ __all__ = [
     "DifferenceAlignmentMixin",
     "EmbeddingMetrics",
     "GradientFeatures",
+    "IssueReport",
     "JacobianOperator",
     "KernelNeighbors",
     "KernelNeighborsResult",
@@ -49,7 +52,9 @@ __all__ = [
     "TransferAnswer",
     "__version__",
     "analyze",
+    "apply_review",
     "denoise_labels",
+    "find_issues",
     "find_neighbors",
     "find_transfer",
     "kernel_neighbors",

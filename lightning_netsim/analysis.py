@@ -12,6 +12,7 @@ import pandas as pd
 from torch import nn
 
 from lightning_netsim.borrowing import borrowed, to_device_of
+from lightning_netsim.issues import IssueReport, find_issues
 from lightning_netsim.jacobian.directions import DirectionsLike
 from lightning_netsim.measurement import measure_similarity
 from lightning_netsim.plan import SweepSettings
@@ -67,6 +68,10 @@ class SimilarityAnalysis:
     def meta(self) -> Mapping[str, Any]:
         """Return what the tables were made with."""
         return self.record.meta
+
+    def find_issues(self, issues: Iterable[str] | None = None, thresholds: Mapping[str, float] | None = None) -> IssueReport:
+        """Find wrong labels, near-duplicates, outliers, hard samples and leaks; see `lightning_netsim.find_issues`."""
+        return find_issues(self.record, issues, thresholds)
 
     def summary(self) -> str:
         """Return the figures that matter most, to read in a terminal."""

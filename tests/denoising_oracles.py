@@ -95,7 +95,8 @@ def by_outputs(queries: Tensor, reference: Tensor, targets: Tensor, outputs: Ten
                 squares[i, o] += weight**2
                 spread[i, o] += weight * math.sqrt(max(1 - cosine, 0.0))
                 negative[o] += (k < 0) / (shape[0] * len(reference))
-                residual[i, o] += k * (outputs[j, o] - targets[j, o])
+                for b in range(shape[1]):  # As in the loss, of all outputs together.
+                    residual[i, o] += (queries[i, o] * reference[j, b]).sum() * (outputs[j, b] - targets[j, b])
     distance = (own - means).square().sum(1).sqrt()
     return Denoised(weights, labels, means, squares.mean(1).sqrt(), distance, residual, spread, negative)
 

@@ -29,6 +29,7 @@ from lightning_netsim.functional.kernel_scalars import (
     subspace_similarity,
     trace_similarity,
 )
+from lightning_netsim.functional.label_quality import label_quality, neighbor_label_shares
 from lightning_netsim.functional.mmd import gaussian_kernel, median_distance, random_feature_mmd, squared_mmd
 from lightning_netsim.functional.neighbor_count import hard_count, neighbor_count, power_count, soft_count
 from lightning_netsim.functional.patch_mmd import exact_patch_mmd, pool_windows, random_patch_mmd
@@ -65,12 +66,14 @@ __all__ = [
     "inverse_root",
     "kernel_matrix",
     "kernel_neighbors",
+    "label_quality",
     "laplacian_pyramid",
     "lipschitz_constant",
     "median_distance",
     "minibatch_similarity_loss",
     "neighbor_consistency",
     "neighbor_count",
+    "neighbor_label_shares",
     "normalized_kernel_matrix",
     "orthonormal_gradients",
     "pair_similarity_loss",

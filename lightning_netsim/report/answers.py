@@ -12,7 +12,7 @@ from lightning_netsim.records import Record
 from lightning_netsim.report import style
 from lightning_netsim.report.figures import Figure, Thumbnails
 from lightning_netsim.report.render import check_thumbnail
-from lightning_netsim.report.summary import WIDTH
+from lightning_netsim.report.text import WIDTH
 from lightning_netsim.report.view import RecordView, SampleView, shorten
 
 

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from lightning_netsim.issues import find_issues
 from lightning_netsim.records import Record
+from lightning_netsim.report.issues import worst_samples
+from lightning_netsim.report.text import WIDTH, align
 from lightning_netsim.report.view import NeighborView, RecordView, SampleView, shorten
 
-WIDTH = 100
 _MAX_CLASSES = 20
+_SUSPECTS = 5
 _READING = (
     "Soft count N_S: a sample's similarities to all reference samples, summed (1 = the same input).",
     "Isolated samples may be outliers, rare cases or wrong labels; crowded ones are told apart least.",
@@ -42,6 +45,7 @@ def format_summary(record: Record, location: str | os.PathLike[str] | None = Non
         ]
     blocks += [_quality(view), *([] if place is None else [_files(Path(place))])]
     blocks.append(["How to read this", *("  " + line for line in _READING)])
+    blocks += _labels(record)
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
@@ -72,7 +76,7 @@ def _fractions(view: RecordView) -> list[str]:
     for row in shown.to_dict("records"):
         numbers = (f"{row[key]:.3f}" for key in ("mean", "min", "max"))
         rows.append([shorten(row["name"], 40), f"{int(row['samples']):,}", *numbers])
-    lines += _align([["class" if len(table) else "", "samples", "mean", "min", "max"], *rows], left=1)
+    lines += align([["class" if len(table) else "", "samples", "mean", "min", "max"], *rows], left=1)
     hidden = len(table) - len(shown)
     return lines + ([f"  (the {len(shown)} classes of lowest and highest mean; {hidden} between them)"] if hidden else [])
 
@@ -95,7 +99,7 @@ def _extremes(view: RecordView, title: str, samples: Sequence[SampleView]) -> li
             mark = "≠ " if sample.is_wrong else "  "
             cells.append(mark + shorten("-" if sample.prediction is None else sample.prediction, 18))
         rows.append([*cells, f"{sample.count:,.1f}", f"{sample.fraction:.3f}"])
-    return [title, *_align(rows, left=1 + len(names))]
+    return [title, *align(rows, left=1 + len(names))]
 
 
 def _neighbors(view: RecordView, number: int = 5) -> list[str]:
@@ -131,6 +135,17 @@ def _fit(items: Sequence[str], width: int) -> str:
     return shorten(text, width) if text else "none"
 
 
+def _labels(record: Record) -> list[list[str]]:
+    """Return the samples whose labels are most suspect, if there are labels."""
+    report = find_issues(record)
+    if "label" not in report.issues:
+        return []
+    rows = worst_samples(report.table, "label", report.class_name, _SUSPECTS)
+    number = len(report.found("label"))
+    head = f"Five worst label scores of {number:,} suspect labels: neighbors and network disagree with the label (0 to 1, low is bad)"
+    return [[head, *rows, "  find_issues(run) lists all, and near-duplicates, outliers and hard samples."]] if rows else []
+
+
 def _quality(view: RecordView) -> list[str]:
     """Return how far to trust the tables: recall, and samples left out."""
     recall = view.record.meta.get("recall")
@@ -155,15 +170,4 @@ def _files(place: Path) -> list[str]:
     for title, group in (("tables", tables), ("figures", figures)):
         if group:
             lines += textwrap.wrap(f"  {title:<8} " + ", ".join(group), WIDTH, subsequent_indent=" " * 11)
-    return lines
-
-
-def _align(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Return rows of cells in columns, the first `left` of them flush left, the others flush right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        pairs = enumerate(zip(row, widths, strict=True))
-        cells = [cell.ljust(width) if column < left else cell.rjust(width) for column, (cell, width) in pairs]
-        lines.append(("  " + "   ".join(cells)).rstrip())
     return lines

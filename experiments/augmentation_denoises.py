@@ -1,0 +1,379 @@
+"""Label noise against the number of augmented copies: does it fall with the square root of their number?
+
+After Charpiat et al., NeurIPS 2019, section 7 of the supplementary material: copies of an image, each with noise of its own in
+its label, are neighbors, and a network averages the labels of neighbors; so noise is to fall by √(number of copies), as the denoising
+factor ‖k^IN(·, x_i)‖ says. Digits of MNIST, each 1, 2, 4, 8 or 16 times. To be learned are the amount of ink and the elongation
+of the digit ("values", which do not change as it is moved or turned; Gaussian noise as large as their spread), or its class
+("classes", 40 % replaced by another one). Copies are identical, or moved and turned a little, or no copies but other digits, as
+a control; noise is drawn for each copy, or, as another control, once for each digit.
+
+Noise is told from what the network cannot fit by twins, trained from the same weights on the same batches and other labels: of
+the difference of their labels, how much is left in their outputs? The twin of noisy values has the true ones, that of noisy
+classes has classes with other noise.
+
+    python experiments/augmentation_denoises.py --data-dir DIRECTORY [--quick] [--out DIRECTORY]
+
+Prints a table, writes a figure and every run (a CSV for each setting), and prints as its last line one JSON object. Runs that
+stand in these files already are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.noisy_targets import CLASSES, Kernel, load_digits, loss_of, seeded, training
+from experiments.run_log import RunLog, mean_and_error
+from lightning_netsim.report import style
+
+COPIES = (1, 2, 4, 8, 16)
+SETTINGS = (("values", "identical"), ("values", "moved"), ("values", "different"), ("classes", "moved"))
+NOISES = ("independent", "shared")
+# What is kept of shared noise; of independent noise, what the kernel says as well.
+SHARED = ("noise", "unseen", "error")
+WRONG = 0.4
+# How far a copy is turned, in radians, and moved, as a share of half the side: up to 7.5 degrees and a pixel of 28.
+TURN, SHIFT = math.pi / 24, 2 / 28
+SIDE = 14
+QUERIES = 50
+
+
+def turned(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Move and turn images, shape (N, 1, S, S), each at random."""
+    angle, right, down = (2 * torch.rand(3, len(images), generator=generator) - 1) * torch.tensor([[TURN], [SHIFT], [SHIFT]])
+    rows = [torch.stack([angle.cos(), -angle.sin(), right], 1), torch.stack([angle.sin(), angle.cos(), down], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
+
+
+def moments(images: Tensor) -> Tensor:
+    """Return the ink of images and the log ratio of the axes of its spread, shape (N, 2): turning changes neither."""
+    ink = images[:, 0].double()
+    mass, places = ink.sum((1, 2)), torch.arange(ink.shape[1], dtype=torch.float64)
+    down, right = (places - (ink.sum(dim) @ places / mass).unsqueeze(1) for dim in (2, 1))
+    spread_down, spread_right = ((ink.sum(dim) * offset**2).sum(1) / mass for dim, offset in ((2, down), (1, right)))
+    mixed = torch.einsum("nij,ni,nj->n", ink, down, right) / mass
+    middle, half = (spread_down + spread_right) / 2, ((spread_down - spread_right) ** 2 / 4 + mixed**2).sqrt()
+    return torch.stack([mass, ((middle + half) / (middle - half)).log() / 2], 1)
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Digits, `copies` of each in a row, what is true of them, and labels to learn from, with those of the twin.
+
+    Attributes:
+        inputs: shape (N, 1, 14, 14).
+        unseen: shape (N₀, 1, 14, 14): one more copy of each digit, or other digits, without labels.
+        truth: shape (N, 2), or (N,) classes.
+        labels: by the name of the noise, those of network and twin.
+    """
+
+    inputs: Tensor
+    unseen: Tensor
+    truth: Tensor
+    labels: dict[str, tuple[Tensor, Tensor]]
+
+    @classmethod
+    def make(cls, task: str, kind: str, digits: tuple[Tensor, Tensor], number: int, copies: int, seed: int) -> Copies:
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(digits[0]), generator=generator)
+        chosen, held_out = order[: number * copies], order[-number:]
+        if kind != "different":
+            chosen = held_out = order[:number].repeat_interleave(copies)
+            held_out = held_out[::copies]
+        images, unseen = digits[0][chosen], digits[0][held_out]
+        if kind == "moved":
+            images, unseen = turned(images, generator), turned(unseen, generator)
+        if task == "values":
+            # Scaled by all digits, so that each set of them is asked for the same.
+            every = moments(digits[0][order[:5000]])
+            truth = ((moments(digits[0][chosen]) - every.mean(0)) / every.std(0)).float()
+        else:
+            truth = digits[1][chosen]
+        own = {name: torch.arange(len(truth)) // (copies if name == "shared" else 1) for name in NOISES}
+        labels = {name: _noisy(truth, groups, generator) for name, groups in own.items()}
+        return cls(F.avg_pool2d(images, 2), F.avg_pool2d(unseen, 2), truth, labels)
+
+
+def _noisy(truth: Tensor, groups: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return labels with noise that is the same within a group, and those of the twin."""
+    count = int(groups.max()) + 1
+    if truth.is_floating_point():
+        return truth + torch.randn(count, truth.shape[1], generator=generator)[groups], truth
+    pair = []
+    for _ in range(2):
+        wrong = torch.rand(count, generator=generator)[groups] < WRONG
+        by = torch.randint(1, CLASSES, (count,), generator=generator)[groups]
+        pair.append(torch.where(wrong, (truth + by) % CLASSES, truth))
+    return pair[0], pair[1]
+
+
+def fitted(outputs: Tensor, like: Tensor) -> Tensor:
+    """Return what the loss compares with labels: the outputs, or probabilities."""
+    return outputs if like.is_floating_point() else outputs.softmax(1)
+
+
+def as_rows(labels: Tensor) -> Tensor:
+    return labels if labels.is_floating_point() else F.one_hot(labels, CLASSES).float()
+
+
+def size_of(values: Tensor) -> float:
+    """Return the root mean square."""
+    return float(values.square().mean().sqrt())
+
+
+def wrongness(outputs: Tensor, truth: Tensor) -> float:
+    """Return the root mean square error, or the share of wrong classes."""
+    return size_of(outputs - truth) if truth.is_floating_point() else float((outputs.argmax(1) != truth).float().mean())
+
+
+def shared_factor(kernel: Kernel, queries: Tensor, copies: int) -> Tensor:
+    """Return what is left of noise that the copies of a digit share, √(Σ_b ‖Σ_{j in b} a_ij‖²_F/D), shape (Q,)."""
+    pairs = kernel.jacobian.select(queries).inner(kernel.jacobian).double()
+    weights = torch.linalg.solve(pairs.sum(1).unsqueeze(1), pairs.unflatten(1, (-1, copies)).sum(2))
+    return (weights.square().sum((1, 2, 3)) / pairs.shape[2]).sqrt()
+
+
+class Trained:
+    """Networks from the same weights, by labels: outputs for the samples and for the unseen ones, at every mark."""
+
+    def __init__(self, data: Copies, marks: Sequence[int], seed: int) -> None:
+        self.data, self.marks, self.seed = data, marks, seed
+
+    def of(self, labels: Tensor) -> tuple[dict[int, tuple[Tensor, Tensor]], dict[int, Kernel]]:
+        """Train on labels; return the outputs and the kernels."""
+        truth = self.data.truth
+        network = seeded(self.seed, 1, SIDE, truth.shape[1] if truth.ndim == 2 else CLASSES)
+        outputs, kernels = {}, {}
+        for mark in training(network, self.data.inputs, labels, self.marks, self.seed):
+            kernels[mark] = Kernel(network, self.data.inputs)
+            with torch.no_grad():
+                outputs[mark] = tuple(fitted(network(x), truth) for x in (self.data.inputs, self.data.unseen))
+        return outputs, kernels
+
+
+def run(
+    setting: tuple[str, str], digits: tuple[Tensor, Tensor], number: int, copies: int, marks: Sequence[int], seed: int
+) -> dict[str, float]:
+    """Return the noise that is left, and what the kernel says, at every mark."""
+    data = Copies.make(*setting, digits, number, copies, seed)
+    trained, found = Trained(data, marks, seed), {}
+    truth = trained.of(data.truth)[0] if setting[0] == "values" else None
+    queries = torch.randperm(len(data.inputs), generator=torch.Generator().manual_seed(seed))[:QUERIES]
+    for noise in NOISES:
+        if noise == "shared" and setting[1] == "different":
+            continue
+        if noise == "shared" and copies == 1:  # A copy alone has no other to share its noise with.
+            found |= {f"shared_{name}_{mark}": found[f"independent_{name}_{mark}"] for mark in marks for name in SHARED}
+            continue
+        labels, others = data.labels[noise]
+        outputs, kernels = trained.of(labels)
+        twin = truth or trained.of(others)[0]
+        given = size_of(as_rows(labels) - as_rows(others))
+        for mark in marks:
+            left = [one - other for one, other in zip(outputs[mark], twin[mark], strict=True)]
+            measured = size_of(left[0]) / given, size_of(left[1]) / given, wrongness(outputs[mark][0], data.truth)
+            figures = dict(zip(SHARED, measured, strict=True))
+            if noise == "independent":
+                found[f"fit_{mark}"] = wrongness(twin[mark][0], data.truth)
+                figures |= kernel_figures(kernels[mark], queries, copies, as_rows(labels) - as_rows(others), left[0], given)
+            found |= {f"{noise}_{name}_{mark}": value for name, value in figures.items()}
+    return found
+
+
+def kernel_figures(
+    kernel: Kernel, queries: Tensor, copies: int, difference: Tensor, left: Tensor, given: float
+) -> dict[str, float]:
+    """Return the denoising factors, of all outputs together and of each with negative weights put to 0, and the averages."""
+    average, single = (kernel.average(difference, left, queries, name) for name in ("matrix", "outputs"))
+    assert single.clamped is not None  # The kernel of single outputs always says.
+    return {
+        "factor": float(average.factor.mean()),
+        "positive_factor": float(single.factor.mean()),
+        "clamped": float(single.clamped.mean()),
+        "shared_factor": float(shared_factor(kernel, queries, copies).mean()),
+        "averaged_labels": size_of(average.smoothed_targets) / given,
+        "averaged_outputs": size_of(average.smoothed_outputs) / given,
+    }
+
+
+class Invariant(nn.Module):
+    """A network that cannot tell an image from its four quarter turns: the mean of what another says of them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([self.network(images.rot90(number, (2, 3))) for number in range(4)]).mean(0)
+
+
+def exact_law(digits: tuple[Tensor, Tensor], seed: int, number: int = 20, steps: int = 50) -> dict[str, float]:
+    """Test the law where the network sees copies as identical, in float64: by gradient descent on all samples at once.
+
+    Returns:
+        the largest difference between outputs after training on copies, and on one of each with the mean of their labels; and
+        the largest deviation of √copies times the denoising factor from what it is without copies.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images = F.avg_pool2d(digits[0][torch.randperm(len(digits[0]), generator=generator)[:number]], 2).double()
+    found = {"outputs": 0.0, "factor": 0.0}
+    for copies in COPIES:
+        many = images.repeat_interleave(copies, 0)
+        if copies == 4:
+            many = torch.stack([images.rot90(turn, (2, 3)) for turn in range(4)], 1).flatten(0, 1)
+        labels = torch.randn(number, copies, 2, generator=generator, dtype=torch.float64)
+        results = []
+        for inputs, targets in ((many, labels.flatten(0, 1)), (images, labels.mean(1))):
+            network = Invariant(seeded(seed, 1, SIDE, 2).double())
+            optimizer = torch.optim.SGD(network.parameters(), 0.05)
+            for _ in range(steps):
+                optimizer.zero_grad()
+                loss_of(network(inputs), targets).backward()
+                optimizer.step()
+            kernel = Kernel(network, inputs)
+            factor = kernel.average(targets, targets, torch.arange(len(inputs))[:: len(inputs) // number]).factor
+            results.append((network(images).detach(), factor * math.sqrt(len(inputs) / number)))
+        for name, one, other in zip(found, *results, strict=True):
+            found[name] = max(found[name], float((one - other).abs().max()))
+    return found
+
+
+def slope(copies: Sequence[int], values: Sequence[float]) -> float:
+    """Return the slope of log values against log copies."""
+    return float(np.polyfit(np.log(copies), np.log(values), 1)[0])
+
+
+def summarize(rows: dict[int, list[dict[str, float]]], marks: Sequence[int]) -> dict[str, Any]:
+    """Return, of one setting, means by copies, and slopes against them, each with its standard error over the seeds."""
+    means: dict[str, dict[str, list[float]]] = {}
+    slopes = {}
+    for name in rows[max(rows)][0]:
+        values = {copies: [row[name] for row in some] for copies, some in rows.items()}
+        means[name] = {str(copies): [round(value, 5) for value in mean_and_error(some)] for copies, some in values.items()}
+        if name.rsplit("_", 1)[0].endswith(("noise", "unseen", "factor", "averaged_labels", "averaged_outputs")):
+            fits = [slope(list(values), some) for some in zip(*values.values(), strict=True)]
+            slopes[name] = [round(value, 4) for value in mean_and_error(fits)]
+    return {"means": means, "slope": slopes, "marks": list(marks)}
+
+
+def print_tables(found: dict[str, dict[str, Any]]) -> None:
+    for setting, summary in found.items():
+        print(f"\n{setting}\n| after steps | noise left | {' | '.join(f'c = {c}' for c in COPIES)} | slope |")
+        print(f"|---:|---|{'---:|' * (len(COPIES) + 1)}")
+        rows = {
+            "independent_noise": "in the outputs",
+            "independent_unseen": "in the outputs, unseen",
+            "independent_factor": "denoising factor",
+            "independent_positive_factor": "the same, clamped",
+            "independent_averaged_outputs": "in averaged outputs",
+            "shared_noise": "shared: in the outputs",
+            "independent_shared_factor": "shared: factor",
+        }
+        for mark in summary["marks"]:
+            for name, title in rows.items():
+                if (key := f"{name}_{mark}") in summary["means"]:
+                    cells = ["{:.3f} ± {:.3f}".format(*summary["means"][key][str(copies)]) for copies in COPIES]
+                    print(f"| {mark} | {title} | {' | '.join(cells)} | {{:.2f}} ± {{:.2f}} |".format(*summary["slope"][key]))
+
+
+def draw(found: dict[str, dict[str, Any]]) -> Figure:
+    """Draw noise against copies, a panel for each setting."""
+    reading = (
+        "What is left of the noise of the labels, by the number of copies; gray: one over its square root. Lines by color: "
+        "outputs after so many steps. Dotted: the denoising factor at the end. Dashed: the copies of a digit share their noise."
+    )
+    width = 0.9 + 2.6 * len(found)
+    with style.styled():
+        figure = style.new_figure(width, 3.9, "Label noise by copies", reading)
+        for column, (setting, summary) in enumerate(found.items()):
+            axes = style.add_axes(figure, 0.7 + 2.6 * column, 0.9, width - 2.9 - 2.6 * column, 1.15)
+            marks = summary["marks"]
+            lines = {
+                f"independent_noise_{mark}": (style.CYCLE[place], "o-", f"{mark} steps") for place, mark in enumerate(marks)
+            }
+            last = style.CYCLE[len(marks) - 1]
+            lines |= {f"independent_factor_{marks[-1]}": (style.INK, "s:", "factor")}
+            lines |= {f"shared_noise_{marks[-1]}": (last, "o--", f"shared noise, {marks[-1]} steps")}
+            for start in (0.125, 0.25, 0.5, 1.0):
+                axes.plot(COPIES, [start / math.sqrt(c) for c in COPIES], color=style.RULE, linewidth=1, zorder=0)
+            for name, (color, line, label) in lines.items():
+                if name in summary["means"]:
+                    heights, bars = zip(*(summary["means"][name][str(copies)] for copies in COPIES), strict=True)
+                    axes.errorbar(COPIES, heights, yerr=bars, fmt=line, color=color, markersize=3.5, label=label)
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+            axes.set_ylim(0.015, 1.7)
+            axes.set_xticks(COPIES, [str(copies) for copies in COPIES])
+            axes.set_yticks([0.02, 0.05, 0.1, 0.2, 0.5, 1.0], ["0.02", "0.05", "0.1", "0.2", "0.5", "1"])
+            axes.set_title(setting, fontsize=9)
+            axes.set_xlabel("copies")
+            if column == 0:
+                axes.set_ylabel("noise left")
+                figure.legend(*axes.get_legend_handles_labels(), loc="lower left", ncols=5, bbox_to_anchor=(0.02, 0.0))
+    return figure
+
+
+def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--data-dir", required=True, help="directory with MNIST/raw in it")
+    parser.add_argument("--quick", action="store_true", help="few digits and steps, one seed: only to see that it works")
+    parser.add_argument("--digits", type=int, help="digits, each of which is copied (100)")
+    parser.add_argument("--marks", type=int, nargs="+", help="after how many steps to look (100 400 1600)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of digits, noise and networks (100 to 104)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--out", type=Path, default=Path("runs/augmentation_denoises"), help="directory of log and figure")
+    options = parser.parse_args(arguments)
+    full = {"digits": 100, "marks": [100, 400, 1600], "seeds": list(range(100, 105))}
+    quick = {"digits": 20, "marks": [10, 50], "seeds": [100]}
+    for name, value in (quick if options.quick else full).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the experiment and return the figures of its last line."""
+    options = read_arguments(arguments)
+    torch.set_num_threads(options.threads)
+    digits = load_digits(options.data_dir)
+    logs = {setting: RunLog(options.out / f"{' '.join(setting)}.csv") for setting in SETTINGS}
+    collected: dict[tuple[tuple[str, str], int], list[dict[str, float]]] = {}
+    for seed in options.seeds:
+        for setting in SETTINGS:
+            for copies in COPIES:
+                key = {"copies": copies, "seed": seed, "digits": options.digits, "marks": " ".join(map(str, options.marks))}
+                make = partial(run, setting, digits, options.digits, copies, options.marks, seed)
+                collected.setdefault((setting, copies), []).append(logs[setting].get(key, make))
+    found = {
+        ", ".join(setting): summarize({copies: collected[setting, copies] for copies in COPIES}, options.marks)
+        for setting in SETTINGS
+    }
+    print_tables(found)
+    exact = {name: float(f"{value:.2g}") for name, value in exact_law(digits, options.seeds[0]).items()}
+    print(f"\nSeen as identical: outputs differ by {exact['outputs']:g}, √copies × factor by {exact['factor']:g} at most.")
+    style.save_figure(draw(found), options.out / "augmentation_denoises.png", dpi=110)
+    print(f"The figure and all runs are in {options.out}/")
+    names = ("digits", "marks", "seeds")
+    figures = {"settings": found, "exact": exact, "options": {name: getattr(options, name) for name in names}}
+    print(json.dumps(figures))
+    return figures
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""Close the loop: write the issues of a run for a person to decide on, and apply what was decided to the data set.
+
+`review` writes one row for each sample with an issue, with what could be done about it. The person edits the columns `action`,
+`suggested_label` and `weight` in any editor of tables; `apply_review` makes the data set to train on next.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_netsim._checks import check_writable, expected
+from lightning_netsim.batches import LABEL_KEYS
+from lightning_netsim.issues import IssueReport, find_issues
+from lightning_netsim.records import newest_record
+
+ACTIONS = ("keep", "drop", "relabel", "reweight")
+_COLUMNS = ("sample_id", "action", "suggested_label", "weight")
+_FILE = "review.csv"
+
+
+def review(
+    run_dir: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    issues: list[str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write the issues of a run as a CSV file to look through and edit, and print a summary.
+
+    Each row is a sample with an issue: `sample_id`, `index`, `issues`, `label`, `suggested_label`, `action`, `weight` and the
+    scores. The action that is proposed is "relabel" for a label that its neighbors contradict, "drop" for all but the first
+    of a set of near-duplicates and for a leak, and "keep" for everything else, which a person has to judge.
+
+    Args:
+        run_dir: a run's log directory, of which the newest record is taken, or the directory of a record.
+        output: the file to write; by default review.csv in the directory of the record.
+        issues: which issues: label, near_duplicate, outlier, hard, leak; by default all that there can be.
+        overwrite: replace a file that is there already, with whatever was edited in it.
+
+    Returns:
+        where it was written.
+
+    Raises:
+        ValueError: if there is no record, it is of a newer version, or the file is there already.
+    """
+    record = newest_record(run_dir)
+    place = Path(output) if output is not None else (record.path or Path(run_dir)) / _FILE
+    if place.exists() and not overwrite:
+        raise expected("output", "a new file", f"{str(place)!r}, which exists", "Choose another, or overwrite it.")
+    check_writable("output", place.parent)
+    report = find_issues(record, issues)
+    table = review_table(report)
+    table.to_csv(place, index=False)
+    print(report)
+    print(
+        f"\nWritten to {place}: {len(table):,} samples. Edit `action` ({', '.join(ACTIONS)}), `suggested_label` and `weight`;"
+    )
+    print("then, in Python: apply_review(dataset, CSV) is the data set to train on.")
+    return place
+
+
+def review_table(report: IssueReport) -> pd.DataFrame:
+    """Return one row for each sample with an issue, worst first: what `review` writes."""
+    table, names = report.table, report.issues
+    flagged = table[[f"is_{name}_issue" for name in names]].any(axis=1) if names else pd.Series(False, index=table.index)
+    rows = table[flagged].copy()
+    found = [[name for name in names if row[f"is_{name}_issue"]] for row in rows.to_dict("records")]
+    columns: dict[str, Any] = {
+        "sample_id": rows["sample_id"],
+        "index": rows["index"],
+        "issues": [" ".join(row) for row in found],
+    }
+    if "label" in rows:
+        columns["label"] = rows["label"]
+    suggested = rows["suggested_label"] if "suggested_label" in rows else pd.Series(pd.NA, index=rows.index)
+    columns["suggested_label"] = suggested.where(["label" in row for row in found], None)
+    later = report.later_duplicates()
+    columns["action"] = [_propose(row, int(index) in later) for row, index in zip(found, rows["index"], strict=True)]
+    columns["weight"] = 1.0
+    for kind in ("label", "suggested_label"):
+        if report.class_names and kind in columns:
+            columns[f"{kind}_name"] = [report.class_name(label) for label in columns[kind]]
+    columns |= {f"{name}_score": rows[f"{name}_score"].round(4) for name in names}
+    if "near_duplicate_set" in rows:
+        columns["near_duplicate_set"] = rows["near_duplicate_set"]
+    result = pd.DataFrame(columns, index=rows.index)
+    worst = rows[[f"{name}_score" for name in names]].min(axis=1) if names else rows["index"]
+    return result.loc[worst.sort_values(kind="stable").index].reset_index(drop=True)
+
+
+def _propose(issues: list[str], is_later_duplicate: bool) -> str:
+    if "leak" in issues or is_later_duplicate:
+        return "drop"
+    return "relabel" if "label" in issues else "keep"
+
+
+class ReviewedDataset(Dataset[Any]):
+    """A data set after a review: without the samples that were dropped, and with the labels that were changed.
+
+    Made by `apply_review`.
+
+    Attributes:
+        dataset: the data set as it was.
+        positions: which of its samples are left, ascending.
+        labels: the new labels, by position in `dataset`.
+        weights: shape (N,), float64, the weight of each sample that is left, for `torch.utils.data.WeightedRandomSampler`; 1
+            where the review says nothing.
+    """
+
+    def __init__(self, dataset: Any, positions: Sequence[int], labels: Mapping[int, Any], weights: Tensor) -> None:
+        self.dataset = dataset
+        self.positions = list(positions)
+        self.labels = dict(labels)
+        self.weights = weights
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> Any:
+        position = self.positions[index]
+        sample = self.dataset[position]
+        return _relabeled(sample, self.labels[position]) if position in self.labels else sample
+
+    def __repr__(self) -> str:
+        dropped = len(self.dataset) - len(self.positions)
+        changed = int((self.weights != 1).sum())
+        return f"ReviewedDataset({len(self)} samples: {dropped} dropped, {len(self.labels)} relabeled, {changed} reweighted)"
+
+
+@dataclass(frozen=True)
+class _Decision:
+    action: str
+    label: Any
+    weight: float
+
+
+def apply_review(
+    dataset: Any, review: str | os.PathLike[str] | pd.DataFrame, ids: Iterable[Any] | None = None
+) -> ReviewedDataset:
+    """Drop, relabel or reweight samples of a data set as a review says; samples that it does not name are kept.
+
+    Args:
+        dataset: a map-style data set, of which the reviewed samples were a part; it is not changed.
+        review: the CSV file that `review` wrote, edited or not, or such a table. Of its columns, `sample_id` and `action`
+            ("keep", "drop", "relabel", "reweight") are read, `suggested_label` where the action is relabel, and `weight`, at
+            least 0, where it is reweight.
+        ids: the id of each sample of the data set, in its order, where `sample_id` is not its position; by default what
+            `dataset.ids` holds, if it has that.
+
+    Returns:
+        a data set with the same samples, but those.
+
+    Raises:
+        ValueError: for a missing column, an unknown action, an id that the data set does not have or that comes twice, a new
+            label that is missing or of another type, or a weight that is no number.
+
+    Example:
+        >>> data = torch.utils.data.TensorDataset(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
+        >>> table = {"sample_id": [0, 2], "action": ["drop", "relabel"], "suggested_label": [1, 0], "weight": [1.0, 1.0]}
+        >>> reviewed = apply_review(data, pd.DataFrame(table))
+        >>> len(reviewed), int(reviewed[1][1])
+        (2, 0)
+    """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise expected("dataset", "a map-style data set, with a length and an index", type(dataset).__name__)
+    table = _read(review)
+    places = _places(dataset, ids, table["sample_id"].tolist())
+    decisions = {place: _decide(row) for place, row in zip(places, table.to_dict("records"), strict=True)}
+    labels = {}
+    for place, decision in decisions.items():
+        if decision.action == "relabel":
+            labels[place] = _like(decision.label, _label_of(dataset[place]), place)
+    positions = [place for place in range(len(dataset)) if place not in decisions or decisions[place].action != "drop"]
+    weights = torch.ones(len(positions), dtype=torch.float64)
+    for row, place in enumerate(positions):
+        if place in decisions and decisions[place].action == "reweight":
+            weights[row] = decisions[place].weight
+    return ReviewedDataset(dataset, positions, labels, weights)
+
+
+def _read(review: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
+    """Return the table of a review, checked as far as that needs no data set."""
+    if isinstance(review, pd.DataFrame):
+        table = review
+    else:
+        path = Path(review)
+        if not path.is_file():
+            raise expected("review", "a CSV file that `netsim review` wrote", f"{str(review)!r}, which does not exist")
+        try:
+            table = pd.read_csv(path)
+        except (ValueError, OSError) as error:  # pandas' errors of parsing are ValueErrors
+            raise expected("review", "a CSV file that `netsim review` wrote", f"{str(review)!r} ({error})") from error
+    missing = [name for name in _COLUMNS[:2] if name not in table]
+    if missing:
+        wanted = f"a table with the columns {', '.join(_COLUMNS)}"
+        raise expected("review", wanted, f"one without {', '.join(missing)}", "Were its columns renamed?")
+    return table
+
+
+def _places(dataset: Any, ids: Iterable[Any] | None, named: list[Any]) -> list[int]:
+    """Return the positions of the samples that a review names."""
+    held = ids if ids is not None else getattr(dataset, "ids", None)
+    known = [_plain(name) for name in (range(len(dataset)) if held is None else held)]
+    if len(known) != len(dataset):
+        raise expected("ids", f"{len(dataset)}, one for each sample of the data set", f"{len(known)}")
+    places = {name: place for place, name in enumerate(known)}
+    if len(places) != len(known):
+        [(twice, _)] = Counter(known).most_common(1)
+        raise expected("ids", "different for each sample", f"{twice!r} more than once")
+    named = [_plain(name) for name in named]
+    unknown = [name for name in named if name not in places]
+    if unknown:
+        remedy = "Give the `ids` of the data set." if held is None else "Is it the data set that was measured?"
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise expected(
+            "review", "about samples of the data set", f"the sample_id {unknown[0]!r}{more}, which it has not", remedy
+        )
+    twice = [name for name, count in Counter(named).items() if count > 1]
+    if twice:
+        raise expected("review", "one row for each sample", f"the sample_id {twice[0]!r} more than once")
+    return [places[name] for name in named]
+
+
+def _decide(row: Mapping[str, Any]) -> _Decision:
+    """Return what a row of a review says."""
+    name, action = row["sample_id"], str(row["action"]).strip().lower()
+    if action not in ACTIONS:
+        raise expected("review", f"a table whose action is one of {', '.join(ACTIONS)}", f"{row['action']!r} for {name!r}")
+    label, weight = row.get("suggested_label"), row.get("weight")
+    if action == "relabel" and _is_missing(label):
+        raise expected("review", "a table with a suggested_label for each relabel", f"none for {name!r}")
+    if action == "reweight":
+        try:
+            number = float(str(weight))
+        except ValueError:
+            number = math.nan
+        if not (math.isfinite(number) and number >= 0):
+            raise expected("review", "a table with a weight of at least 0 for each reweight", f"{weight!r} for {name!r}")
+        weight = number
+    return _Decision(action, label, float(weight) if action == "reweight" and weight is not None else 1.0)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or bool(pd.isna(value)) or str(value).strip() == ""
+
+
+def _plain(name: Any) -> Any:
+    """Return an id so that 7, 7.0, "7" and a tensor of 7 are one."""
+    name = name.item() if hasattr(name, "item") else name
+    if isinstance(name, float) and name.is_integer():
+        name = int(name)
+    return str(name)
+
+
+def _label_of(sample: Any) -> Any:
+    """Return the label of a sample: the second of a tuple, or what stands under a usual name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if isinstance(sample, Mapping):
+        key = next((key for key in LABEL_KEYS if key in sample), None)
+        if key is not None:
+            return sample[key]
+    elif isinstance(sample, (tuple, list)) and len(sample) > 1:
+        return sample[1]
+    wanted = f"one whose samples are (input, label, ...) or mappings with one of {', '.join(LABEL_KEYS)}, to relabel them"
+    raise expected("dataset", wanted, type(sample).__name__)
+
+
+def _relabeled(sample: Any, label: Any) -> Any:
+    if isinstance(sample, Mapping):
+        key = next(key for key in LABEL_KEYS if key in sample)
+        return {**sample, key: label}
+    parts = [sample[0], label, *sample[2:]]
+    if hasattr(sample, "_fields"):
+        return type(sample)(*parts)
+    return type(sample)(parts)
+
+
+def _like(label: Any, given: Any, place: int) -> Any:
+    """Return a new label in the type of the old one.
+
+    Raises:
+        ValueError: if that cannot be.
+    """
+    if isinstance(given, str):
+        return str(label)
+    try:
+        number = float(label)
+    except (TypeError, ValueError) as error:
+        raise expected("review", "a table with labels like those of the data set", f"{label!r} for sample {place}") from error
+    whole = not (isinstance(given, float) or (isinstance(given, Tensor) and given.is_floating_point()))
+    if whole and not number.is_integer():
+        raise expected("review", "a table with whole numbers for class labels", f"{label!r} for sample {place}")
+    if isinstance(given, Tensor):
+        return torch.full_like(given, number)
+    return type(given)(int(number) if whole else number)
