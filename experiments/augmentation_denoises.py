@@ -1,11 +1,11 @@
 """Label noise against the number of augmented copies: does it fall with the square root of their number?
 
-After Charpiat et al., NeurIPS 2019, section 7 of the supplementary material: copies of an image, each with noise of its own in
-its label, are neighbors, and a network averages the labels of neighbors; so noise is to fall by √(number of copies), as the denoising
-factor ‖k^IN(·, x_i)‖ says. Digits of MNIST, each 1, 2, 4, 8 or 16 times. To be learned are the amount of ink and the elongation
-of the digit ("values", which do not change as it is moved or turned; Gaussian noise as large as their spread), or its class
-("classes", 40 % replaced by another one). Copies are identical, or moved and turned a little, or no copies but other digits, as
-a control; noise is drawn for each copy, or, as another control, once for each digit.
+After Charpiat et al., NeurIPS 2019, section 7 of the supplementary material: copies of an image, each with a label of its own
+noise, are neighbors, and a network averages the labels of neighbors; so noise is to fall by √(number of copies), as the
+denoising factor ‖k^IN(·, x_i)‖ says. Digits of MNIST, each 1, 2, 4, 8 or 16 times. To be learned are the amount of ink and the
+elongation of a digit ("values", which do not change as it is moved or turned; Gaussian noise as large as their spread), or its
+class ("classes", 40 % replaced by another one). Copies are identical, or moved and turned a little, or, as a control, no copies
+but other digits; noise is drawn for each copy, or, as another control, once for each digit.
 
 Noise is told from what the network cannot fit by twins, trained from the same weights on the same batches and other labels: of
 the difference of their labels, how much is left in their outputs? The twin of noisy values has the true ones, that of noisy
@@ -37,15 +37,13 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.noisy_targets import CLASSES, Kernel, load_digits, loss_of, seeded, training
+from experiments.noisy_targets import CLASSES, Kernel, load_digits, loss_of, seeded, train_together
 from experiments.run_log import RunLog, mean_and_error
 from lightning_netsim.report import style
 
 COPIES = (1, 2, 4, 8, 16)
 SETTINGS = (("values", "identical"), ("values", "moved"), ("values", "different"), ("classes", "moved"))
 NOISES = ("independent", "shared")
-# What is kept of shared noise; of independent noise, what the kernel says as well.
-SHARED = ("noise", "unseen", "error")
 WRONG = 0.4
 # How far a copy is turned, in radians, and moved, as a share of half the side: up to 7.5 degrees and a pixel of 28.
 TURN, SHIFT = math.pi / 24, 2 / 28
@@ -149,56 +147,59 @@ def shared_factor(kernel: Kernel, queries: Tensor, copies: int) -> Tensor:
     return (weights.square().sum((1, 2, 3)) / pairs.shape[2]).sqrt()
 
 
-class Trained:
-    """Networks from the same weights, by labels: outputs for the samples and for the unseen ones, at every mark."""
-
-    def __init__(self, data: Copies, marks: Sequence[int], seed: int) -> None:
-        self.data, self.marks, self.seed = data, marks, seed
-
-    def of(self, labels: Tensor) -> tuple[dict[int, tuple[Tensor, Tensor]], dict[int, Kernel]]:
-        """Train on labels; return the outputs and the kernels."""
-        truth = self.data.truth
-        network = seeded(self.seed, 1, SIDE, truth.shape[1] if truth.ndim == 2 else CLASSES)
-        outputs, kernels = {}, {}
-        for mark in training(network, self.data.inputs, labels, self.marks, self.seed):
-            kernels[mark] = Kernel(network, self.data.inputs)
-            with torch.no_grad():
-                outputs[mark] = tuple(fitted(network(x), truth) for x in (self.data.inputs, self.data.unseen))
-        return outputs, kernels
-
-
 def run(
-    setting: tuple[str, str], digits: tuple[Tensor, Tensor], number: int, copies: int, marks: Sequence[int], seed: int
+    setting: tuple[str, str],
+    digits: tuple[Tensor, Tensor],
+    number: int,
+    copies: int,
+    lengths: Sequence[int],
+    seeds: Sequence[int],
 ) -> dict[str, float]:
-    """Return the noise that is left, and what the kernel says, at every mark."""
-    data = Copies.make(*setting, digits, number, copies, seed)
-    trained, found = Trained(data, marks, seed), {}
-    truth = trained.of(data.truth)[0] if setting[0] == "values" else None
-    queries = torch.randperm(len(data.inputs), generator=torch.Generator().manual_seed(seed))[:QUERIES]
-    for noise in NOISES:
-        if noise == "shared" and setting[1] == "different":
-            continue
-        if noise == "shared" and copies == 1:  # A copy alone has no other to share its noise with.
-            found |= {f"shared_{name}_{mark}": found[f"independent_{name}_{mark}"] for mark in marks for name in SHARED}
-            continue
-        labels, others = data.labels[noise]
-        outputs, kernels = trained.of(labels)
-        twin = truth or trained.of(others)[0]
-        given = size_of(as_rows(labels) - as_rows(others))
-        for mark in marks:
-            left = [one - other for one, other in zip(outputs[mark], twin[mark], strict=True)]
-            measured = size_of(left[0]) / given, size_of(left[1]) / given, wrongness(outputs[mark][0], data.truth)
-            figures = dict(zip(SHARED, measured, strict=True))
-            if noise == "independent":
-                found[f"fit_{mark}"] = wrongness(twin[mark][0], data.truth)
-                figures |= kernel_figures(kernels[mark], queries, copies, as_rows(labels) - as_rows(others), left[0], given)
-            found |= {f"{noise}_{name}_{mark}": value for name, value in figures.items()}
+    """Return, for each seed, the noise left after trainings of several lengths, and what the kernel says after the longest."""
+    sets = [Copies.make(*setting, digits, number, copies, seed) for seed in seeds]
+    # One copy has no other to share its noise with, and another digit shares none.
+    noises = NOISES[:1] if copies == 1 or setting[1] == "different" else NOISES
+    twins = {noise: "true" if setting[0] == "values" else f"{noise} twin" for noise in noises}
+    labels = {noise: [data.labels[noise][0] for data in sets] for noise in noises}
+    labels |= {twins[noise]: [data.labels[noise][1] for data in sets] for noise in noises}
+    inputs = torch.stack([data.inputs for data in sets]).repeat(len(labels), 1, 1, 1, 1)
+    targets, found = torch.stack([one for some in labels.values() for one in some]), {}
+    for steps in lengths:
+        networks = {
+            name: [seeded(seed, 1, SIDE, 2 if setting[0] == "values" else CLASSES) for seed in seeds] for name in labels
+        }
+        train_together([one for some in networks.values() for one in some], inputs, targets, steps, [*seeds] * len(labels))
+        for place, (data, seed) in enumerate(zip(sets, seeds, strict=True)):
+            for noise in noises:
+                pair = networks[noise][place], networks[twins[noise]][place]
+                figures = measure(data, noise, *pair, copies, seed if steps == max(lengths) else None)
+                found |= {f"{seed} {noise}_{name}_{steps}": value for name, value in figures.items()}
+            if copies == 1 and setting[1] != "different":
+                same = {name: found[f"{seed} independent_{name}_{steps}"] for name in ("noise", "unseen", "error")}
+                found |= {f"{seed} shared_{name}_{steps}": value for name, value in same.items()}
     return found
 
 
-def kernel_figures(
-    kernel: Kernel, queries: Tensor, copies: int, difference: Tensor, left: Tensor, given: float
-) -> dict[str, float]:
+def measure(data: Copies, noise: str, network: nn.Module, twin: nn.Module, copies: int, seed: int | None) -> dict[str, float]:
+    """Return the noise that is left, and with a seed, if noise is independent, what the kernel says of some samples."""
+    difference = torch.sub(*map(as_rows, data.labels[noise]))
+    with torch.no_grad():
+        (outputs, unseen), (others, others_unseen) = (
+            [fitted(some(x), data.truth) for x in (data.inputs, data.unseen)] for some in (network, twin)
+        )
+    left, given = outputs - others, size_of(difference)
+    figures = {"noise": size_of(left) / given, "unseen": size_of(unseen - others_unseen) / given}
+    figures["error"] = wrongness(outputs, data.truth)
+    if noise == "shared":
+        return figures
+    figures["twin_error"] = wrongness(others, data.truth)
+    if seed is not None:
+        queries = torch.randperm(len(left), generator=torch.Generator().manual_seed(seed))[:QUERIES]
+        figures |= kernel_figures(Kernel(network, data.inputs), queries, copies, difference / given, left / given)
+    return figures
+
+
+def kernel_figures(kernel: Kernel, queries: Tensor, copies: int, difference: Tensor, left: Tensor) -> dict[str, float]:
     """Return the denoising factors, of all outputs together and of each with negative weights put to 0, and the averages."""
     average, single = (kernel.average(difference, left, queries, name) for name in ("matrix", "outputs"))
     assert single.clamped is not None  # The kernel of single outputs always says.
@@ -207,8 +208,8 @@ def kernel_figures(
         "positive_factor": float(single.factor.mean()),
         "clamped": float(single.clamped.mean()),
         "shared_factor": float(shared_factor(kernel, queries, copies).mean()),
-        "averaged_labels": size_of(average.smoothed_targets) / given,
-        "averaged_outputs": size_of(average.smoothed_outputs) / given,
+        "averaged_labels": size_of(average.smoothed_targets),
+        "averaged_outputs": size_of(average.smoothed_outputs),
     }
 
 
@@ -259,7 +260,7 @@ def slope(copies: Sequence[int], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(copies), np.log(values), 1)[0])
 
 
-def summarize(rows: dict[int, list[dict[str, float]]], marks: Sequence[int]) -> dict[str, Any]:
+def summarize(rows: dict[int, list[dict[str, float]]], lengths: Sequence[int]) -> dict[str, Any]:
     """Return, of one setting, means by copies, and slopes against them, each with its standard error over the seeds."""
     means: dict[str, dict[str, list[float]]] = {}
     slopes = {}
@@ -269,7 +270,7 @@ def summarize(rows: dict[int, list[dict[str, float]]], marks: Sequence[int]) -> 
         if name.rsplit("_", 1)[0].endswith(("noise", "unseen", "factor", "averaged_labels", "averaged_outputs")):
             fits = [slope(list(values), some) for some in zip(*values.values(), strict=True)]
             slopes[name] = [round(value, 4) for value in mean_and_error(fits)]
-    return {"means": means, "slope": slopes, "marks": list(marks)}
+    return {"means": means, "slope": slopes, "lengths": list(lengths)}
 
 
 def print_tables(found: dict[str, dict[str, Any]]) -> None:
@@ -285,11 +286,11 @@ def print_tables(found: dict[str, dict[str, Any]]) -> None:
             "shared_noise": "shared: in the outputs",
             "independent_shared_factor": "shared: factor",
         }
-        for mark in summary["marks"]:
+        for steps in summary["lengths"]:
             for name, title in rows.items():
-                if (key := f"{name}_{mark}") in summary["means"]:
+                if (key := f"{name}_{steps}") in summary["means"]:
                     cells = ["{:.3f} ± {:.3f}".format(*summary["means"][key][str(copies)]) for copies in COPIES]
-                    print(f"| {mark} | {title} | {' | '.join(cells)} | {{:.2f}} ± {{:.2f}} |".format(*summary["slope"][key]))
+                    print(f"| {steps} | {title} | {' | '.join(cells)} | {{:.2f}} ± {{:.2f}} |".format(*summary["slope"][key]))
 
 
 def draw(found: dict[str, dict[str, Any]]) -> Figure:
@@ -303,13 +304,14 @@ def draw(found: dict[str, dict[str, Any]]) -> Figure:
         figure = style.new_figure(width, 3.9, "Label noise by copies", reading)
         for column, (setting, summary) in enumerate(found.items()):
             axes = style.add_axes(figure, 0.7 + 2.6 * column, 0.9, width - 2.9 - 2.6 * column, 1.15)
-            marks = summary["marks"]
+            lengths = summary["lengths"]
             lines = {
-                f"independent_noise_{mark}": (style.CYCLE[place], "o-", f"{mark} steps") for place, mark in enumerate(marks)
+                f"independent_noise_{steps}": (style.CYCLE[place], "o-", f"{steps} steps")
+                for place, steps in enumerate(lengths)
             }
-            last = style.CYCLE[len(marks) - 1]
-            lines |= {f"independent_factor_{marks[-1]}": (style.INK, "s:", "factor")}
-            lines |= {f"shared_noise_{marks[-1]}": (last, "o--", f"shared noise, {marks[-1]} steps")}
+            last = style.CYCLE[len(lengths) - 1]
+            lines |= {f"independent_factor_{lengths[-1]}": (style.INK, "s:", "factor")}
+            lines |= {f"shared_noise_{lengths[-1]}": (last, "o--", f"shared noise, {lengths[-1]} steps")}
             for start in (0.125, 0.25, 0.5, 1.0):
                 axes.plot(COPIES, [start / math.sqrt(c) for c in COPIES], color=style.RULE, linewidth=1, zorder=0)
             for name, (color, line, label) in lines.items():
@@ -334,13 +336,13 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-dir", required=True, help="directory with MNIST/raw in it")
     parser.add_argument("--quick", action="store_true", help="few digits and steps, one seed: only to see that it works")
     parser.add_argument("--digits", type=int, help="digits, each of which is copied (100)")
-    parser.add_argument("--marks", type=int, nargs="+", help="after how many steps to look (100 400 1600)")
+    parser.add_argument("--lengths", type=int, nargs="+", help="steps of the trainings (100 300 900)")
     parser.add_argument("--seeds", type=int, nargs="+", help="of digits, noise and networks (100 to 104)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--out", type=Path, default=Path("runs/augmentation_denoises"), help="directory of log and figure")
     options = parser.parse_args(arguments)
-    full = {"digits": 100, "marks": [100, 400, 1600], "seeds": list(range(100, 105))}
-    quick = {"digits": 20, "marks": [10, 50], "seeds": [100]}
+    full = {"digits": 100, "lengths": [100, 300, 900], "seeds": list(range(100, 105))}
+    quick = {"digits": 20, "lengths": [10, 50], "seeds": [100]}
     for name, value in (quick if options.quick else full).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -353,23 +355,24 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     digits = load_digits(options.data_dir)
     logs = {setting: RunLog(options.out / f"{' '.join(setting)}.csv") for setting in SETTINGS}
-    collected: dict[tuple[tuple[str, str], int], list[dict[str, float]]] = {}
-    for seed in options.seeds:
-        for setting in SETTINGS:
-            for copies in COPIES:
-                key = {"copies": copies, "seed": seed, "digits": options.digits, "marks": " ".join(map(str, options.marks))}
-                make = partial(run, setting, digits, options.digits, copies, options.marks, seed)
-                collected.setdefault((setting, copies), []).append(logs[setting].get(key, make))
-    found = {
-        ", ".join(setting): summarize({copies: collected[setting, copies] for copies in COPIES}, options.marks)
-        for setting in SETTINGS
-    }
+    key = {"digits": options.digits, "lengths": " ".join(map(str, options.lengths)), "seeds": " ".join(map(str, options.seeds))}
+    found = {}
+    for setting in SETTINGS:
+        rows = {}
+        for copies in COPIES:
+            make = partial(run, setting, digits, options.digits, copies, options.lengths, options.seeds)
+            flat = logs[setting].get({"copies": copies, **key}, make)
+            rows[copies] = [
+                {name.split(" ")[1]: value for name, value in flat.items() if name.startswith(f"{seed} ")}
+                for seed in options.seeds
+            ]
+        found[", ".join(setting)] = summarize(rows, options.lengths)
     print_tables(found)
     exact = {name: float(f"{value:.2g}") for name, value in exact_law(digits, options.seeds[0]).items()}
     print(f"\nSeen as identical: outputs differ by {exact['outputs']:g}, √copies × factor by {exact['factor']:g} at most.")
     style.save_figure(draw(found), options.out / "augmentation_denoises.png", dpi=110)
     print(f"The figure and all runs are in {options.out}/")
-    names = ("digits", "marks", "seeds")
+    names = ("digits", "lengths", "seeds")
     figures = {"settings": found, "exact": exact, "options": {name: getattr(options, name) for name in names}}
     print(json.dumps(figures))
     return figures

@@ -9,8 +9,9 @@ the best mean AUROC on data drawn and spoiled by other seeds.
 
     python experiments/label_noise.py --data-dir DIRECTORY [--quick] [--out DIRECTORY]
 
-Prints the tables, writes a figure and every run (`detection.csv`, `accuracy.csv`), and prints as its last line one JSON
-object. Runs that stand in these files already are not repeated; take rows out, or delete the directory, to repeat them.
+Prints the tables, writes a figure and every run (`detection.csv`, `accuracy.csv`, `networks/`), and prints as its last line
+one JSON object. Runs that stand in these files already are not repeated; take rows out, or delete the directory, to repeat
+them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from experiments.label_noise_training import METHODS, NETWORKS, NOISE, Case, Dat
 from experiments.run_log import RunLog, mean_and_error
 
 # Whose worst labels are left out or replaced before a new network is trained.
-CLEANED = ("kernel", "kernel, in sample", "activations", "activations, in sample", "cleanlab score")
+CLEANED = ("kernel", "kernel, in sample", "activations", "cleanlab score")
 TREATMENTS = ("remove", "relabel")
 NOTHING, EVERYTHING = "no cleaning", "all errors known"
 TABLES = {
@@ -99,7 +100,7 @@ class Runs:
         key = (name, noise, seed)
         if self._last is None or self._last[0] != key:
             data = Data.load(name, self.options.data_dir, self.options.size, seed)
-            self._last = key, Case(name, data, noise, seed, self.options.epochs[name])
+            self._last = key, Case(name, data, noise, seed, self.options.epochs[name], self.options.out)
         return self._last[1]
 
     def detect(self, name: str, noise: str, seed: int, method: str, variant: str) -> dict[str, float]:
@@ -243,11 +244,11 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/label_noise"), help="directory of the runs and the figure")
     options = parser.parse_args(arguments)
     full = {"size": 3000, "seeds": [0, 1, 2, 3, 4], "choose_seeds": [1000, 1001]}
-    quick = {"size": 300, "seeds": [0], "choose_seeds": [1000]}
+    quick = {"size": 200, "seeds": [0], "choose_seeds": [1000]}
     for name, value in (quick if options.quick else full).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    options.epochs = {"digits": 3, "mnist": 3} if options.quick else {"digits": 40, "mnist": 20}
+    options.epochs = {"digits": 2, "mnist": 2} if options.quick else {"digits": 40, "mnist": 20}
     return options
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from experiments.few_labels_training import SmallNetwork
 from lightning_netsim import SimilarityAnalysis, analyze
 from lightning_netsim.demos import DigitsDataModule, DigitsNetwork, MNISTDataModule
+from lightning_netsim.functional import label_quality, label_votes
 
 CLASSES = 10
 FOLDS = 3
@@ -104,8 +106,9 @@ Ask = Callable[[nn.Module, Tensor, Tensor | None], Findings]
 class Case:
     """One data set with planted errors, and the networks that were trained on it, each when it is first asked for."""
 
-    def __init__(self, name: str, data: Data, noise: str, seed: int, epochs: int) -> None:
+    def __init__(self, name: str, data: Data, noise: str, seed: int, epochs: int, out: Path) -> None:
         self.name, self.data, self.seed, self.epochs = name, data, seed, epochs
+        self.out = out / "networks" / f"{name} {noise}, {len(data.labels)} images, {epochs} epochs, seed {seed}"
         self.given = plant(data.labels, noise, seed)
         self.wrong = self.given != data.labels
         order = torch.randperm(len(self.given), generator=torch.Generator().manual_seed(seed))
@@ -116,15 +119,27 @@ class Case:
         """Return a new network that was trained on the images `kept`, with these labels."""
         return train(self.name, self.data.images[kept], labels[kept], self.epochs, self.seed)
 
+    def _kept(self, name: str, kept: Tensor) -> nn.Module:
+        """Return the network that was trained on these images with the labels given, from its file if there is one."""
+        path = self.out / f"{name}.pt"
+        if path.is_file():
+            network = NETWORKS[self.name]().eval()
+            network.load_state_dict(torch.load(path, weights_only=True))
+            return network
+        network = self.learn(self.given, kept)
+        self.out.mkdir(parents=True, exist_ok=True)
+        torch.save(network.state_dict(), path)
+        return network
+
     @cached_property
     def network(self) -> nn.Module:
         """Return the network that was trained on all images and all errors."""
-        return self.learn(self.given, torch.ones_like(self.wrong))
+        return self._kept("all", torch.ones_like(self.wrong))
 
     @cached_property
     def networks(self) -> list[nn.Module]:
         """Return for each fold the network that has not seen it."""
-        return [self.learn(self.given, self.fold != fold) for fold in range(FOLDS)]
+        return [self._kept(f"fold {fold}", self.fold != fold) for fold in range(FOLDS)]
 
     @cached_property
     def probabilities(self) -> Tensor:
@@ -173,22 +188,30 @@ def kernel(case: Case, k: int) -> Ask:
 
 def read_issues(analysis: SimilarityAnalysis) -> Findings:
     """Return the label issues of an analysis."""
-    table = analysis.find_issues().table
+    table = analysis.find_issues(["label"]).table
     columns = (table[name].to_numpy() for name in ("label_score", "suggested_label", "is_label_issue"))
-    return Findings(*(torch.from_numpy(column) for column in columns))
+    return Findings(*map(torch.tensor, columns))
 
 
-def activations(case: Case, k: int) -> Ask:
-    """Return who asks the k nearest neighbors, by the angle of the penultimate activations: the share of the given label."""
+def activations(case: Case, k: int, as_kernel: bool = False) -> Ask:
+    """Return who asks the k nearest neighbors, by the angle of the penultimate activations: the share of the given label.
+
+    `as_kernel` counts their votes, and that of the network, as `find_issues` does those of the kernel's neighbors.
+    """
 
     def ask(network: nn.Module, asked: Tensor, others: Tensor | None) -> Findings:
         features = nn.Sequential(*list(network.children())[:-1])
         queries = apply(features, case.data.images[asked]).numpy()
-        known = asked if others is None else others
+        known, given = asked if others is None else others, case.given[asked]
         search = NearestNeighbors(n_neighbors=k, metric="cosine").fit(apply(features, case.data.images[known]).numpy())
         found = torch.from_numpy(search.kneighbors(None if others is None else queries, return_distance=False))
-        votes = F.one_hot(case.given[known][found], CLASSES).double().mean(1)
-        return Findings(votes.gather(1, case.given[asked].unsqueeze(1)).squeeze(1), votes.argmax(1))
+        labels = case.given[known][found]
+        if as_kernel:
+            largest, classes = apply(network, case.data.images[asked]).softmax(1).topk(2)
+            votes = label_votes(labels, CLASSES, classes[:, 0], largest[:, 0] - largest[:, 1])
+            return Findings(label_quality(votes, given), votes.argmax(1))
+        votes = F.one_hot(labels, CLASSES).double().mean(1)
+        return Findings(votes.gather(1, given.unsqueeze(1)).squeeze(1), votes.argmax(1))
 
     return ask
 
@@ -219,10 +242,12 @@ NEAREST = (5, 10, 20, 30, 50)
 QUALITIES = (("self_confidence", False), ("normalized_margin", False), ("normalized_margin", True))
 #: What is tried of each kind of method; where there are several, the choice is made by other seeds.
 METHODS: dict[str, dict[str, Method]] = {
-    "kernel": {"k=20": lambda case: case.by_fold(kernel(case, 20))},
-    "kernel, in sample": {"k=20": lambda case: case.in_sample(kernel(case, 20))},
+    "kernel": {"k=30": lambda case: case.by_fold(kernel(case, 30))},
+    "kernel, in sample": {"k=30": lambda case: case.in_sample(kernel(case, 30))},
     "activations": {f"k={k}": partial(lambda case, k: case.by_fold(activations(case, k)), k=k) for k in NEAREST},
     "activations, in sample": {f"k={k}": partial(lambda case, k: case.in_sample(activations(case, k)), k=k) for k in NEAREST},
+    "activations, kernel's score": {"k=30": lambda case: case.by_fold(activations(case, 30, True))},
+    "activations, kernel's score, in sample": {"k=30": lambda case: case.in_sample(activations(case, 30, True))},
     "cleanlab score": {
         f"{method}{', adjusted' * adjusted}": partial(quality, method=method, adjusted=adjusted)
         for method, adjusted in QUALITIES

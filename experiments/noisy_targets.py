@@ -1,4 +1,4 @@
-"""Digits, networks, training and kernel of the experiments on noisy labels, `noisy_rounds.py` and `augmentation_denoises.py`."""
+"""Digits, networks, training and kernel of two experiments on noisy labels: `noisy_rounds.py`, `augmentation_denoises.py`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
 
 from lightning_netsim import PerSampleJacobian, per_sample_jacobian
 from lightning_netsim.demos import MNISTDataModule
@@ -16,7 +17,7 @@ from lightning_netsim.features import GradientFeatureBatch
 from lightning_netsim.results import LabelDenoisingResult
 
 CLASSES = 10
-BATCH_SIZE = 50
+BATCH_SIZE, LEARNING_RATE = 50, 2e-3
 
 
 def load_digits(data_dir: str) -> tuple[Tensor, Tensor]:
@@ -35,9 +36,7 @@ def small_network(channels: int, side: int, outputs: int, convolutions: int = 2,
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side**2, 48), nn.ReLU(), nn.Linear(48, outputs))
 
 
-def training(
-    network: nn.Module, inputs: Tensor, targets: Tensor, marks: Sequence[int], seed: int, learning_rate: float = 2e-3
-) -> Iterator[int]:
+def training(network: nn.Module, inputs: Tensor, targets: Tensor, marks: Sequence[int], seed: int) -> Iterator[int]:
     """Train by Adam, and halt at some numbers of steps; which images are in which batch depends on the seed alone.
 
     Args:
@@ -46,13 +45,12 @@ def training(
         targets: shape (N, D), for the squared error, or (N,), int64, for cross-entropy.
         marks: after how many steps to halt; the greatest ends the training.
         seed: of the shuffling.
-        learning_rate: of Adam.
 
     Yields:
         the steps taken, at every mark.
     """
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(network.parameters(), learning_rate)
+    optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
     batches: list[Tensor] = []
     for step in range(1, max(marks) + 1):
         batches = batches or list(torch.randperm(len(inputs), generator=generator).split(BATCH_SIZE))
@@ -62,6 +60,37 @@ def training(
         optimizer.step()
         if step in marks:
             yield step
+
+
+def train_together(networks: Sequence[nn.Module], inputs: Tensor, targets: Tensor, steps: int, seeds: Sequence[int]) -> None:
+    """Train M networks of the same shape at once, each as it would be alone; the learning rate falls linearly to zero.
+
+    Args:
+        networks: changed in place.
+        inputs: shape (M, N, ...).
+        targets: shape (M, N, D), or (M, N), int64.
+        steps: batches in all.
+        seeds: of the shuffling, M of them.
+    """
+    stacked, _ = stack_module_state(list(networks))
+    optimizer = torch.optim.Adam(stacked.values(), LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    forward = vmap(lambda parameters, x: functional_call(networks[0], parameters, (x,)))
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    rows, batches = torch.arange(len(networks)).unsqueeze(1), []
+    for _ in range(steps):
+        if not batches:
+            order = torch.stack([torch.randperm(inputs.shape[1], generator=generator) for generator in generators])
+            batches = list(order.split(BATCH_SIZE, dim=1))
+        batch = batches.pop()
+        outputs = forward(stacked, inputs[rows, batch])
+        optimizer.zero_grad()
+        # Adam works entry by entry: with the sum of the losses, no network feels the others.
+        (len(networks) * loss_of(outputs.flatten(0, 1), targets[rows, batch].flatten(0, 1))).backward()
+        optimizer.step()
+        schedule.step()
+    for place, network in enumerate(networks):
+        network.load_state_dict({name: value[place].detach() for name, value in stacked.items()})
 
 
 def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ import pandas as pd
 from torch import nn
 
 from lightning_netsim.borrowing import borrowed, to_device_of
+from lightning_netsim.classes import class_matrix, class_summary
+from lightning_netsim.graph import knn_graph
 from lightning_netsim.issues import IssueReport, find_issues
 from lightning_netsim.jacobian.directions import DirectionsLike
 from lightning_netsim.measurement import measure_similarity
@@ -72,6 +74,18 @@ class SimilarityAnalysis:
     def find_issues(self, issues: Iterable[str] | None = None, thresholds: Mapping[str, float] | None = None) -> IssueReport:
         """Find wrong labels, near-duplicates, outliers, hard samples and leaks; see `lightning_netsim.find_issues`."""
         return find_issues(self.record, issues, thresholds)
+
+    def class_similarity(self) -> pd.DataFrame:
+        """Return the mean similarity of each two classes, exact, as a matrix with their labels."""
+        return class_matrix(self.record)
+
+    def class_summary(self) -> pd.DataFrame:
+        """Return one row for each class: its nearest other class, and whether both merge; see `lightning_netsim.classes`."""
+        return class_summary(self.record)
+
+    def knn_graph(self) -> Any:
+        """Return the distances of all neighbors as a sparse matrix that cleanlab's Datalab accepts."""
+        return knn_graph(self.record)
 
     def summary(self) -> str:
         """Return the figures that matter most, to read in a terminal."""

@@ -42,8 +42,9 @@ class DenoisedLabels:
 
     Attributes:
         samples: one row for each query: `sample_id`, `index`, `dataloader`, `label`, `prediction`; `denoised_label`, the class
-            of largest E_k[ỹ] or its value; `label_share`, E_k[ỹ] at the given class; `denoising_factor`,
-            `neighbor_consistency`, and `consistency_bound` where the Lipschitz constant is known.
+            of largest E_k[ỹ] or its value; `label_share`, E_k[ỹ] at the given class, which negative kernels can bring
+            outside [0, 1]; `denoising_factor`, `neighbor_consistency`, and `consistency_bound` where the Lipschitz constant is
+            known.
         result: the tensors behind it.
         meta: what it was made with.
     """
@@ -304,13 +305,12 @@ def _targets_of(labels: Any, outputs: Tensor, kind: str) -> Tensor:
 def _numbers(labels: Any) -> Tensor:
     """Return labels as a tensor, a column as shape (B,)."""
     found = class_labels(labels)
-    if found is None:
-        numeric = isinstance(labels, (list, tuple)) and all(isinstance(label, (int, float)) for label in labels)
-        if not numeric:
-            got = f"a {type(labels).__name__} of " + ", ".join(sorted({type(label).__name__ for label in labels}))
-            raise expected("labels", "class numbers, or values", got)
-        found = torch.tensor(labels)
-    return found
+    if found is not None:
+        return found
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise expected("labels", "class numbers, or values", f"a {type(labels).__name__} ({error})") from error
 
 
 def _fitted(jacobian: PerSampleJacobian, kind: str) -> Tensor:

@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 
 from lightning_netsim._checks import check_choice, check_positive_number, expected
-from lightning_netsim.functional import label_quality, neighbor_label_shares
+from lightning_netsim.functional import expected_neighbors, label_quality, label_votes, neighbor_dimension, neighbor_radius
+from lightning_netsim.functional.label_quality import rank_weights
 from lightning_netsim.records import Record, newest_record
 from lightning_netsim.report.issues import format_issues
 from lightning_netsim.report.view import RecordView
@@ -22,8 +23,8 @@ from lightning_netsim.report.view import RecordView
 Array = npt.NDArray[Any]
 
 ISSUES = ("label", "near_duplicate", "outlier", "hard", "leak")
-#: Each in units of the data set's own median of what it compares, see `find_issues`.
-THRESHOLDS = {"label": 0.5, "value_label": 6.0, "near_duplicate": 0.5, "outlier": 2.0, "hard": 0.2, "leak": 0.5}
+#: A score below this is an issue; `find_issues` says what the scores are relative to.
+THRESHOLDS = {"label": 1 / 2, "value_label": 1 / 7, "near_duplicate": 1e-3, "outlier": 1 / 3, "hard": 1 / 6, "leak": 1e-3}
 
 
 @runtime_checkable
@@ -43,14 +44,14 @@ class IssueReport:
             `near_duplicate_set`, the number of the set that a sample is in, -1 for none.
         issues: which issues were looked for.
         skipped: why the others were not.
-        medians: what the thresholds are relative to.
+        scales: what the scores are relative to: medians, and the dimension of the data set.
         class_names: names of the classes.
     """
 
     table: pd.DataFrame
     issues: tuple[str, ...]
     skipped: dict[str, str] = field(default_factory=dict)
-    medians: dict[str, float] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
     class_names: Sequence[str] | None = None
 
     def __str__(self) -> str:
@@ -117,22 +118,26 @@ def find_issues(
 ) -> IssueReport:
     """Find the issues of the samples of a run, from its tables alone.
 
-    With d = √(2(1 − k)), the distance of the unit gradients of two samples, and every threshold t relative to the data set:
+    A score lies in [0, 1], lower is worse, and below its threshold it is an issue. With d = √(2(1 − k)), the distance of the
+    unit gradients of two samples:
 
-    - "label": the score is √(s p), s the share of the label among the neighbors (`neighbor_label_shares`), p the probability
-      that the network gives to it; suspect below t times the median. Labels that are values: m / (m + r) with r the distance
-      of the label from the mean of the neighbors' labels and m its median; suspect where r > t m ("value_label").
-      `suggested_label` is the class of most neighbors, or their mean.
-    - "near_duplicate": d / (d + m), d to the nearest neighbor and m its median; a pair with d < t m is one, and sets are
-      what such pairs connect.
-    - "leak", where the samples were compared with another set: the same, to the nearest sample of that set.
-    - "outlier": m / (m + d), d the mean distance to the neighbors and m its median; where d > t m.
-    - "hard": the difference of the two largest probabilities; below t times its median.
+    - "label": ½ + ½ (V_y − max_{c ≠ y} V_c), the votes of the neighbors and of the network (`label_votes`) for the given label
+      y against those for the best other class, which is `suggested_label`; an issue where that has more votes. Labels that are
+      values: m / (m + r), with r the distance from the mean of the neighbors' labels, which is then `suggested_label`, and m
+      its median ("value_label").
+    - "near_duplicate": 1 − exp(−λ), the chance of a neighbor as near as the nearest; λ = k (d_ij / √(R_i R_j))^D counts those
+      to be expected, with R the distance of the k-th neighbor and D the dimension of the data set, from the median of
+      ln(d_k / d_{k/2}). Pairs of such chances are joined to sets.
+    - "leak", where the samples were compared with another set: the same, of the nearest sample of that set and R_i.
+    - "outlier": m / (m + d), d the mean distance of the neighbors and m its median.
+    - "hard": p / (p + m), p the difference of the two largest probabilities and m its median.
+
+    The more neighbors a run has, the surer are labels: k = 30 finds more errors than k = 10.
 
     Args:
         run: a run's log directory, a record, or what holds one: a `SimilarityAnalysis`, a `SimilarityMonitor`.
         issues: which to look for; None for all that there can be: labels and probabilities may be missing.
-        thresholds: t of some issues, > 0, in the place of `THRESHOLDS`.
+        thresholds: of some issues, > 0, in the place of `THRESHOLDS`.
 
     Returns:
         one table, in cleanlab's names of columns.
@@ -166,7 +171,7 @@ def find_issues(
         pd.DataFrame(finder.columns),
         tuple(names),
         {name: reason for name, reason in finder.skipped.items() if asked is None},
-        finder.medians,
+        finder.scales,
         record.meta.get("class_names"),
     )
 
@@ -180,18 +185,27 @@ class _Finder:
         self.view = RecordView(record)
         self.compares_with_itself = self.view.reference == "self"
         self.similarity, self.neighbor, self.neighbor_labels = _wide(record, self.samples, self.compares_with_itself)
+        self.present = np.isfinite(self.similarity)
         # Rounding may bring k above 1.
-        self.distance = np.sqrt(2 * np.clip(1 - self.similarity, 0, None))
+        self.distance = torch.tensor(2 * (1 - self.similarity)).clamp_min(0).sqrt()
         self.columns: dict[str, Any] = {"sample_id": self.samples["sample_id"], "index": self.samples["index"]}
         if self.view.has_labels:
             self.columns["label"] = self.samples["label"]
-        self.medians: dict[str, float] = {}
+        self.scales: dict[str, float] = {}
         self.skipped = self._skip()
 
     def find(self, name: str) -> None:
         """Add the columns of one issue."""
-        score, flagged = getattr(self, f"_{name}")()
-        self.columns[f"is_{name}_issue"] = flagged & np.isfinite(score)
+        finders = {
+            "label": self._class_label if self.view.is_classified else self._value_label,
+            "near_duplicate": self._near_duplicate,
+            "outlier": self._outlier,
+            "hard": self._hard,
+            "leak": self._leak,
+        }
+        score = finders[name]()
+        level = self.levels["value_label" if name == "label" and not self.view.is_classified else name]
+        self.columns[f"is_{name}_issue"] = score < level
         self.columns[f"{name}_score"] = score
 
     def _skip(self) -> dict[str, str]:
@@ -203,70 +217,86 @@ class _Finder:
             reasons["label"] = "The neighbors have no labels."
         if "margin" not in self.samples:
             reasons["hard"] = "The outputs are not scores of classes, or the run is of an earlier version."
-        if self.compares_with_itself:
-            reasons["leak"] = "The samples were compared with each other: compare them with the training set."
-        else:
-            reasons["near_duplicate"] = "The samples were compared with another set: compare them with each other."
+        for name, other in (("near_duplicate", False), ("leak", True)):
+            if self.similarity.shape[1] < 2:
+                reasons[name] = "It takes at least two neighbors of each sample: measure with a larger k."
+            elif self.compares_with_itself and other:
+                reasons[name] = "The samples were compared with each other: compare them with the training set."
+            elif not self.compares_with_itself and not other:
+                reasons[name] = "The samples were compared with another set: compare them with each other."
         return reasons
 
-    def _label(self) -> tuple[Array, Array]:
-        find = self._class_label if self.view.is_classified else self._value_label
-        return find(self.samples["label"].to_numpy(), np.asarray(self.neighbor_labels))
+    def _class_label(self) -> Array:
+        """Return the scores of labels that are classes, and put in the labels that have most votes."""
+        given, near = self.samples["label"].to_numpy(), np.asarray(self.neighbor_labels)
+        classes = sorted({*given.tolist(), *near[self.present].tolist()})
+        code = {label: place for place, label in enumerate(classes)}
+        labels = torch.tensor([code[label] for label in given.tolist()])
+        neighbors = torch.full(near.shape, -1)
+        neighbors[torch.tensor(self.present)] = torch.tensor([code[label] for label in near[self.present].tolist()]).long()
+        predictions = self._predictions()
+        if predictions is None:
+            votes = label_votes(neighbors, len(classes))
+        else:
+            own = torch.tensor([code.get(label, -1) for label in predictions])
+            margin = torch.tensor(self.samples["margin"].to_numpy(dtype=np.float64, copy=True))
+            votes = label_votes(neighbors, len(classes), own, margin)
+        score = label_quality(votes, labels).numpy()
+        best = torch.where(votes.amax(1) > votes.gather(1, labels.unsqueeze(1)).squeeze(1), votes.argmax(1), labels)
+        self.columns["suggested_label"] = [classes[place] for place in best.tolist()]
+        return np.where(self.present.any(1), score, np.nan)
 
-    def _class_label(self, labels: Array, near: Array) -> tuple[Array, Array]:
-        present = np.isfinite(self.similarity)
-        classes = np.unique(np.concatenate([labels, near[present]]))
-        codes = np.where(present, np.searchsorted(classes, np.where(present, near, classes[0])), -1)
-        shares = neighbor_label_shares(torch.tensor(codes), torch.tensor(self.similarity), len(classes))
-        probability = self.samples.get("label_probability")
-        known = None if probability is None else torch.tensor(probability.to_numpy(dtype=np.float64))
-        score = label_quality(torch.tensor(np.searchsorted(classes, labels)), shares, known).numpy()
-        score = np.where(present.any(1), score, np.nan)
-        self.columns["suggested_label"] = classes[shares.argmax(1).numpy()]
-        self.medians["label"] = _median(score)
-        return score, score < self.levels["label"] * self.medians["label"]
+    def _predictions(self) -> list[Any] | None:
+        """Return what the network takes the samples for, in the terms of the labels; None where that is not known."""
+        if "prediction" not in self.samples or "margin" not in self.samples:
+            return None
+        predictions: list[Any] = self.samples["prediction"].tolist()
+        named = not all(isinstance(label, int) for label in self.samples["label"].tolist())
+        return [self.view.class_name(value) for value in predictions] if named else predictions
 
-    def _value_label(self, labels: Array, near: Array) -> tuple[Array, Array]:
-        weight = np.clip(np.nan_to_num(self.similarity), 0, None)
-        total = weight.sum(1)
-        mean = np.divide(
-            (weight * np.nan_to_num(near.astype(np.float64))).sum(1), total, where=total > 0, out=np.full(len(total), np.nan)
-        )
+    def _value_label(self) -> Array:
+        """Return the scores of labels that are values, and put in the means of the neighbors' labels."""
+        near = np.asarray(self.neighbor_labels, dtype=np.float64)
+        present = self.present & np.isfinite(near)
+        weight = rank_weights(torch.tensor(present)).numpy()
+        mean = np.where(present.any(1), (weight * np.where(present, near, 0.0)).sum(1), np.nan)
         self.columns["suggested_label"] = mean
-        return self._far("value_label", np.abs(labels - mean))
+        return self._far("value_label", np.abs(self.samples["label"].to_numpy(dtype=np.float64) - mean))
 
-    def _near_duplicate(self) -> tuple[Array, Array]:
-        score, flagged = self._near("near_duplicate")
-        limit = self.levels["near_duplicate"] * self.medians["near_duplicate"]
-        rows, places = np.nonzero(self.distance < limit)
-        position = {int(index): row for row, index in enumerate(self.samples["index"])}
-        pairs = [(int(row), position[int(self.neighbor[row, place])]) for row, place in zip(rows, places, strict=True)]
-        sets = _connected(len(self.samples), pairs)
-        self.columns["near_duplicate_set"] = sets
-        return score, flagged | (sets >= 0)
+    def _near_duplicate(self) -> Array:
+        """Return the chance of so near a neighbor, the least of all pairs of a sample, and put in the sets."""
+        rows, places = np.nonzero(self.present)
+        position = pd.Series(np.arange(len(self.samples)), index=self.samples["index"])
+        partners = position.reindex(self.neighbor[rows, places]).to_numpy(copy=True)
+        radius = neighbor_radius(self.distance)
+        chance = self._chance(self.distance[rows, places], (radius[rows] * radius[partners]).sqrt())
+        least = np.full(len(self.samples), np.inf)
+        # A sample is as near to another as that is to it, whoever lists whom.
+        for ends in (rows, partners):
+            np.minimum.at(least, ends, chance)
+        near = chance < self.levels["near_duplicate"]
+        self.columns["near_duplicate_set"] = _connected(len(self.samples), rows[near], partners[near])
+        return np.where(np.isfinite(least), least, np.nan)
 
-    def _leak(self) -> tuple[Array, Array]:
-        return self._near("leak")
+    def _leak(self) -> Array:
+        return self._chance(self.distance[:, 0], neighbor_radius(self.distance))
 
-    def _near(self, name: str) -> tuple[Array, Array]:
-        nearest = self.distance[:, 0]
-        median = self.medians[name] = _median(nearest)
-        return _ratio(nearest, median), nearest < self.levels[name] * median
+    def _chance(self, distance: torch.Tensor, radius: torch.Tensor) -> Array:
+        """Return the chance of a neighbor within `distance` where k of them lie within `radius`."""
+        dimension = self.scales["dimension"] = neighbor_dimension(self.distance)
+        chance: Array = -torch.expm1(-expected_neighbors(distance, radius, self.distance.shape[1], dimension)).numpy()
+        return chance
 
-    def _outlier(self) -> tuple[Array, Array]:
-        present = np.isfinite(self.distance)
-        number = present.sum(1)
-        mean = np.where(number > 0, np.where(present, self.distance, 0).sum(1) / np.maximum(number, 1), np.nan)
-        return self._far("outlier", mean)
+    def _outlier(self) -> Array:
+        return self._far("outlier", self.distance.nanmean(1).numpy())
 
-    def _far(self, name: str, values: Array) -> tuple[Array, Array]:
-        median = self.medians[name] = _median(values)
-        return 1 - _ratio(values, median), values > self.levels[name] * median
+    def _far(self, name: str, values: Array) -> Array:
+        """Return m / (m + values), with m the median: 1/2 there, and for all if everything is 0."""
+        median = self.scales[name] = _median(values)
+        return np.where(values + median > 0, median / np.where(values + median > 0, values + median, 1), values * 0 + 0.5)
 
-    def _hard(self) -> tuple[Array, Array]:
-        margin = self.samples["margin"].to_numpy(dtype=np.float64)
-        self.medians["hard"] = _median(margin)
-        return margin, margin < self.levels["hard"] * self.medians["hard"]
+    def _hard(self) -> Array:
+        return 1 - self._far("hard", self.samples["margin"].to_numpy(dtype=np.float64))
 
 
 def _wide(record: Record, samples: pd.DataFrame, same: bool) -> tuple[Array, Array, Array | None]:
@@ -292,13 +322,7 @@ def _median(values: Array) -> float:
     return float(np.nanmedian(values)) if np.isfinite(values).any() else float("nan")
 
 
-def _ratio(values: Array, median: float) -> Array:
-    """Return values / (values + median): 1/2 at the median; 1/2 for all if everything is 0."""
-    total = values + median
-    return np.where(total > 0, values / np.where(total > 0, total, 1), np.where(np.isnan(values), np.nan, 0.5))
-
-
-def _connected(number: int, pairs: Iterable[tuple[int, int]]) -> Array:
+def _connected(number: int, ones: Array, others: Array) -> Array:
     """Return the number of the set that each of N samples is in, the largest set first; -1 for one by itself."""
     parent = list(range(number))
 
@@ -307,10 +331,10 @@ def _connected(number: int, pairs: Iterable[tuple[int, int]]) -> Array:
             parent[node] = node = parent[parent[node]]
         return node
 
-    for one, other in pairs:
+    for one, other in zip(ones.tolist(), others.tolist(), strict=True):
         parent[max(root(one), root(other))] = min(root(one), root(other))
     roots = np.array([root(node) for node in range(number)], dtype=np.int64)
-    found, size = np.unique(roots, return_counts=True)
-    several = sorted((found[place] for place in np.flatnonzero(size > 1)), key=lambda first: (-size[found == first][0], first))
-    names = {first: place for place, first in enumerate(several)}
-    return np.array([names.get(first, -1) for first in roots], dtype=np.int64)
+    first, size = np.unique(roots, return_counts=True)
+    several = [place for place in np.argsort(-size, kind="stable") if size[place] > 1]
+    names = {int(first[place]): name for name, place in enumerate(several)}
+    return np.array([names.get(node, -1) for node in roots.tolist()], dtype=np.int64)

@@ -77,7 +77,6 @@ def join(
     )
     tables = [queries] if reference is queries else [queries, reference]
     samples = queries.sample_set()
-    probability, margin = queries.probabilities()
     same_class, other_class = _class_means(counting, joined, samples.labels, reference is queries)
     return SimilarityResult(
         counts=counts,
@@ -90,8 +89,7 @@ def join(
         classes=counting.classes.compute(),
         same_class=same_class,
         other_class=other_class,
-        probability=probability,
-        margin=margin,
+        margin=queries.margin(),
         predictions=queries.predictions(),
         norm=queries.norm,
         rank=queries.rank,

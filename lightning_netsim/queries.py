@@ -197,7 +197,6 @@ class _Search:
         own = self.queries.sample_set().index
         neighbors, counts, num_seen = self._sweep(features, own)
         check_neighbors_fit(self.sweeper.settings.k, num_seen, self.same)
-        probability, margin = self.queries.probabilities()
         left_out = num_seen - counts.num_reference + (0 if self.same else int((self.queries.rank == 0).sum()))
         return SimilarityResult(
             counts=counts,
@@ -205,8 +204,7 @@ class _Search:
             activation_neighbors=None,
             queries=self.queries.sample_set(),
             reference=self._listed(neighbors),
-            probability=probability,
-            margin=margin,
+            margin=self.queries.margin(),
             predictions=self.queries.predictions(),
             norm=self.queries.norm,
             rank=self.queries.rank,

@@ -49,7 +49,6 @@ SAMPLE_COLUMNS = (
     Column("dataloader", "integer"),
     Column("label", "value", required=False),
     Column("prediction", "value", required=False),
-    Column("label_probability", "real", required=False),
     Column("margin", "real", required=False),
     Column("soft_count", "real"),
     Column("neighbor_fraction", "real"),

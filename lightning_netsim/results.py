@@ -110,7 +110,6 @@ class SimilarityResult:
         sweep_disagreement: |Σ N_S − ‖S‖²| / ‖S‖² where a set is compared with itself: the sweeps saw the same network.
         notes: remarks on the outputs, for the user.
         seconds: how long it took.
-        probability: shape (Q,), the probability that the network gives to the label; None where labels are no classes.
         margin: shape (Q,), the difference of the two largest probabilities; None for a single output that is a value.
         classes: similarity of classes of the reference; None where labels are no classes, or their sums did not fit.
         same_class: shape (Q,), the mean of k to the (other) samples of the query's class; NaN where there is none.
@@ -132,7 +131,6 @@ class SimilarityResult:
     sweep_disagreement: float | None
     notes: tuple[str, ...]
     seconds: float
-    probability: Tensor | None = None
     margin: Tensor | None = None
     classes: ClassSimilarityResult | None = None
     same_class: Tensor | None = None

@@ -32,7 +32,7 @@ _FILE = "review.csv"
 def review(
     run_dir: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
-    issues: list[str] | None = None,
+    issues: str | list[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write the issues of a run as a CSV file to look through and edit, and print a summary.
@@ -44,7 +44,7 @@ def review(
     Args:
         run_dir: a run's log directory, of which the newest record is taken, or the directory of a record.
         output: the file to write; by default review.csv in the directory of the record.
-        issues: which issues: label, near_duplicate, outlier, hard, leak; by default all that there can be.
+        issues: which issues, separated by commas: label, near_duplicate, outlier, hard, leak; by default all that there can be.
         overwrite: replace a file that is there already, with whatever was edited in it.
 
     Returns:
@@ -58,7 +58,7 @@ def review(
     if place.exists() and not overwrite:
         raise expected("output", "a new file", f"{str(place)!r}, which exists", "Choose another, or overwrite it.")
     check_writable("output", place.parent)
-    report = find_issues(record, issues)
+    report = find_issues(record, issues.split(",") if isinstance(issues, str) else issues)
     table = review_table(report)
     table.to_csv(place, index=False)
     print(report)
@@ -83,7 +83,9 @@ def review_table(report: IssueReport) -> pd.DataFrame:
     if "label" in rows:
         columns["label"] = rows["label"]
     suggested = rows["suggested_label"] if "suggested_label" in rows else pd.Series(pd.NA, index=rows.index)
-    columns["suggested_label"] = suggested.where(["label" in row for row in found], None)
+    columns["suggested_label"] = [
+        value if "label" in row else None for value, row in zip(suggested.tolist(), found, strict=True)
+    ]
     later = report.later_duplicates()
     columns["action"] = [_propose(row, int(index) in later) for row, index in zip(found, rows["index"], strict=True)]
     columns["weight"] = 1.0
@@ -94,6 +96,8 @@ def review_table(report: IssueReport) -> pd.DataFrame:
     if "near_duplicate_set" in rows:
         columns["near_duplicate_set"] = rows["near_duplicate_set"]
     result = pd.DataFrame(columns, index=rows.index)
+    if "label" in rows and pd.api.types.is_integer_dtype(rows["label"].dtype):
+        result["suggested_label"] = result["suggested_label"].astype("Int64")
     worst = rows[[f"{name}_score" for name in names]].min(axis=1) if names else rows["index"]
     return result.loc[worst.sort_values(kind="stable").index].reset_index(drop=True)
 

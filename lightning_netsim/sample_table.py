@@ -114,33 +114,32 @@ class SampleTable:
         """Return the samples."""
         return SampleSet(torch.cat(self._index), self._ids, self._labels, torch.cat(self._dataloader), self._shown)
 
-    def predictions(self, are_values: bool = False) -> list[Any]:
+    def predictions(self, are_values: bool | None = None) -> list[Any]:
         """Return the predicted classes: the largest of several outputs; of one output its sign if labels are classes.
 
         Args:
-            are_values: whether a single output is a value in any case.
+            are_values: whether a single output is a value; None where the labels are to tell.
         """
         outputs = torch.cat(self._outputs)
         if outputs.shape[1] > 1:
             return list(outputs.argmax(1).tolist())
-        classes = not are_values and self._labels is not None and all(isinstance(label, int) for label in self._labels)
-        return list((outputs[:, 0] > 0).long().tolist() if classes else outputs[:, 0].tolist())
+        if are_values is None:
+            are_values = self._labels is None or not all(isinstance(label, int) for label in self._labels)
+        return list(outputs[:, 0].tolist() if are_values else (outputs[:, 0] > 0).long().tolist())
 
-    def probabilities(self) -> tuple[Tensor | None, Tensor | None]:
-        """Return the probability of each label, and the difference of the two largest probabilities, shape (N,).
+    def margin(self) -> Tensor | None:
+        """Return the difference of the two largest probabilities, shape (N,).
 
         Outputs are taken for logits of classes, or for their probabilities if they sum to one. None where that cannot be:
-        where labels are values, or names, or lie beyond the outputs.
+        where labels are values, or a single output is to tell more than two.
         """
         outputs, labels = torch.cat(self._outputs).double(), self._labels
         numbers = labels is not None and all(isinstance(label, int) for label in labels)
-        fit = numbers and all(0 <= label < max(2, outputs.shape[1]) for label in labels or [])
-        if self._has_values or (outputs.shape[1] == 1 and not fit):
-            return None, None
-        shares = _probabilities(outputs)
-        largest = shares.topk(2, 1).values
-        own = shares.gather(1, torch.tensor(labels).long().unsqueeze(1)).squeeze(1) if fit else None
-        return own, largest[:, 0] - largest[:, 1]
+        two = numbers and all(label in (0, 1) for label in labels or [])
+        if self._has_values or (outputs.shape[1] == 1 and not two):
+            return None
+        largest = _probabilities(outputs).topk(2, 1).values
+        return largest[:, 0] - largest[:, 1]
 
     def _pictures(self, inputs: Any, size: int) -> list[Any] | None:
         """Return something small to show each sample by, None if there is nothing or no room left."""

@@ -62,9 +62,8 @@ def _samples(result: SimilarityResult) -> pd.DataFrame:
         table["label"] = queries.labels
         if classifies:
             table["prediction"] = result.predictions
-    for name, values in (("label_probability", result.probability), ("margin", result.margin)):
-        if classifies and values is not None:
-            table[name] = values.numpy()
+    if classifies and result.margin is not None:
+        table["margin"] = result.margin.numpy()
     table["soft_count"] = soft.numpy()
     table["neighbor_fraction"] = (soft / result.counts.num_reference).numpy()
     for prefix, counts in (("hard_count", result.counts.hard), ("power_count", result.counts.power)):

@@ -76,7 +76,6 @@ def test_against_the_oracle(kind: str, outputs: int, kernel: str, all_pairs: boo
     if kernel == "outputs" or all_pairs:
         torch.testing.assert_close(found.result.factor, wanted.factor, **EXACT)
     assert found.result.factor_error == (0.0 if kernel == "outputs" or all_pairs else 1 / 8)
-    # The table says the same.
     table = found.samples
     assert table["sample_id"].tolist() == table["index"].tolist() == list(range(len(asked)))
     assert table["dataloader"].tolist() == [0] * len(asked)
@@ -100,7 +99,7 @@ def test_single_precision_and_the_size_of_batches() -> None:
     model, inputs, (labels, targets) = network().float(), points().float(), labels_of("classes", 3)
     dense, fitted = loop_jacobian(model.eval(), inputs), fit(model, inputs, "classes")
     wanted = by_matrices(dense, dense, targets, fitted, fitted)
-    for size in (1, 5, SAMPLES):
+    for size in (1, SAMPLES):
         found = ask(model, loader(inputs, labels, size), all_pairs=True).result
         for name in ("smoothed_targets", "smoothed_outputs", "consistency", "factor", "residual"):
             torch.testing.assert_close(getattr(found, name).double(), getattr(wanted, name), rtol=1e-4, atol=1e-4)
@@ -145,7 +144,7 @@ class Skip(nn.Module):
         self.kind = kind
 
     def forward(self, x: Tensor) -> Tensor:
-        added = {"inputs": 1000 * x[:, :1], "head": self.wide(x), "scale": self.deep(x), "sine": 0.3 * x[:, :1].sin()}
+        added = {"inputs": 1000 * x[:, :1], "head": self.wide(x), "sine": 0.3 * x[:, :1].sin()}
         return self.deep(x) + added[self.kind]
 
 
@@ -171,7 +170,6 @@ def test_the_bound_holds(kind: str, outputs: int, last_layer: str | None) -> Non
     gradients, head = loop_jacobian(model.eval(), both), model[3].weight.detach()
     slope = 1 / 4 if kind == "classes" else 1.0
     constant = slope * head.norm(dim=1) * gradients.norm(dim=2).amax(0) * (1 + model[:3](both).norm(dim=1).max().detach())
-    assert found.lipschitz is not None
     assert found.bound is not None
     assert found.spread is not None
     torch.testing.assert_close(found.lipschitz, constant, **EXACT)
@@ -195,7 +193,6 @@ def test_the_bound_holds(kind: str, outputs: int, last_layer: str | None) -> Non
         (nn.Sequential(nn.Unflatten(1, (1, FEATURES)), nn.Conv1d(1, 1, FEATURES), nn.Flatten()), {}),
         (Skip("inputs"), {}),
         (Skip("head"), {}),
-        (Skip("scale"), {}),
         (Skip("sine"), {}),
     ],
 )
@@ -231,17 +228,16 @@ def test_a_sample_that_is_not_finite_is_left_out(kind: str, outputs: int, kernel
     kept = torch.arange(SAMPLES) != 3
     found = ask(model, loader(inputs, labels), kernel=kernel, all_pairs=True)
     wanted = ask(model, loader(inputs[kept], labels[kept]), kernel=kernel, all_pairs=True)
-    assert found.meta["num_reference"] == SAMPLES - 1
     names = ["smoothed_targets", "smoothed_outputs", "consistency", "factor", "residual", *(["spread"] * (kernel == "outputs"))]
     for name in names:
         value = getattr(found.result, name)
         assert bool(value[3].isnan().all())
         tolerance = EXACT if name != "spread" else {"rtol": 0.0, "atol": 1e-7}
         torch.testing.assert_close(value[kept], getattr(wanted.result, name), **tolerance)
-    row = found.samples.iloc[3]
-    assert row[["denoised_label", "denoising_factor", "neighbor_consistency"]].isna().all()
-    assert row["index"] == 3
+    assert found.samples.loc[3, ["denoised_label", "denoising_factor", "neighbor_consistency"]].isna().all()
     assert found.samples["denoised_label"].notna().sum() == SAMPLES - 1
+    later = ask(model, [(inputs[3:4], labels[3:4]), (inputs[kept], labels[kept])], kernel=kernel, all_pairs=True)
+    torch.testing.assert_close(later.result.factor[1:], wanted.result.factor, **EXACT)
     nothing = ask(model, loader(inputs * torch.nan, labels), loader(inputs[kept], labels[kept]), kernel=kernel)
     assert nothing.samples["denoising_factor"].isna().all()
 
@@ -350,10 +346,9 @@ def test_the_model_and_the_random_state_are_left_as_they_were(kernel: str) -> No
 
 
 def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    ask(network(), loader(points(), labels_of("classes", 3)[0]))
-    assert capsys.readouterr().err == ""
-    ask(network(), loader(points(), labels_of("classes", 3)[0]), progress=True)
-    assert "queries" in capsys.readouterr().err
+    for progress in (False, True):
+        ask(network(), loader(points(), labels_of("classes", 3)[0]), progress=progress)
+        assert ("queries" in capsys.readouterr().err) is progress
 
 
 # Bad input
@@ -369,22 +364,15 @@ X, Y, V = points(), labels_of("classes", 3)[0], points(features=1)[:, 0]
         (3, [(X[:5], Y[:5]), (X[5:],)], {}, "`labels` to be one for each sample, but got none"),
         (1, [(X[:5], V[:5]), (X[5:],)], {}, "`labels` to be one for each sample, but got none"),
         (3, [(X, ["cat"] * SAMPLES)], {}, "Expected `labels` to be"),
-        (3, [(X, ["cat"] * SAMPLES)], {"targets": "classes"}, "Expected `labels` to be"),
         (1, [(X, [None] * SAMPLES)], {"targets": "values"}, "Expected `labels` to be"),
         (1, [(X, 3)], {"targets": "values"}, "Expected `labels` to be"),
         (3, [(X, Y + 1)], {}, '`labels` to be class numbers within 0 to 2, but got 1 to 3.*targets="values"'),
         (3, [(X, Y - 1)], {}, "within 0 to 2, but got -1 to 1"),
         (1, [(X, Y)], {}, "within 0 to 1, but got 0 to 2"),
         (3, [(X, Y[:5])], {}, "Expected `labels` to be class numbers of shape"),
-        (1, [(X, V[:5])], {}, "Expected `labels` to be values of shape"),
-        (3, [(X, V)], {}, "`labels` to be values of shape .* but got shape"),
-        (3, [(X, X[:, :3])], {"targets": "classes"}, "`labels` to be class numbers of shape"),
         (3, [(X, V)], {"targets": "classes"}, "`labels` to be class numbers of shape"),
         (3, [(X, Y)], {"targets": "class"}, "`targets` to be one of .* Did you mean 'classes'"),
-        (3, [(X, Y)], {"kernel": "outputz"}, "`kernel` to be one of .* Did you mean 'outputs'"),
-        (3, [(X, Y)], {"max_samples": 0}, "`max_samples` to be a positive int"),
         (3, [(X, Y)], {"parameters": "nowhere"}, "`parameters` to be"),
-        (3, [(X, Y)], {"memory_budget": 0}, "`memory_budget` to be a positive number"),
         (3, [(X, Y)], {"memory_budget": 10}, "`memory_budget` to be at least .* but got 10"),
         (3, [(X, Y)], {"memory_budget": 10, "kernel": "outputs"}, "`memory_budget` to be at least"),
         (3, [], {}, "`loader` to be one that gives at least one batch"),
@@ -400,7 +388,7 @@ def test_bad_input_is_named(outputs: int, data: Any, options: dict[str, Any], co
 
 def test_no_model() -> None:
     missing: Any = None
-    with pytest.raises(NetsimError, match="`model` to be a .*, but got NoneType"):
+    with pytest.raises(NetsimError, match=r"`model` to be a .*, but got NoneType"):
         ask(missing, loader(X, Y))
 
 

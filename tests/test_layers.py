@@ -42,9 +42,11 @@ ROOMS = {
     "functional": room(1, "torch"),
     "jacobian": room(1, "torch"),
     "batches": room(1, "torch"),
+    "classes": room(2, f"{MATHS} numpy pandas", siblings=True),
     "counting": room(2, MATHS, siblings=True),
     "estimators": room(2, MATHS, siblings=True),
     "features": room(2, MATHS, siblings=True),
+    "graph": room(2, f"{MATHS} numpy pandas scipy", siblings=True),
     "index": room(2, f"{MATHS} faiss numpy", siblings=True),
     "isolation": room(2, "torch"),
     "issues": room(2, f"{MATHS} numpy pandas", siblings=True),
@@ -82,7 +84,7 @@ ROOMS = {
     "cli": room(5, ANYTHING, siblings=True),
     "verbs": room(5, ANYTHING, siblings=True),
 }
-INSIDE_FUNCTIONS = {"faiss", "matplotlib", "pandas", "pyarrow", "sklearn", "tensorboard", "torchvision"}
+INSIDE_FUNCTIONS = {"faiss", "matplotlib", "pandas", "pyarrow", "scipy", "sklearn", "tensorboard", "torchvision"}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from lightning_netsim.functional.denoising import (
     smooth,
 )
 from lightning_netsim.functional.difference_alignment import ctv_norm, difference_alignment_loss
+from lightning_netsim.functional.expected_neighbors import expected_neighbors, neighbor_dimension, neighbor_radius
 from lightning_netsim.functional.kernel import (
     inverse_root,
     kernel_matrix,
@@ -29,7 +30,7 @@ from lightning_netsim.functional.kernel_scalars import (
     subspace_similarity,
     trace_similarity,
 )
-from lightning_netsim.functional.label_quality import label_quality, neighbor_label_shares
+from lightning_netsim.functional.label_quality import label_quality, label_votes
 from lightning_netsim.functional.mmd import gaussian_kernel, median_distance, random_feature_mmd, squared_mmd
 from lightning_netsim.functional.neighbor_count import hard_count, neighbor_count, power_count, soft_count
 from lightning_netsim.functional.patch_mmd import exact_patch_mmd, pool_windows, random_patch_mmd
@@ -57,6 +58,7 @@ __all__ = [
     "draw_frequencies",
     "effective_rank",
     "exact_patch_mmd",
+    "expected_neighbors",
     "fourier_features",
     "gaussian_kernel",
     "group_mean_similarity",
@@ -67,13 +69,15 @@ __all__ = [
     "kernel_matrix",
     "kernel_neighbors",
     "label_quality",
+    "label_votes",
     "laplacian_pyramid",
     "lipschitz_constant",
     "median_distance",
     "minibatch_similarity_loss",
     "neighbor_consistency",
     "neighbor_count",
-    "neighbor_label_shares",
+    "neighbor_dimension",
+    "neighbor_radius",
     "normalized_kernel_matrix",
     "orthonormal_gradients",
     "pair_similarity_loss",

@@ -142,7 +142,7 @@ def _labels(record: Record) -> list[list[str]]:
         return []
     rows = worst_samples(report.table, "label", report.class_name, _SUSPECTS)
     number = len(report.found("label"))
-    head = f"Five worst label scores of {number:,} suspect labels: neighbors and network disagree with the label (0 to 1, low is bad)"
+    head = f"Five worst label scores (0 to 1; below 1/2 neighbors and network prefer another label: {number:,} of them)"
     return [[head, *rows, "  find_issues(run) lists all, and near-duplicates, outliers and hard samples."]] if rows else []
 
 

@@ -138,7 +138,7 @@ def test_the_size_of_chunks_and_tiles_does_not_matter(kernel: str, all_pairs: bo
             )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(way=st.sampled_from(WAYS), outputs=st.integers(1, 3), seed=st.integers(0, 1000))
 def test_another_order_of_samples(way: tuple[str, bool], outputs: int, seed: int) -> None:
     jacobian, targets = per_sample_jacobian(network(seed % 7, outputs), points(9, seed)), points(9, seed + 1, outputs)
@@ -187,37 +187,31 @@ def test_copies_denoise_by_their_root() -> None:
 # Stationary networks
 
 
-@pytest.mark.parametrize(("kernel", "all_pairs"), WAYS)
 @pytest.mark.parametrize(("loss", "outputs"), LOSS_OUTPUTS)
-def test_the_residual_is_the_change_of_outputs_down_the_gradient_of_the_loss(
-    loss: str, outputs: int, kernel: str, all_pairs: bool
-) -> None:
+def test_the_residual_is_the_change_of_outputs_down_the_gradient_of_the_loss(loss: str, outputs: int) -> None:
     model, inputs, targets = network(1, outputs), points(30), inseparable_labels(loss, 30, outputs)
     jacobian = per_sample_jacobian(model, inputs)
-    found = ask(LabelDenoising(kernel, all_pairs), jacobian, targets, outputs=FITTED[loss](jacobian.outputs))
     gradient = torch.autograd.grad(LOSSES[loss](model(inputs), targets), list(model.parameters()))
     wanted = loop_jacobian(model, inputs) @ torch.cat([part.flatten() for part in gradient])
-    torch.testing.assert_close(found.residual, wanted, **EXACT)
     assert float(wanted.abs().max()) > 1
+    for way in WAYS:
+        found = ask(LabelDenoising(*way), jacobian, targets, outputs=FITTED[loss](jacobian.outputs))
+        torch.testing.assert_close(found.residual, wanted, **EXACT)
 
 
-@pytest.mark.parametrize(("kernel", "all_pairs"), WAYS)
 @pytest.mark.parametrize("hidden", [False, True])
 @pytest.mark.parametrize(("loss", "outputs"), LOSS_OUTPUTS)
-def test_at_a_minimum_smoothed_outputs_are_smoothed_labels(
-    loss: str, outputs: int, hidden: bool, kernel: str, all_pairs: bool
-) -> None:
+def test_at_a_minimum_smoothed_outputs_are_smoothed_labels(loss: str, outputs: int, hidden: bool) -> None:
     """Of logistic and linear regression, on inputs and on features of a layer that is not trained."""
     first = [nn.Linear(4, 5).requires_grad_(False), nn.Tanh()] if hidden else []
     model = nn.Sequential(*first, nn.Linear(5 if hidden else 4, outputs)).double()
     inputs, targets = points(30), inseparable_labels(loss, 30, outputs)
     train_to_the_bottom(model, inputs, targets, loss)
-    _check_stationary(model, inputs, targets, loss, kernel, all_pairs)
+    _check_stationary(model, inputs, targets, loss)
 
 
-@pytest.mark.parametrize(("kernel", "all_pairs"), WAYS)
 @pytest.mark.parametrize(("loss", "outputs"), LOSS_OUTPUTS)
-def test_a_stationary_deep_network(loss: str, outputs: int, kernel: str, all_pairs: bool) -> None:
+def test_a_stationary_deep_network(loss: str, outputs: int) -> None:
     generator = torch.Generator().manual_seed(3)
     model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, outputs)).double()
     for parameter in model.parameters():
@@ -225,10 +219,10 @@ def test_a_stationary_deep_network(loss: str, outputs: int, kernel: str, all_pai
     inputs = points(60)
     fitted = FITTED[loss](model(inputs).detach())
     targets = labels_at_the_bottom(loop_jacobian(model, inputs), fitted)
-    _check_stationary(model, inputs, targets, loss, kernel, all_pairs)
+    _check_stationary(model, inputs, targets, loss)
 
 
-def _check_stationary(model: nn.Module, inputs: Tensor, targets: Tensor, loss: str, kernel: str, all_pairs: bool) -> None:
+def _check_stationary(model: nn.Module, inputs: Tensor, targets: Tensor, loss: str) -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradient = torch.autograd.grad(LOSSES[loss](model(inputs), targets), trained)
     assert max(float(part.abs().max()) for part in gradient) < 1e-9
@@ -236,17 +230,18 @@ def _check_stationary(model: nn.Module, inputs: Tensor, targets: Tensor, loss: s
     queries = per_sample_jacobian(model, points(5, 8))
     fitted = FITTED[loss](reference.outputs)
     assert float((fitted - targets).abs().mean()) > 0.1
-    for asked in (reference, queries):
-        found = ask(LabelDenoising(kernel, all_pairs), reference, targets, asked, fitted)
-        torch.testing.assert_close(found.residual, torch.zeros_like(found.residual), **EXACT)
-        if kernel == "matrix":
-            torch.testing.assert_close(found.smoothed_outputs, found.smoothed_targets, **EXACT)
-    # Away from the minimum it is not so.
     with torch.no_grad():
         trained[-1][0] += 0.1
     away = per_sample_jacobian(model, inputs)
-    moved = ask(LabelDenoising(kernel, all_pairs), away, targets, outputs=FITTED[loss](away.outputs))
-    assert float(moved.residual.abs().max()) > 1e-3
+    for way in WAYS:
+        for asked in (reference, queries):
+            found = ask(LabelDenoising(*way), reference, targets, asked, fitted)
+            torch.testing.assert_close(found.residual, torch.zeros_like(found.residual), **EXACT)
+            if way[0] == "matrix":
+                torch.testing.assert_close(found.smoothed_outputs, found.smoothed_targets, **EXACT)
+        # Away from the minimum it is not so.
+        moved = ask(LabelDenoising(*way), away, targets, outputs=FITTED[loss](away.outputs))
+        assert float(moved.residual.abs().max()) > 1e-3
 
 
 # Random probes
@@ -256,14 +251,14 @@ def _check_stationary(model: nn.Module, inputs: Tensor, targets: Tensor, loss: s
 def test_the_estimated_factor_is_within_its_error(outputs: int, probes: int) -> None:
     jacobian, targets = per_sample_jacobian(network(2, outputs), points()), points(SAMPLES, 2, outputs)
     exact = ask(LabelDenoising(all_pairs=True), jacobian, targets).factor
-    runs = [ask(LabelDenoising(num_probes=probes, seed=seed), jacobian, targets) for seed in range(200)]
+    runs = [ask(LabelDenoising(num_probes=probes, seed=seed), jacobian, targets) for seed in range(100)]
     found = torch.stack([run.factor for run in runs])
     assert runs[0].factor_error == pytest.approx(1 / math.sqrt(2 * probes))
     # The square is estimated without bias: its relative standard error is at most √(2/m), of the mean of R runs √(2/(m R)).
     ratio = (found / exact).square()
-    assert float((ratio.mean(0) - 1).abs().max()) < 4 * math.sqrt(2 / probes / 200)
+    assert float((ratio.mean(0) - 1).abs().max()) < 4 * math.sqrt(2 / probes / 100)
     error = (found / exact - 1).square().mean(0).sqrt()
-    assert float(error.max()) < 1.15 * runs[0].factor_error
+    assert float(error.max()) < 1.2 * runs[0].factor_error
     assert float(error.max()) > 0.3 * runs[0].factor_error
     many = ask(LabelDenoising(num_probes=5000), jacobian, targets).factor
     torch.testing.assert_close(many, exact, rtol=4 / math.sqrt(10_000), atol=0)
