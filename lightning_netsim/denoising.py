@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_netsim._checks import check_choice, expected
+from lightning_netsim._checks import NetsimError, check_choice, expected
 from lightning_netsim.batches import class_labels
 from lightning_netsim.borrowing import borrowed, to_device_of
 from lightning_netsim.estimators import LabelDenoising
@@ -152,7 +152,7 @@ class _Sweeps:
         self.budget = memory_budget(settings)
         self.table = SampleTable(0.0)
         self._last_layer = last_layer
-        self._layer: tuple[str, nn.Linear] | None = None
+        self._layer = self._find_last_layer()
         self._norms: list[tuple[Tensor, Tensor]] = []
 
     def update(self, averaged: Samples) -> None:
@@ -161,10 +161,12 @@ class _Sweeps:
         self.sweeper.prepare(first)
         jacobian = self.sweeper.features(first).jacobian
         self.targets = _kind_of(self.targets, self.sweeper.read(first).labels)
-        self._check_budget(jacobian, averaged.source.num_samples)
         self.sweeper.chunk_size = chunk_of(jacobian, self.budget)
-        self._find_last_layer(jacobian)
+        checked = False
         for chunk, features in self._sweep(averaged.source, "reference"):
+            if not checked and features.jacobian.num_samples:
+                self._check_budget(features.jacobian, averaged.source.num_samples)
+                checked = True
             read = self.sweeper.read(chunk)
             wanted = _targets_of(read.labels, read.outputs, self.targets)
             self.estimator.update(features.jacobian, wanted[features.valid], _fitted(features.jacobian, self.targets))
@@ -182,7 +184,7 @@ class _Sweeps:
 
         None where the network does not end in an affine layer, or in probabilities that depend on several outputs.
         """
-        if self._layer is None or (self.targets == "classes" and self._layer[1].out_features > 1):
+        if not self._norms or self._layer is None or (self.targets == "classes" and self._layer[1].out_features > 1):
             return None
         activations, gradients = (torch.cat(column) for column in zip(*self._norms, strict=True))
         constant = lipschitz_constant(self._layer[1].weight.detach(), activations, gradients)
@@ -204,23 +206,31 @@ class _Sweeps:
         if needed > self.budget:
             raise expected("memory_budget", f"at least {needed:,.0f} bytes for these gradients", f"{self.budget:,.0f}", remedy)
 
-    def _find_last_layer(self, jacobian: PerSampleJacobian) -> None:
-        """Find the affine layer that the network ends in, where a bound is wanted."""
+    def _find_last_layer(self) -> tuple[str, nn.Linear] | None:
+        """Return the layer that the network may end in, where a bound is wanted."""
         if self.estimator.kernel != "outputs":
-            return
+            return None
         linear = {name: module for name, module in self.model.named_modules() if isinstance(module, nn.Linear)}
-        name = self._last_layer if self._last_layer is not None else next(reversed(linear), None)
-        if name is not None and name in linear and _ends_in(name, linear[name], jacobian):
-            self._layer = (name, linear[name])
-        elif self._last_layer is not None:
-            wanted = "the name of a linear layer with a bias that gives the outputs, and whose parameters are compared"
-            raise expected("last_layer", wanted, repr(self._last_layer))
+        name = self._last_layer if self._last_layer is not None else next(reversed(linear), "")
+        if self._last_layer is not None and name not in linear:
+            raise self._not_last()
+        return (name, linear[name]) if name in linear else None
+
+    def _not_last(self) -> NetsimError:
+        wanted = "the name of a linear layer with a bias that gives the outputs, and whose parameters are compared"
+        return expected("last_layer", wanted, repr(self._last_layer))
 
     def _see(self, jacobian: PerSampleJacobian) -> None:
-        """Take note of ‖a‖ and ‖∇f_o‖, for the Lipschitz constant."""
-        if self._layer is not None:
+        """Take note of ‖a‖ and ‖∇f_o‖, for the Lipschitz constant, if the network ends in the layer."""
+        if self._layer is None or not jacobian.num_samples:
+            return
+        if _ends_in(*self._layer, jacobian):
             activations = _norms(jacobian.only([f"{self._layer[0]}.weight"]))[:, 0]
             self._norms.append((activations, _norms(jacobian)))
+        elif self._last_layer is not None:
+            raise self._not_last()
+        else:
+            self._layer = None
 
 
 def _share(shares: list[float], label: Any) -> float:
@@ -250,13 +260,15 @@ def _ends_in(name: str, layer: nn.Linear, jacobian: PerSampleJacobian) -> bool:
     identity = torch.eye(layer.out_features, dtype=bias.dtype, device=bias.device).expand_as(bias)
     length = weight[:, :1, :1]
     product = jacobian.only(names[:1]).dot({names[0]: layer.weight.detach().unsqueeze(0)})[..., 0] + layer.bias.detach()
-    scale = float(jacobian.outputs.abs().max())
-    pairs = (
-        (bias, identity),
-        (weight / length.clamp_min(torch.finfo(weight.dtype).tiny), identity),
-        (product / max(scale, 1e-12), jacobian.outputs.detach() / max(scale, 1e-12)),
+    outputs = jacobian.outputs.detach()
+    # What the rest of the network adds shows in the range of the outputs; a large bias only in their size.
+    spread, size = outputs.amax(0) - outputs.amin(0), outputs.abs().amax(0)
+    allowed = _AFFINE_TOLERANCE * spread + 10 * torch.finfo(outputs.dtype).eps * size
+    return (
+        torch.allclose(bias, identity, atol=_AFFINE_TOLERANCE)
+        and torch.allclose(weight / length.clamp_min(torch.finfo(weight.dtype).tiny), identity, atol=_AFFINE_TOLERANCE)
+        and bool(((product - outputs).abs() <= allowed).all())
     )
-    return all(torch.allclose(found, wanted, atol=_AFFINE_TOLERANCE) for found, wanted in pairs)
 
 
 def _norms(jacobian: PerSampleJacobian) -> Tensor:
@@ -292,7 +304,7 @@ def _targets_of(labels: Any, outputs: Tensor, kind: str) -> Tensor:
     remedy = 'Labels that are values, not classes, need targets="values".'
     whole = not found.is_floating_point() or bool((found == found.round()).all())
     if found.shape != (size,) or not whole:
-        got = f"{found.dtype} of shape {tuple(found.shape)}"
+        got = f"{found.dtype} of shape {tuple(found.shape)}" + ("" if whole else ", not all of them whole")
         raise expected("labels", f"class numbers of shape ({size},)", got, remedy)
     classes = max(2, number)
     if bool(((found < 0) | (found >= classes)).any()):
@@ -305,12 +317,14 @@ def _targets_of(labels: Any, outputs: Tensor, kind: str) -> Tensor:
 def _numbers(labels: Any) -> Tensor:
     """Return labels as a tensor, a column as shape (B,)."""
     found = class_labels(labels)
-    if found is not None:
-        return found
-    try:
-        return torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise expected("labels", "class numbers, or values", f"a {type(labels).__name__} ({error})") from error
+    if found is None:
+        try:
+            found = torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise expected("labels", "class numbers, or values", f"a {type(labels).__name__} ({error})") from error
+    if found.is_complex():
+        raise expected("labels", "class numbers, or values", f"{found.dtype}")
+    return found
 
 
 def _fitted(jacobian: PerSampleJacobian, kind: str) -> Tensor:

@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 
 ISSUES = ("label", "near_duplicate", "outlier", "hard", "leak")
 #: A score below this is an issue; `find_issues` says what the scores are relative to.
-THRESHOLDS = {"label": 1 / 2, "value_label": 1 / 7, "near_duplicate": 1e-3, "outlier": 1 / 3, "hard": 1 / 6, "leak": 1e-3}
+THRESHOLDS = {"label": 1 / 2, "value_label": 1 / 7, "near_duplicate": 1e-3, "outlier": 1 / 20, "hard": 1 / 6, "leak": 1e-3}
 
 
 @runtime_checkable
@@ -129,7 +129,7 @@ def find_issues(
       to be expected, with R the distance of the k-th neighbor and D the dimension of the data set, from the median of
       ln(d_k / d_{k/2}). Pairs of such chances are joined to sets.
     - "leak", where the samples were compared with another set: the same, of the nearest sample of that set and R_i.
-    - "outlier": m / (m + d), d the mean distance of the neighbors and m its median.
+    - "outlier": min(1, (m / R)^D), with m the median of R: the density of samples around it, in that around the median sample.
     - "hard": p / (p + m), p the difference of the two largest probabilities and m its median.
 
     The more neighbors a run has, the surer are labels: k = 30 finds more errors than k = 10.
@@ -217,7 +217,7 @@ class _Finder:
             reasons["label"] = "The neighbors have no labels."
         if "margin" not in self.samples:
             reasons["hard"] = "The outputs are not scores of classes, or the run is of an earlier version."
-        for name, other in (("near_duplicate", False), ("leak", True)):
+        for name, other in (("near_duplicate", False), ("leak", True), ("outlier", not self.compares_with_itself)):
             if self.similarity.shape[1] < 2:
                 reasons[name] = "It takes at least two neighbors of each sample: measure with a larger k."
             elif self.compares_with_itself and other:
@@ -283,12 +283,24 @@ class _Finder:
 
     def _chance(self, distance: torch.Tensor, radius: torch.Tensor) -> Array:
         """Return the chance of a neighbor within `distance` where k of them lie within `radius`."""
-        dimension = self.scales["dimension"] = neighbor_dimension(self.distance)
+        dimension = self.dimension
         chance: Array = -torch.expm1(-expected_neighbors(distance, radius, self.distance.shape[1], dimension)).numpy()
         return chance
 
+    @property
+    def dimension(self) -> float:
+        """Return the dimension of the data set."""
+        if "dimension" not in self.scales:
+            self.scales["dimension"] = neighbor_dimension(self.distance)
+        return self.scales["dimension"]
+
     def _outlier(self) -> Array:
-        return self._far("outlier", self.distance.nanmean(1).numpy())
+        """Return the density of samples around each, as a share of that around the median one."""
+        farthest = self.distance[:, -1].numpy()
+        median = self.scales["outlier"] = _median(farthest)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(farthest > median, (median / farthest) ** self.dimension, 1.0)
+        return np.where(np.isfinite(farthest), share, np.nan)
 
     def _far(self, name: str, values: Array) -> Array:
         """Return m / (m + values), with m the median: 1/2 there, and for all if everything is 0."""

@@ -64,7 +64,7 @@ class LabelDenoising:
         self._generator = torch.Generator().manual_seed(self.seed)
         self._total: dict[str, Tensor] = {}
         self._held: list[tuple[PerSampleJacobian, Tensor, Tensor]] = []
-        self._shapes: dict[str, torch.Size] | None = None
+        self._seen: tuple[dict[str, torch.Size], int] | None = None
         self._num_reference = 0
         self._answers: list[dict[str, Tensor]] = []
 
@@ -79,10 +79,9 @@ class LabelDenoising:
         Raises:
             ValueError: if a shape does not fit.
         """
-        if self._shapes is None:
-            self._shapes = jacobian.shapes
         targets = self._check("targets", targets, jacobian).to(jacobian.outputs)
         outputs = self._check("outputs", outputs, jacobian).to(jacobian.outputs)
+        self._seen = (jacobian.shapes, jacobian.num_directions)
         valid = jacobian.finite() & torch.isfinite(targets).all(1) & torch.isfinite(outputs).all(1)
         if not bool(valid.all()):
             jacobian, targets, outputs = jacobian.select(valid), targets[valid], outputs[valid]
@@ -222,8 +221,9 @@ class LabelDenoising:
 
     def _check(self, name: str, values: Tensor, jacobian: PerSampleJacobian) -> Tensor:
         """Return values with one row for each sample and one column for each output."""
-        if self._shapes is not None and jacobian.shapes != self._shapes:
-            raise expected("jacobian", "of the same parameters in every call", f"{len(jacobian.shapes)} other tensors")
+        if self._seen not in (None, (jacobian.shapes, jacobian.num_directions)):
+            got = f"{jacobian.num_directions} directions of {len(jacobian.shapes)} tensors"
+            raise expected("jacobian", "of the same parameters and directions in every call", got)
         check_tensor(name, values, 2, like="(B, D)")
         shape = (jacobian.num_samples, jacobian.num_directions)
         if values.shape != shape:
