@@ -21,8 +21,10 @@ from lightning_netsim.plan import SweepSettings
 from lightning_netsim.records import Record, newest_record, write_record
 from lightning_netsim.report.figures import plot_count_histogram, plot_neighbor_rows
 from lightning_netsim.report.html import record_to_html
+from lightning_netsim.report.issue_figures import plot_class_similarity
 from lightning_netsim.report.pictures import Pictures
 from lightning_netsim.report.summary import format_summary
+from lightning_netsim.report.view import RecordView
 from lightning_netsim.results import SimilarityResult
 from lightning_netsim.sources import from_loader
 from lightning_netsim.tables import make_record
@@ -71,9 +73,11 @@ class SimilarityAnalysis:
         """Return what the tables were made with."""
         return self.record.meta
 
-    def find_issues(self, issues: Iterable[str] | None = None, thresholds: Mapping[str, float] | None = None) -> IssueReport:
+    def find_issues(
+        self, issues: str | Iterable[str] | None = None, thresholds: Mapping[str, float] | None = None
+    ) -> IssueReport:
         """Find wrong labels, near-duplicates, outliers, hard samples and leaks; see `lightning_netsim.find_issues`."""
-        return find_issues(self.record, issues, thresholds)
+        return find_issues(self.record, issues, thresholds, self._pictures.queries)
 
     def class_similarity(self) -> pd.DataFrame:
         """Return the mean similarity of each two classes, exact, as a matrix with their labels."""
@@ -98,6 +102,10 @@ class SimilarityAnalysis:
     def plot_neighbors(self, queries: list[int] | None = None, num_rows: int = 6) -> Any:
         """Return a matplotlib figure: rows of neighbors, of the samples `queries` or of some from isolated to crowded."""
         return plot_neighbor_rows(self.record, self._pictures.queries, queries, num_rows, self._pictures.reference)
+
+    def plot_class_similarity(self) -> Any:
+        """Return a matplotlib figure: how alike each two classes are to the network."""
+        return plot_class_similarity(self.class_similarity(), RecordView(self.record).class_name)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the tables to a directory; `load_run` reads them."""

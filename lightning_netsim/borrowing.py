@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
+from lightning_netsim._checks import expected
 from lightning_netsim.isolation import mute, unchanged
 from lightning_netsim.jacobian import trees
 from lightning_netsim.progress import Progress, progress_bar
@@ -27,5 +28,7 @@ def borrowed(model: nn.Module, progress: bool) -> Iterator[Progress]:
 
 def to_device_of(model: nn.Module) -> Move:
     """Return the function that brings batches to where the parameters of a model are."""
+    if not isinstance(model, nn.Module):
+        raise expected("model", "a LightningModule or another nn.Module", type(model).__name__)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return lambda batch, number: trees.moved(batch, device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_netsim.batches import SimilarityBatch, as_column
 from lightning_netsim.estimators import ClassSimilarity, NeighborCount
-from lightning_netsim.estimators.class_similarity import ClassSums
+from lightning_netsim.estimators.class_similarity import MAX_CLASSES, ClassSums
 from lightning_netsim.features import AbstractFeatureBatch, FeatureSum, UnitFeatureBatch
 from lightning_netsim.plan import TILE
 from lightning_netsim.processes import Processes
@@ -19,6 +19,8 @@ from lightning_netsim.swept_set import SweptSet, joined_ids
 
 # What the sums of classes may take of the budget.
 _CLASSES_SHARE = 1 / 8
+# So few different labels can be classes however few samples there are; more are not if each second sample has its own.
+_FEW_CLASSES = 20
 _NO_ROOM = (
     "The similarity of classes is left out: the sums of their gradients take more than an eighth of the memory budget. "
     "Choose a larger `memory_budget`, fewer `directions` or fewer `parameters`."
@@ -60,11 +62,13 @@ class Counting:
         self._in_passing = in_passing
         self._soft: list[tuple[Tensor, Tensor]] = []
         self._own: list[tuple[Tensor, Tensor]] = []
+        self._labels: dict[int, ClassLabel] = {}
+        self._notes: set[str] = set()
 
     @property
-    def notes(self) -> list[str]:
+    def notes(self) -> set[str]:
         """Return what the user should know."""
-        return [_NO_ROOM] if self.classes.nbytes > self.classes.limit else []
+        return {_NO_ROOM} if self.classes.nbytes > self.classes.limit else self._notes
 
     @property
     def soft(self) -> tuple[Tensor, Tensor]:
@@ -89,11 +93,15 @@ class Counting:
     def share(self, reference: SweptSet, processes: Processes) -> None:
         """Complete the sums after the first sweep over the reference set, and make those of all processes one."""
         self.count.share(processes)
-        if not reference.table.has_classes:
+        self._labels = reference.table.class_labels()
+        number = len(set(self._labels.values()))
+        if number > MAX_CLASSES or (number > _FEW_CLASSES and number > len(self._labels) / 2):
+            self._notes.add(f"The similarity of classes is left out: there are {number:,} different labels.")
+        if self._notes or not self._labels:
             self.classes.drop()
         if self.classes.is_kept and not self._in_passing:
             for features, ids in reference.store.blocks(TILE):
-                self.classes.update(UnitFeatureBatch(features), reference.table.labels_of(ids))
+                self.classes.update(UnitFeatureBatch(features), self._labels_of(ids))
         self.classes.share(processes)
 
     def ask(self, features: AbstractFeatureBatch, labels: list[ClassLabel] | None) -> Counted:
@@ -107,10 +115,12 @@ class Counting:
         if counted.own is not None:
             self._own.append((counted.own[valid], ids))
 
-    def take_stored(self, part: SweptSet, features: AbstractFeatureBatch, ids: Tensor) -> None:
-        """Take the counts of queries whose features are at hand."""
-        labels = part.table.labels_of(ids) if part.table.has_classes else None
-        self.take(self.ask(features, labels), features.valid, ids)
+    def take_reference(self, features: AbstractFeatureBatch, ids: Tensor) -> None:
+        """Take the counts of samples of the reference set, which are queries too."""
+        self.take(self.ask(features, self._labels_of(ids) if self._labels else None), features.valid, ids)
+
+    def _labels_of(self, ids: Tensor) -> list[ClassLabel]:
+        return [self._labels[position] for position in ids.tolist()]
 
 
 def class_labels_of(read: SimilarityBatch) -> list[ClassLabel] | None:

@@ -123,7 +123,7 @@ class UnitFeatureBatch(AbstractFeatureBatch):
         return self.unit.trace_dot(total)
 
     def inner(self, other: AbstractFeatureBatch) -> Tensor:
-        if not isinstance(other, UnitFeatureBatch | GradientFeatureBatch):
+        if not isinstance(other, (UnitFeatureBatch, GradientFeatureBatch)):
             raise expected("other", "gradient features", type(other).__name__)
         return other.spread(self.unit.trace_inner(other.unit).mT).mT
 
@@ -198,7 +198,7 @@ class GradientFeatureBatch(AbstractFeatureBatch):
         return self.spread(self.unit.trace_dot(total))
 
     def inner(self, other: AbstractFeatureBatch) -> Tensor:
-        if not isinstance(other, GradientFeatureBatch):
+        if not isinstance(other, (UnitFeatureBatch, GradientFeatureBatch)):
             raise expected("other", "gradient features", type(other).__name__)
         return _spread_pairs(self, other, self.unit.trace_inner(other.unit))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,16 +14,23 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from lightning_netsim._checks import check_choice, check_positive_number, expected
+from lightning_netsim._checks import check_choice, check_positive_number, check_writable, expected
 from lightning_netsim.functional import expected_neighbors, label_quality, label_votes, neighbor_dimension, neighbor_radius
 from lightning_netsim.functional.label_quality import rank_weights
 from lightning_netsim.records import Record, newest_record
+from lightning_netsim.report.html import text_and_figure
+from lightning_netsim.report.issue_figures import plot_issues
 from lightning_netsim.report.issues import format_issues
+from lightning_netsim.report.pictures import Thumbnails
 from lightning_netsim.report.view import RecordView
 
 Array = npt.NDArray[Any]
 
 ISSUES = ("label", "near_duplicate", "outlier", "hard", "leak")
+# With two neighbors, a dimension is read off one ratio of distances.
+_FEWEST_NEIGHBORS = 3
+# Where the distances of most samples are equal, nothing but a copy is to stand out.
+_MOST_DIMENSIONS = 100.0
 #: A score below this is an issue; `find_issues` says what the scores are relative to.
 THRESHOLDS = {"label": 1 / 2, "value_label": 1 / 7, "near_duplicate": 1e-3, "outlier": 1 / 20, "hard": 1 / 6, "leak": 1e-3}
 
@@ -31,7 +39,7 @@ THRESHOLDS = {"label": 1 / 2, "value_label": 1 / 7, "near_duplicate": 1e-3, "out
 class HasRecord(Protocol):
     """What holds a record: a `SimilarityAnalysis`, a `SimilarityMonitor` after an epoch."""
 
-    record: Record
+    record: Record | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,25 +48,36 @@ class IssueReport:
 
     Attributes:
         table: one row for each sample: `sample_id`, `index`, `label` and `suggested_label` where there are labels, and for each
-            issue `is_<issue>_issue` and `<issue>_score` in [0, 1], where lower is worse and NaN is a sample that was left out;
+            issue `is_<issue>_issue` and `<issue>_score` in [0, 1], lower is worse, NaN where a sample was left out;
             `near_duplicate_set`, the number of the set that a sample is in, -1 for none.
         issues: which issues were looked for.
         skipped: why the others were not.
         scales: what the scores are relative to: medians, and the dimension of the data set.
-        class_names: names of the classes.
+        name_of: gives the name of a class.
+        has_names: whether that is another than the label.
+        pictures: gives what a person sees of the sample of an index; None for a run that was loaded from disk.
     """
 
     table: pd.DataFrame
     issues: tuple[str, ...]
     skipped: dict[str, str] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
-    class_names: Sequence[str] | None = None
+    name_of: Callable[[Any], str | None] = str
+    has_names: bool = False
+    pictures: Thumbnails | None = None
 
     def __str__(self) -> str:
         return format_issues(self.table, self.issues, self.skipped, self.class_name)
 
     def __repr__(self) -> str:
         return f"IssueReport({', '.join(f'{name}: {len(self.found(name))}' for name in self.issues)})"
+
+    def _repr_html_(self) -> str:
+        return text_and_figure(str(self), self.plot())
+
+    def plot(self, columns: int = 10) -> Any:
+        """Return a matplotlib figure: the worst samples of each issue that was found, a row for each."""
+        return plot_issues(self.table, self.issues, self.class_name, self.pictures, columns)
 
     def found(self, issue: str) -> pd.DataFrame:
         """Return the rows of the samples with an issue, worst first.
@@ -91,14 +110,13 @@ class IssueReport:
         return {index for members in self.near_duplicate_sets for index in members[1:]}
 
     def class_name(self, label: Any) -> str:
-        """Return the name of a class."""
-        if self.class_names is not None and isinstance(label, (int, np.integer)) and 0 <= label < len(self.class_names):
-            return str(self.class_names[int(label)])
-        return "" if label is None or label is pd.NA else f"{label:.4g}" if isinstance(label, float) else str(label)
+        """Return the name of a class; nothing for a label that is missing."""
+        return "" if label is None or label is pd.NA else self.name_of(label) or ""
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the table, as CSV or Parquet by the ending of the name."""
         place = Path(path)
+        check_writable("path", place.parent)
         writers: dict[str, Callable[..., Any]] = {".csv": self.table.to_csv, ".parquet": self.table.to_parquet}
         if place.suffix not in writers:
             raise expected("path", "a name that ends in .csv or .parquet", repr(str(path)))
@@ -113,8 +131,9 @@ class IssueReport:
 
 def find_issues(
     run: Record | HasRecord | str | os.PathLike[str],
-    issues: Iterable[str] | None = None,
+    issues: str | Iterable[str] | None = None,
     thresholds: Mapping[str, float] | None = None,
+    pictures: Thumbnails | None = None,
 ) -> IssueReport:
     """Find the issues of the samples of a run, from its tables alone.
 
@@ -136,8 +155,10 @@ def find_issues(
 
     Args:
         run: a run's log directory, a record, or what holds one: a `SimilarityAnalysis`, a `SimilarityMonitor`.
-        issues: which to look for; None for all that there can be: labels and probabilities may be missing.
+        issues: which to look for, also as names separated by commas; None for all that there can be: labels and probabilities
+            may be missing.
         thresholds: of some issues, > 0, in the place of `THRESHOLDS`.
+        pictures: gives what a person sees of the sample of an index, for the figure.
 
     Returns:
         one table, in cleanlab's names of columns.
@@ -158,8 +179,9 @@ def find_issues(
     levels = dict(THRESHOLDS)
     for name, value in (thresholds or {}).items():
         levels[check_choice("thresholds", name, THRESHOLDS)] = check_positive_number(f"thresholds[{name!r}]", value)
-    asked = None if issues is None else [check_choice("issues", name, ISSUES) for name in issues]
-    record = run.record if isinstance(run, HasRecord) else run if isinstance(run, Record) else newest_record(run)
+    given = issues.split(",") if isinstance(issues, str) else issues
+    asked = None if given is None else [check_choice("issues", name, ISSUES) for name in given]
+    record = _record_of(run)
     finder = _Finder(record, levels)
     names = [name for name in ISSUES if name not in finder.skipped and (asked is None or name in asked)]
     refused = [name for name in asked or [] if name in finder.skipped]
@@ -172,8 +194,21 @@ def find_issues(
         tuple(names),
         {name: reason for name, reason in finder.skipped.items() if asked is None},
         finder.scales,
-        record.meta.get("class_names"),
+        finder.view.class_name,
+        bool(record.meta.get("class_names")),
+        pictures,
     )
+
+
+def _record_of(run: Any) -> Record:
+    """Return the record of a run."""
+    record = run.record if isinstance(run, HasRecord) else run
+    if isinstance(record, (str, os.PathLike)):
+        return newest_record(record)
+    if not isinstance(record, Record):
+        wanted = "the directory of a run, or an analysis or monitor that has measured"
+        raise expected("run", wanted, "one that has not measured yet" if record is None and run is not None else repr(run))
+    return record
 
 
 class _Finder:
@@ -215,15 +250,17 @@ class _Finder:
             reasons["label"] = "The samples have no labels."
         elif self.neighbor_labels is None:
             reasons["label"] = "The neighbors have no labels."
+        elif _kind(self.neighbor_labels[self.present]) != _kind(self.samples["label"].to_numpy()) and self.present.any():
+            reasons["label"] = "The labels of the neighbors are of another type than those of the samples."
         if "margin" not in self.samples:
             reasons["hard"] = "The outputs are not scores of classes, or the run is of an earlier version."
-        for name, other in (("near_duplicate", False), ("leak", True), ("outlier", not self.compares_with_itself)):
-            if self.similarity.shape[1] < 2:
-                reasons[name] = "It takes at least two neighbors of each sample: measure with a larger k."
-            elif self.compares_with_itself and other:
-                reasons[name] = "The samples were compared with each other: compare them with the training set."
-            elif not self.compares_with_itself and not other:
-                reasons[name] = "The samples were compared with another set: compare them with each other."
+        if self.similarity.shape[1] < _FEWEST_NEIGHBORS:
+            few = f"It takes at least {_FEWEST_NEIGHBORS} neighbors of each sample: measure with a larger k."
+            reasons |= dict.fromkeys(("near_duplicate", "outlier", "leak"), few)
+        elif self.compares_with_itself:
+            reasons["leak"] = "The samples were compared with each other: compare them with the training set."
+        else:
+            reasons["near_duplicate"] = "The samples were compared with another set: compare them with each other."
         return reasons
 
     def _class_label(self) -> Array:
@@ -243,6 +280,7 @@ class _Finder:
             votes = label_votes(neighbors, len(classes), own, margin)
         score = label_quality(votes, labels).numpy()
         best = torch.where(votes.amax(1) > votes.gather(1, labels.unsqueeze(1)).squeeze(1), votes.argmax(1), labels)
+        best = torch.where(torch.tensor(self.present.any(1)), best, labels)
         self.columns["suggested_label"] = [classes[place] for place in best.tolist()]
         return np.where(self.present.any(1), score, np.nan)
 
@@ -291,7 +329,8 @@ class _Finder:
     def dimension(self) -> float:
         """Return the dimension of the data set."""
         if "dimension" not in self.scales:
-            self.scales["dimension"] = neighbor_dimension(self.distance)
+            dimension = neighbor_dimension(self.distance)
+            self.scales["dimension"] = 1.0 if math.isnan(dimension) else min(dimension, _MOST_DIMENSIONS)
         return self.scales["dimension"]
 
     def _outlier(self) -> Array:
@@ -328,6 +367,11 @@ def _wide(record: Record, samples: pd.DataFrame, same: bool) -> tuple[Array, Arr
     labels = np.empty((len(samples), k), dtype=found.dtype)
     labels[places] = found
     return similarity, neighbor, labels
+
+
+def _kind(labels: Array) -> str:
+    """Return whether labels are numbers, whole or not, or names."""
+    return "names" if labels.dtype.kind in "OUST" else "values" if labels.dtype.kind == "f" else "classes"
 
 
 def _median(values: Array) -> float:

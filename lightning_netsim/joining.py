@@ -13,7 +13,7 @@ from lightning_netsim.counting import Counting
 from lightning_netsim.estimators import NeighborCount
 from lightning_netsim.processes import Processes
 from lightning_netsim.results import KernelNeighborsResult, NeighborCountResult, SimilarityResult
-from lightning_netsim.sample_table import SampleTable
+from lightning_netsim.sample_table import SampleTable, are_classes
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _class_means(
     counting: Counting, joined: dict[str, Tensor], labels: list[Any] | None, same: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the mean similarities to the own class and to the others; None where there are no classes."""
-    if not counting.classes.is_kept or labels is None:
+    if not counting.classes.is_kept or labels is None or not are_classes(labels):
         return None, None
     return counting.classes.means(joined["own"], joined["soft"], labels, same)
 

@@ -168,7 +168,7 @@ class _Measurement:
             self._sweep_first(self.queries, "queries")
         elif self.plan.kind != "reiterate":
             for features, ids in self.queries.store.blocks(TILE):
-                self.counting.take_stored(self.queries, UnitFeatureBatch(features), ids)
+                self.counting.take_reference(UnitFeatureBatch(features), ids)
         activations = self._activation_neighbors()
         self.sweeper.watches_activations = False
         found = self._rank_all() if self.plan.kind == "store" else self._rank_candidates()
@@ -185,7 +185,7 @@ class _Measurement:
                 self.sweeper.gradients.operator.ownership.methods(),
                 self.prepared.budget,
             ),
-            notes=tuple(sorted(set(self.counting.notes).union(*self.processes.gather(self.sweeper.gradients.notes)))),
+            notes=tuple(sorted(set().union(*self.processes.gather(self.sweeper.gradients.notes | self.counting.notes)))),
         )
 
     def _first_samples(self, queries: SampleSource) -> Chunk:
@@ -348,7 +348,7 @@ class _Measurement:
         counted = first and self.same
         for packed, ids in self._packed_sweep(self.reference, "neighbors"):
             if counted:
-                self.counting.take_stored(self.queries, UnitFeatureBatch(packed), ids)
+                self.counting.take_reference(UnitFeatureBatch(packed), ids)
             if self.same:
                 _keep(following, packed, ids, wanted)
             yield packed, ids

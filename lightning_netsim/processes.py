@@ -62,14 +62,19 @@ class Processes:
         """Return the tensors of all processes, joined along dimension 0, where this one's is."""
         return tensor if self.alone else torch.cat(self.gather(tensor)).to(tensor.device)
 
-    def sum(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the sum of every tensor over the processes, also of those that only some of them have."""
+    def sum(self, tensors: Mapping[str, Tensor], device: torch.device | None = None) -> dict[str, Tensor]:
+        """Return the sum of every tensor over the processes, also of those that only some of them have.
+
+        Args:
+            tensors: by name.
+            device: where this process keeps such tensors, if it may have none.
+        """
         if self.alone:
             return dict(tensors)
         known: dict[str, tuple[torch.Size, torch.dtype]] = {}
         for held in self.gather({name: (value.shape, value.dtype) for name, value in tensors.items()}):
             known |= held
-        device = next((value.device for value in tensors.values()), torch.device("cpu"))
+        device = next((value.device for value in tensors.values()), device or torch.device("cpu"))
         total = {}
         for name, (shape, dtype) in sorted(known.items()):
             total[name] = tensors[name].clone() if name in tensors else torch.zeros(shape, dtype=dtype, device=device)

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from lightning_netsim._checks import check_writable, expected
 from lightning_netsim.batches import LABEL_KEYS
@@ -58,7 +59,7 @@ def review(
     if place.exists() and not overwrite:
         raise expected("output", "a new file", f"{str(place)!r}, which exists", "Choose another, or overwrite it.")
     check_writable("output", place.parent)
-    report = find_issues(record, issues.split(",") if isinstance(issues, str) else issues)
+    report = find_issues(record, issues)
     table = review_table(report)
     table.to_csv(place, index=False)
     print(report)
@@ -82,22 +83,24 @@ def review_table(report: IssueReport) -> pd.DataFrame:
     }
     if "label" in rows:
         columns["label"] = rows["label"]
-    suggested = rows["suggested_label"] if "suggested_label" in rows else pd.Series(pd.NA, index=rows.index)
-    columns["suggested_label"] = [
-        value if "label" in row else None for value, row in zip(suggested.tolist(), found, strict=True)
-    ]
+    if "suggested_label" in rows:
+        suggested = [
+            value if "label" in row else None for value, row in zip(rows["suggested_label"].tolist(), found, strict=True)
+        ]
+        whole = all(isinstance(value, int) for value in rows["suggested_label"].tolist())
+        columns["suggested_label"] = pd.array(suggested, dtype="Int64") if whole else suggested
+    else:
+        columns["suggested_label"] = None
     later = report.later_duplicates()
     columns["action"] = [_propose(row, int(index) in later) for row, index in zip(found, rows["index"], strict=True)]
     columns["weight"] = 1.0
     for kind in ("label", "suggested_label"):
-        if report.class_names and kind in columns:
+        if report.has_names and kind in columns:
             columns[f"{kind}_name"] = [report.class_name(label) for label in columns[kind]]
     columns |= {f"{name}_score": rows[f"{name}_score"].round(4) for name in names}
     if "near_duplicate_set" in rows:
         columns["near_duplicate_set"] = rows["near_duplicate_set"]
     result = pd.DataFrame(columns, index=rows.index)
-    if "label" in rows and pd.api.types.is_integer_dtype(rows["label"].dtype):
-        result["suggested_label"] = result["suggested_label"].astype("Int64")
     worst = rows[[f"{name}_score" for name in names]].min(axis=1) if names else rows["index"]
     return result.loc[worst.sort_values(kind="stable").index].reset_index(drop=True)
 
@@ -117,15 +120,24 @@ class ReviewedDataset(Dataset[Any]):
         dataset: the data set as it was.
         positions: which of its samples are left, ascending.
         labels: the new labels, by position in `dataset`.
+        ids: the ids of the samples that are left; None where they have none but their position.
         weights: shape (N,), float64, the weight of each sample that is left, for `torch.utils.data.WeightedRandomSampler`; 1
             where the review says nothing.
     """
 
-    def __init__(self, dataset: Any, positions: Sequence[int], labels: Mapping[int, Any], weights: Tensor) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        positions: Sequence[int],
+        labels: Mapping[int, Any],
+        weights: Tensor,
+        ids: Sequence[Any] | None = None,
+    ) -> None:
         self.dataset = dataset
         self.positions = list(positions)
         self.labels = dict(labels)
         self.weights = weights
+        self.ids = None if ids is None else list(ids)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -158,8 +170,8 @@ def apply_review(
         review: the CSV file that `review` wrote, edited or not, or such a table. Of its columns, `sample_id` and `action`
             ("keep", "drop", "relabel", "reweight") are read, `suggested_label` where the action is relabel, and `weight`, at
             least 0, where it is reweight.
-        ids: the id of each sample of the data set, in its order, where `sample_id` is not its position; by default what
-            `dataset.ids` holds, if it has that.
+        ids: the id of each sample of the data set, in its order, where `sample_id` is not its position: what the batches or
+            `similarity_step` named it by when it was measured.
 
     Returns:
         a data set with the same samples, but those.
@@ -175,10 +187,13 @@ def apply_review(
         >>> len(reviewed), int(reviewed[1][1])
         (2, 0)
     """
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise expected("dataset", "a map-style data set, with a length and an index", type(dataset).__name__)
+    if ids is not None and (isinstance(ids, str) or not isinstance(ids, Iterable)):
+        raise expected("ids", "the ids of the samples in their order", repr(ids))
+    names = None if ids is None else list(ids)
     table = _read(review)
-    places = _places(dataset, ids, table["sample_id"].tolist())
+    places = _places(dataset, names, table["sample_id"].tolist())
     decisions = {place: _decide(row) for place, row in zip(places, table.to_dict("records"), strict=True)}
     labels = {}
     for place, decision in decisions.items():
@@ -189,21 +204,23 @@ def apply_review(
     for row, place in enumerate(positions):
         if place in decisions and decisions[place].action == "reweight":
             weights[row] = decisions[place].weight
-    return ReviewedDataset(dataset, positions, labels, weights)
+    left = None if names is None else [names[place] for place in positions]
+    return ReviewedDataset(dataset, positions, labels, weights, left)
 
 
 def _read(review: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
     """Return the table of a review, checked as far as that needs no data set."""
+    wanted = "a CSV file that `netsim review` wrote"
     if isinstance(review, pd.DataFrame):
         table = review
+    elif not isinstance(review, (str, os.PathLike)) or not Path(review).is_file():
+        raise expected("review", wanted, f"{review!r}, which is no file")
     else:
-        path = Path(review)
-        if not path.is_file():
-            raise expected("review", "a CSV file that `netsim review` wrote", f"{str(review)!r}, which does not exist")
         try:
-            table = pd.read_csv(path)
+            # Names such as 00012 or None are to stay what they are.
+            table = pd.read_csv(Path(review), dtype=str, keep_default_na=False)
         except (ValueError, OSError) as error:  # pandas' errors of parsing are ValueErrors
-            raise expected("review", "a CSV file that `netsim review` wrote", f"{str(review)!r} ({error})") from error
+            raise expected("review", wanted, f"{str(review)!r} ({error})") from error
     missing = [name for name in _COLUMNS[:2] if name not in table]
     if missing:
         wanted = f"a table with the columns {', '.join(_COLUMNS)}"
@@ -211,10 +228,9 @@ def _read(review: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _places(dataset: Any, ids: Iterable[Any] | None, named: list[Any]) -> list[int]:
+def _places(dataset: Any, ids: list[Any] | None, named: list[Any]) -> list[int]:
     """Return the positions of the samples that a review names."""
-    held = ids if ids is not None else getattr(dataset, "ids", None)
-    known = [_plain(name) for name in (range(len(dataset)) if held is None else held)]
+    known = [_plain(name) for name in (range(len(dataset)) if ids is None else ids)]
     if len(known) != len(dataset):
         raise expected("ids", f"{len(dataset)}, one for each sample of the data set", f"{len(known)}")
     places = {name: place for place, name in enumerate(known)}
@@ -224,7 +240,7 @@ def _places(dataset: Any, ids: Iterable[Any] | None, named: list[Any]) -> list[i
     named = [_plain(name) for name in named]
     unknown = [name for name in named if name not in places]
     if unknown:
-        remedy = "Give the `ids` of the data set." if held is None else "Is it the data set that was measured?"
+        remedy = "Give the `ids` of the data set." if ids is None else "Is it the data set that was measured?"
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise expected(
             "review", "about samples of the data set", f"the sample_id {unknown[0]!r}{more}, which it has not", remedy
@@ -300,13 +316,17 @@ def _like(label: Any, given: Any, place: int) -> Any:
     """
     if isinstance(given, str):
         return str(label)
+    single = given.item() if hasattr(given, "item") and math.prod(getattr(given, "shape", ())) == 1 else given
+    if not isinstance(single, (int, float)):
+        wanted = "one whose labels are numbers or names, to relabel its samples"
+        raise expected("dataset", wanted, f"a {type(given).__name__} for sample {place}")
     try:
         number = float(label)
     except (TypeError, ValueError) as error:
         raise expected("review", "a table with labels like those of the data set", f"{label!r} for sample {place}") from error
-    whole = not (isinstance(given, float) or (isinstance(given, Tensor) and given.is_floating_point()))
-    if whole and not number.is_integer():
+    if isinstance(single, int) and not number.is_integer():
         raise expected("review", "a table with whole numbers for class labels", f"{label!r} for sample {place}")
+    value = type(single)(number)
     if isinstance(given, Tensor):
-        return torch.full_like(given, number)
-    return type(given)(int(number) if whole else number)
+        return torch.full_like(given, value)
+    return np.full_like(given, value)[()] if isinstance(given, (np.generic, np.ndarray)) else value

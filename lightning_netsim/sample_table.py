@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lightning_netsim.batches import SimilarityBatch, as_column
 from lightning_netsim.features import AbstractFeatureBatch
 from lightning_netsim.processes import Processes
-from lightning_netsim.results import SampleSet
+from lightning_netsim.results import ClassLabel, SampleSet
 from lightning_netsim.sources import Chunk
 
 _SHOWN_PIXELS = 64
@@ -74,15 +74,11 @@ class SampleTable:
         self._labels = _extend(self._labels, as_column(read.labels, size, "labels"))
         self._shown = _extend(self._shown, self._pictures(read.inputs, size))
 
-    @property
-    def has_classes(self) -> bool:
-        """Return whether there are labels, and these can be classes."""
-        return are_classes(self._labels)
-
-    def labels_of(self, index: Tensor) -> list[Any]:
-        """Return the labels of the samples at the positions `index`."""
-        labels = self._labels or []
-        return [labels[row] for row in self.rows_of(index).tolist()]
+    def class_labels(self) -> dict[int, ClassLabel]:
+        """Return the label of each position, if there are labels and these can be classes; else nothing."""
+        if self._labels is None or not are_classes(self._labels):
+            return {}
+        return dict(zip(torch.cat([torch.zeros(0, dtype=torch.int64), *self._index]).tolist(), self._labels, strict=True))
 
     def rows_of(self, index: Tensor) -> Tensor:
         """Return the rows of the samples at the positions `index`."""
@@ -103,6 +99,7 @@ class SampleTable:
         order = self._index[0].argsort()
         for name in ("_index", "_dataloader", "_outputs", "_norm", "_rank"):
             setattr(self, name, [getattr(self, name)[0][order]])
+        self._has_values = any(table["_has_values"] for table in tables)
         for name in ("_ids", "_labels", "_shown"):
             columns = [table[name] for table in tables if table["_index"]]
             joined = [value for column in columns for value in column or []]
@@ -136,7 +133,8 @@ class SampleTable:
         outputs, labels = torch.cat(self._outputs).double(), self._labels
         numbers = labels is not None and all(isinstance(label, int) for label in labels)
         two = numbers and all(label in (0, 1) for label in labels or [])
-        if self._has_values or (outputs.shape[1] == 1 and not two):
+        listed = labels is not None and any(isinstance(label, float) for label in labels)
+        if self._has_values or listed or (outputs.shape[1] == 1 and not two):
             return None
         largest = _probabilities(outputs).topk(2, 1).values
         return largest[:, 0] - largest[:, 1]

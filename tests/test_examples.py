@@ -15,6 +15,7 @@ OPTIONS = {
     "03_similarity_loss": ["--samples", "128", "--epochs", "1"],
     "04_embeddings": ["--samples", "300", "--epochs", "1"],
     "05_distributions": ["--samples", "300", "--epochs", "1"],
+    "06_clean_data": ["--samples", "300", "--epochs", "3"],
 }
 EXPECTED = {
     "01_analyze": "Five most isolated samples",
@@ -22,6 +23,7 @@ EXPECTED = {
     "03_similarity_loss": "YAML:     mean similarity",
     "04_embeddings": "YAML:     recall@1",
     "05_distributions": "YAML:     after five steps",
+    "06_clean_data": "after review",
 }
 
 

@@ -77,7 +77,7 @@ ROOMS = {
     "queries": room(3, f"{TRAINING} numpy pandas", siblings=True),
     "transfers": room(3, f"{TRAINING} numpy pandas", siblings=True),
     "mixins": room(3, TRAINING),
-    "review": room(3, f"{TRAINING} pandas", siblings=True),
+    "review": room(3, f"{TRAINING} numpy pandas", siblings=True),
     "demos": room(4, f"{TRAINING} torchvision sklearn numpy"),
     "__init__": room(5, ANYTHING, siblings=True),
     "__main__": room(5, ANYTHING, siblings=True),

@@ -14,6 +14,12 @@ from lightning_netsim.functional._precision import to_double
 from lightning_netsim.processes import Processes
 from lightning_netsim.results import ClassLabel, ClassSimilarityResult
 
+#: Of more different labels than this, no similarities are kept: their number grows with the square.
+MAX_CLASSES = 1000
+
+# Entries of a parameter that are brought to float64 at a time.
+_COLUMNS = 2**16
+
 #: For each class, the sum of the features of some samples, and how many they are.
 ClassSums = dict[ClassLabel, tuple[FeatureSum, int]]
 
@@ -26,7 +32,8 @@ class ClassSimilarity:
     ⟨φ(x), S_a⟩. `update` with every batch of the reference set, then `query` with every batch of the query set, then `compute`.
 
     Args:
-        limit: bytes that the sums may take; beyond, they are given up and `compute` returns None.
+        limit: bytes that the sums may take; beyond, or for more than 1,000 classes, they are given up, and `compute` returns
+            None.
 
     Source: the sums of Charpiat et al., NeurIPS 2019, section 4, class by class.
 
@@ -101,7 +108,7 @@ class ClassSimilarity:
                     held[name] = value.clone()
                     self._bytes += value.nbytes
             self._sums[label] = (held, count + number)
-        if self._bytes > self.limit:
+        if self._bytes > self.limit or len(self._sums) > MAX_CLASSES:
             self.drop()
 
     def share(self, processes: Processes) -> None:
@@ -115,7 +122,10 @@ class ClassSimilarity:
             for label, count in (held or {}).items():
                 counts[label] = counts.get(label, 0) + count
         own = self._sums or {}
-        self._sums = {label: (processes.sum(own.get(label, ({}, 0))[0]), counts[label]) for label in _ordered(counts)}
+        device = next((value.device for total, _ in own.values() for value in total.values()), None)
+        shared = {label: processes.sum(own.get(label, ({}, 0))[0], device) for label in _ordered(counts)}
+        self._sums = {label: (total, counts[label]) for label, total in shared.items()}
+        self._bytes = sum(value.nbytes for total in shared.values() for value in total.values())
 
     def query(self, queries: AbstractFeatureBatch, labels: Sequence[ClassLabel]) -> Tensor:
         """Return the sum of each query's similarities to the samples of its class, shape (B,); NaN where left out.
@@ -165,7 +175,7 @@ class ClassSimilarity:
             return None
         classes = _ordered(self._sums)
         counts = torch.tensor([self._sums[label][1] for label in classes])
-        inner = torch.tensor([[_inner(self._sums[a][0], self._sums[b][0]) for b in classes] for a in classes]).double()
+        inner = _inner_products([self._sums[label][0] for label in classes])
         within = counts * (counts - 1)
         diagonal = (inner.diagonal() - counts) / within.double().masked_fill(within == 0, torch.nan)
         similarity = (inner / (counts.unsqueeze(1) * counts)).diagonal_scatter(diagonal)
@@ -179,8 +189,16 @@ class ClassSimilarity:
         return [label for label, valid in zip(labels, features.valid.tolist(), strict=True) if valid]
 
 
-def _inner(left: FeatureSum, right: FeatureSum) -> float:
-    return sum(float((to_double(left[name]) * to_double(right[name])).sum()) for name in left if name in right)
+def _inner_products(sums: Sequence[FeatureSum]) -> Tensor:
+    """Return the inner products of all pairs of sums, shape (C, C), float64: a parameter that one lacks counts as zero."""
+    total = torch.zeros(len(sums), len(sums), dtype=torch.float64)
+    for name in dict.fromkeys(name for each in sums for name in each):
+        rows = [place for place, each in enumerate(sums) if name in each]
+        held = torch.stack([sums[place][name].flatten() for place in rows])
+        for part in torch.split(held, _COLUMNS, dim=1):
+            block = to_double(part)
+            total[torch.tensor(rows).unsqueeze(1), torch.tensor(rows)] += (block @ block.mT).to(total)
+    return total
 
 
 def _ordered(labels: object) -> list[ClassLabel]:

@@ -68,14 +68,14 @@ def expected_neighbors(distance: Tensor, radius: Tensor, k: int, dimension: floa
         dimension: D, from `neighbor_dimension`.
 
     Returns:
-        The shape of `distance`, at least 0. The chance of at least one so near is 1 − exp(−value).
+        The shape of `distance`, at least 0, and 0 for a distance of 0. The chance of at least one so near is 1 − exp(−value).
 
     Example:
         >>> expected_neighbors(torch.tensor([0.5]), torch.tensor([1.0]), k=8, dimension=3.0).item()
         1.0
     """
-    share = torch.where(radius > 0, to_double(distance) / to_double(radius), (distance > 0).to(torch.float64))
-    return k * share**dimension
+    share = to_double(distance) / to_double(radius)
+    return torch.where(distance == 0, 0.0, k * share**dimension)
 
 
 def _check(distance: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_netsim._checks import check_tensor, expected
+from lightning_netsim._checks import check_choice, check_tensor, expected
 from lightning_netsim.jacobian.factors import AbstractFactor
 from lightning_netsim.jacobian.sketch import SketchProjection
 
@@ -53,8 +53,12 @@ class PerSampleJacobian:
         return self._each(lambda factor: factor.select(place), self.outputs[place])
 
     def only(self, names: Iterable[str]) -> PerSampleJacobian:
-        """Return the gradients with respect to some of the parameters."""
-        shapes = {name: self.shapes[name] for name in names}
+        """Return the gradients with respect to some of the parameters.
+
+        Raises:
+            ValueError: for a name that is none of them.
+        """
+        shapes = {check_choice("names", name, self.shapes): self.shapes[name] for name in names}
         factors = {name: factor for name, factor in self._factors.items() if name in shapes}
         return PerSampleJacobian(factors, shapes, self.outputs, self.num_directions)
 

@@ -9,6 +9,7 @@ from html import escape
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.figure import Figure
 from PIL import Image
 
 from lightning_netsim.records import Record
@@ -158,6 +159,14 @@ def _histogram(record: Record, thumbnails: Callable[[int], Thumbnail] | None) ->
     stream = io.BytesIO()
     plot_count_histogram(record, thumbnails).savefig(stream, format="png", dpi=110)
     return f'<img class="figure" src="{_data_url(stream.getvalue())}" alt="Histogram of neighbor fractions">'
+
+
+def text_and_figure(text: str, figure: Figure) -> str:
+    """Return plain text and a figure below it as a fragment of HTML, whose width is that of its surroundings."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    picture = f'<img class="figure" src="{_data_url(stream.getvalue())}" alt="The worst samples of each issue">'
+    return f'{_STYLE}\n<div class="netsim"><pre>{escape(text)}</pre>\n{picture}</div>'
 
 
 def _data_url(png: bytes) -> str:

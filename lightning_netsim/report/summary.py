@@ -45,7 +45,7 @@ def format_summary(record: Record, location: str | os.PathLike[str] | None = Non
         ]
     blocks += [_quality(view), *([] if place is None else [_files(Path(place))])]
     blocks.append(["How to read this", *("  " + line for line in _READING)])
-    blocks += _labels(record)
+    blocks += _labels(view)
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
@@ -135,14 +135,15 @@ def _fit(items: Sequence[str], width: int) -> str:
     return shorten(text, width) if text else "none"
 
 
-def _labels(record: Record) -> list[list[str]]:
+def _labels(view: RecordView) -> list[list[str]]:
     """Return the samples whose labels are most suspect, if there are labels."""
-    report = find_issues(record)
+    report = find_issues(view.record)
     if "label" not in report.issues:
         return []
     rows = worst_samples(report.table, "label", report.class_name, _SUSPECTS)
     number = len(report.found("label"))
-    head = f"Five worst label scores (0 to 1; below 1/2 neighbors and network prefer another label: {number:,} of them)"
+    meaning = "neighbors and network prefer another label" if view.is_classified else "far from the neighbors' labels"
+    head = f"Five worst label scores (0 to 1, low is bad; {meaning}: {number:,} samples)"
     return [[head, *rows, "  find_issues(run) lists all, and near-duplicates, outliers and hard samples."]] if rows else []
 
 
