@@ -93,16 +93,26 @@ class Counting:
     def share(self, reference: SweptSet, processes: Processes) -> None:
         """Complete the sums after the first sweep over the reference set, and make those of all processes one."""
         self.count.share(processes)
-        self._labels = reference.table.class_labels()
-        number = len(set(self._labels.values()))
-        if number > MAX_CLASSES or (number > _FEW_CLASSES and number > len(self._labels) / 2):
-            self._notes.add(f"The similarity of classes is left out: there are {number:,} different labels.")
-        if self._notes or not self._labels:
+        labels = reference.table.class_labels()
+        self._labels = labels or {}
+        if not self._are_classes(labels, processes):
             self.classes.drop()
         if self.classes.is_kept and not self._in_passing:
             for features, ids in reference.store.blocks(TILE):
                 self.classes.update(UnitFeatureBatch(features), self._labels_of(ids))
         self.classes.share(processes)
+
+    def _are_classes(self, labels: dict[int, ClassLabel] | None, processes: Processes) -> bool:
+        """Return whether the labels of all processes are classes: not each sample has its own."""
+        held = processes.gather(None if labels is None else (set(labels.values()), len(labels)))
+        known = [part for part in held if part is not None]
+        if len(known) < len(held):
+            return False
+        number, samples = len(set().union(*(names for names, _ in known))), sum(count for _, count in known)
+        if number <= MAX_CLASSES and (number <= _FEW_CLASSES or number <= samples / 2):
+            return True
+        self._notes.add(f"The similarity of classes is left out: there are {number:,} different labels.")
+        return False
 
     def ask(self, features: AbstractFeatureBatch, labels: list[ClassLabel] | None) -> Counted:
         """Return the counts of some queries, without taking them."""

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
-import torch
 
 from lightning_netsim._checks import check_choice, check_positive_number, check_writable, expected
-from lightning_netsim.functional import expected_neighbors, label_quality, label_votes, neighbor_dimension, neighbor_radius
-from lightning_netsim.functional.label_quality import rank_weights
+from lightning_netsim.issue_scores import ISSUES, THRESHOLDS, IssueFinder
 from lightning_netsim.records import Record, newest_record
 from lightning_netsim.report.html import text_and_figure
 from lightning_netsim.report.issue_figures import plot_issues
 from lightning_netsim.report.issues import format_issues
 from lightning_netsim.report.pictures import Thumbnails
-from lightning_netsim.report.view import RecordView
-
-Array = npt.NDArray[Any]
-
-ISSUES = ("label", "near_duplicate", "outlier", "hard", "leak")
-# With two neighbors, a dimension is read off one ratio of distances.
-_FEWEST_NEIGHBORS = 3
-# Where the distances of most samples are equal, nothing but a copy is to stand out.
-_MOST_DIMENSIONS = 100.0
-#: A score below this is an issue; `find_issues` says what the scores are relative to.
-THRESHOLDS = {"label": 1 / 2, "value_label": 1 / 7, "near_duplicate": 1e-3, "outlier": 1 / 20, "hard": 1 / 6, "leak": 1e-3}
 
 
 @runtime_checkable
@@ -169,6 +153,7 @@ def find_issues(
     Source: the label score after Charpiat et al., NeurIPS 2019, section 5; names of columns as in cleanlab.
 
     Example:
+        >>> import torch
         >>> from lightning_netsim import analyze
         >>> data = torch.utils.data.TensorDataset(torch.randn(20, 3), torch.arange(20) % 2)
         >>> loader = torch.utils.data.DataLoader(data, batch_size=8)
@@ -182,7 +167,7 @@ def find_issues(
     given = issues.split(",") if isinstance(issues, str) else issues
     asked = None if given is None else [check_choice("issues", name, ISSUES) for name in given]
     record = _record_of(run)
-    finder = _Finder(record, levels)
+    finder = IssueFinder(record, levels)
     names = [name for name in ISSUES if name not in finder.skipped and (asked is None or name in asked)]
     refused = [name for name in asked or [] if name in finder.skipped]
     if refused:
@@ -209,188 +194,3 @@ def _record_of(run: Any) -> Record:
         wanted = "the directory of a run, or an analysis or monitor that has measured"
         raise expected("run", wanted, "one that has not measured yet" if record is None and run is not None else repr(run))
     return record
-
-
-class _Finder:
-    """The columns of a report, issue by issue."""
-
-    def __init__(self, record: Record, levels: Mapping[str, float]) -> None:
-        self.levels = levels
-        self.samples = record.samples.reset_index(drop=True)
-        self.view = RecordView(record)
-        self.compares_with_itself = self.view.reference == "self"
-        self.similarity, self.neighbor, self.neighbor_labels = _wide(record, self.samples, self.compares_with_itself)
-        self.present = np.isfinite(self.similarity)
-        # Rounding may bring k above 1.
-        self.distance = torch.tensor(2 * (1 - self.similarity)).clamp_min(0).sqrt()
-        self.columns: dict[str, Any] = {"sample_id": self.samples["sample_id"], "index": self.samples["index"]}
-        if self.view.has_labels:
-            self.columns["label"] = self.samples["label"]
-        self.scales: dict[str, float] = {}
-        self.skipped = self._skip()
-
-    def find(self, name: str) -> None:
-        """Add the columns of one issue."""
-        finders = {
-            "label": self._class_label if self.view.is_classified else self._value_label,
-            "near_duplicate": self._near_duplicate,
-            "outlier": self._outlier,
-            "hard": self._hard,
-            "leak": self._leak,
-        }
-        score = finders[name]()
-        level = self.levels["value_label" if name == "label" and not self.view.is_classified else name]
-        self.columns[f"is_{name}_issue"] = score < level
-        self.columns[f"{name}_score"] = score
-
-    def _skip(self) -> dict[str, str]:
-        """Return why some issues cannot be looked for."""
-        reasons = {}
-        if not self.view.has_labels:
-            reasons["label"] = "The samples have no labels."
-        elif self.neighbor_labels is None:
-            reasons["label"] = "The neighbors have no labels."
-        elif _kind(self.neighbor_labels[self.present]) != _kind(self.samples["label"].to_numpy()) and self.present.any():
-            reasons["label"] = "The labels of the neighbors are of another type than those of the samples."
-        if "margin" not in self.samples:
-            reasons["hard"] = "The outputs are not scores of classes, or the run is of an earlier version."
-        if self.similarity.shape[1] < _FEWEST_NEIGHBORS:
-            few = f"It takes at least {_FEWEST_NEIGHBORS} neighbors of each sample: measure with a larger k."
-            reasons |= dict.fromkeys(("near_duplicate", "outlier", "leak"), few)
-        elif self.compares_with_itself:
-            reasons["leak"] = "The samples were compared with each other: compare them with the training set."
-        else:
-            reasons["near_duplicate"] = "The samples were compared with another set: compare them with each other."
-        return reasons
-
-    def _class_label(self) -> Array:
-        """Return the scores of labels that are classes, and put in the labels that have most votes."""
-        given, near = self.samples["label"].to_numpy(), np.asarray(self.neighbor_labels)
-        classes = sorted({*given.tolist(), *near[self.present].tolist()})
-        code = {label: place for place, label in enumerate(classes)}
-        labels = torch.tensor([code[label] for label in given.tolist()])
-        neighbors = torch.full(near.shape, -1)
-        neighbors[torch.tensor(self.present)] = torch.tensor([code[label] for label in near[self.present].tolist()]).long()
-        predictions = self._predictions()
-        if predictions is None:
-            votes = label_votes(neighbors, len(classes))
-        else:
-            own = torch.tensor([code.get(label, -1) for label in predictions])
-            margin = torch.tensor(self.samples["margin"].to_numpy(dtype=np.float64, copy=True))
-            votes = label_votes(neighbors, len(classes), own, margin)
-        score = label_quality(votes, labels).numpy()
-        best = torch.where(votes.amax(1) > votes.gather(1, labels.unsqueeze(1)).squeeze(1), votes.argmax(1), labels)
-        best = torch.where(torch.tensor(self.present.any(1)), best, labels)
-        self.columns["suggested_label"] = [classes[place] for place in best.tolist()]
-        return np.where(self.present.any(1), score, np.nan)
-
-    def _predictions(self) -> list[Any] | None:
-        """Return what the network takes the samples for, in the terms of the labels; None where that is not known."""
-        if "prediction" not in self.samples or "margin" not in self.samples:
-            return None
-        predictions: list[Any] = self.samples["prediction"].tolist()
-        named = not all(isinstance(label, int) for label in self.samples["label"].tolist())
-        return [self.view.class_name(value) for value in predictions] if named else predictions
-
-    def _value_label(self) -> Array:
-        """Return the scores of labels that are values, and put in the means of the neighbors' labels."""
-        near = np.asarray(self.neighbor_labels, dtype=np.float64)
-        present = self.present & np.isfinite(near)
-        weight = rank_weights(torch.tensor(present)).numpy()
-        mean = np.where(present.any(1), (weight * np.where(present, near, 0.0)).sum(1), np.nan)
-        self.columns["suggested_label"] = mean
-        return self._far("value_label", np.abs(self.samples["label"].to_numpy(dtype=np.float64) - mean))
-
-    def _near_duplicate(self) -> Array:
-        """Return the chance of so near a neighbor, the least of all pairs of a sample, and put in the sets."""
-        rows, places = np.nonzero(self.present)
-        position = pd.Series(np.arange(len(self.samples)), index=self.samples["index"])
-        partners = position.reindex(self.neighbor[rows, places]).to_numpy(copy=True)
-        radius = neighbor_radius(self.distance)
-        chance = self._chance(self.distance[rows, places], (radius[rows] * radius[partners]).sqrt())
-        least = np.full(len(self.samples), np.inf)
-        # A sample is as near to another as that is to it, whoever lists whom.
-        for ends in (rows, partners):
-            np.minimum.at(least, ends, chance)
-        near = chance < self.levels["near_duplicate"]
-        self.columns["near_duplicate_set"] = _connected(len(self.samples), rows[near], partners[near])
-        return np.where(np.isfinite(least), least, np.nan)
-
-    def _leak(self) -> Array:
-        return self._chance(self.distance[:, 0], neighbor_radius(self.distance))
-
-    def _chance(self, distance: torch.Tensor, radius: torch.Tensor) -> Array:
-        """Return the chance of a neighbor within `distance` where k of them lie within `radius`."""
-        dimension = self.dimension
-        chance: Array = -torch.expm1(-expected_neighbors(distance, radius, self.distance.shape[1], dimension)).numpy()
-        return chance
-
-    @property
-    def dimension(self) -> float:
-        """Return the dimension of the data set."""
-        if "dimension" not in self.scales:
-            dimension = neighbor_dimension(self.distance)
-            self.scales["dimension"] = 1.0 if math.isnan(dimension) else min(dimension, _MOST_DIMENSIONS)
-        return self.scales["dimension"]
-
-    def _outlier(self) -> Array:
-        """Return the density of samples around each, as a share of that around the median one."""
-        farthest = self.distance[:, -1].numpy()
-        median = self.scales["outlier"] = _median(farthest)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.where(farthest > median, (median / farthest) ** self.dimension, 1.0)
-        return np.where(np.isfinite(farthest), share, np.nan)
-
-    def _far(self, name: str, values: Array) -> Array:
-        """Return m / (m + values), with m the median: 1/2 there, and for all if everything is 0."""
-        median = self.scales[name] = _median(values)
-        return np.where(values + median > 0, median / np.where(values + median > 0, values + median, 1), values * 0 + 0.5)
-
-    def _hard(self) -> Array:
-        return 1 - self._far("hard", self.samples["margin"].to_numpy(dtype=np.float64))
-
-
-def _wide(record: Record, samples: pd.DataFrame, same: bool) -> tuple[Array, Array, Array | None]:
-    """Return similarities, indices and labels of the neighbors, shape (N, k) each; NaN and -1 where there is none."""
-    table = record.neighbors
-    k = int(table["rank"].max()) if len(table) else 1
-    rows = pd.Series(np.arange(len(samples)), index=samples["index"]).reindex(table["index"]).to_numpy()
-    places = (rows, table["rank"].to_numpy() - 1)
-    similarity, neighbor = np.full((len(samples), k), np.nan), np.full((len(samples), k), -1)
-    similarity[places], neighbor[places] = table["similarity"], table["neighbor"]
-    if same and "label" in samples:
-        found = pd.Series(samples["label"].to_numpy(), index=samples["index"]).reindex(table["neighbor"]).to_numpy()
-    elif "neighbor_label" in table:
-        found = table["neighbor_label"].to_numpy()
-    else:
-        return similarity, neighbor, None
-    labels = np.empty((len(samples), k), dtype=found.dtype)
-    labels[places] = found
-    return similarity, neighbor, labels
-
-
-def _kind(labels: Array) -> str:
-    """Return whether labels are numbers, whole or not, or names."""
-    return "names" if labels.dtype.kind in "OUST" else "values" if labels.dtype.kind == "f" else "classes"
-
-
-def _median(values: Array) -> float:
-    return float(np.nanmedian(values)) if np.isfinite(values).any() else float("nan")
-
-
-def _connected(number: int, ones: Array, others: Array) -> Array:
-    """Return the number of the set that each of N samples is in, the largest set first; -1 for one by itself."""
-    parent = list(range(number))
-
-    def root(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = node = parent[parent[node]]
-        return node
-
-    for one, other in zip(ones.tolist(), others.tolist(), strict=True):
-        parent[max(root(one), root(other))] = min(root(one), root(other))
-    roots = np.array([root(node) for node in range(number)], dtype=np.int64)
-    first, size = np.unique(roots, return_counts=True)
-    several = [place for place in np.argsort(-size, kind="stable") if size[place] > 1]
-    names = {int(first[place]): name for name, place in enumerate(several)}
-    return np.array([names.get(node, -1) for node in roots.tolist()], dtype=np.int64)

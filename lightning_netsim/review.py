@@ -63,10 +63,9 @@ def review(
     table = review_table(report)
     table.to_csv(place, index=False)
     print(report)
-    print(
-        f"\nWritten to {place}: {len(table):,} samples. Edit `action` ({', '.join(ACTIONS)}), `suggested_label` and `weight`;"
-    )
-    print("then, in Python: apply_review(dataset, CSV) is the data set to train on.")
+    print(f"\nWritten to {place}: {len(table):,} samples.")
+    print(f"Look them through and edit `action` ({', '.join(ACTIONS)}), `suggested_label` and `weight`.")
+    print("Then, in Python, apply_review(dataset, CSV) is the data set to train on.")
     return place
 
 

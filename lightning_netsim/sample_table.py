@@ -74,10 +74,10 @@ class SampleTable:
         self._labels = _extend(self._labels, as_column(read.labels, size, "labels"))
         self._shown = _extend(self._shown, self._pictures(read.inputs, size))
 
-    def class_labels(self) -> dict[int, ClassLabel]:
-        """Return the label of each position, if there are labels and these can be classes; else nothing."""
+    def class_labels(self) -> dict[int, ClassLabel] | None:
+        """Return the label of each position; None if there are no labels, or these can be no classes."""
         if self._labels is None or not are_classes(self._labels):
-            return {}
+            return None
         return dict(zip(torch.cat([torch.zeros(0, dtype=torch.int64), *self._index]).tolist(), self._labels, strict=True))
 
     def rows_of(self, index: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from lightning_netsim.results import ClassLabel, ClassSimilarityResult
 #: Of more different labels than this, no similarities are kept: their number grows with the square.
 MAX_CLASSES = 1000
 
-# Entries of a parameter that are brought to float64 at a time.
-_COLUMNS = 2**16
+# Entries that are brought to float64 at a time.
+_ELEMENTS = 2**22
 
 #: For each class, the sum of the features of some samples, and how many they are.
 ClassSums = dict[ClassLabel, tuple[FeatureSum, int]]
@@ -113,19 +113,21 @@ class ClassSimilarity:
 
     def share(self, processes: Processes) -> None:
         """Make the reference sets of all processes one, after each has been updated with its part."""
-        kept = processes.gather(None if self._sums is None else {label: count for label, (_, count) in self._sums.items()})
-        if any(held is None for held in kept):
+        own = self._sums
+        kept = processes.gather(None if own is None else ({label: count for label, (_, count) in own.items()}, self._bytes))
+        counts: dict[ClassLabel, int] = {}
+        size = 0.0
+        for held, nbytes in (part for part in kept if part is not None):
+            size = max(size, nbytes / max(1, len(held)))
+            for label, count in held.items():
+                counts[label] = counts.get(label, 0) + count
+        self._bytes = max(self._bytes, round(size * len(counts)))
+        if own is None or None in kept or self._bytes > self.limit or len(counts) > MAX_CLASSES:
             self.drop()
             return
-        counts: dict[ClassLabel, int] = {}
-        for held in kept:
-            for label, count in (held or {}).items():
-                counts[label] = counts.get(label, 0) + count
-        own = self._sums or {}
         device = next((value.device for total, _ in own.values() for value in total.values()), None)
         shared = {label: processes.sum(own.get(label, ({}, 0))[0], device) for label in _ordered(counts)}
         self._sums = {label: (total, counts[label]) for label, total in shared.items()}
-        self._bytes = sum(value.nbytes for total in shared.values() for value in total.values())
 
     def query(self, queries: AbstractFeatureBatch, labels: Sequence[ClassLabel]) -> Tensor:
         """Return the sum of each query's similarities to the samples of its class, shape (B,); NaN where left out.
@@ -194,9 +196,9 @@ def _inner_products(sums: Sequence[FeatureSum]) -> Tensor:
     total = torch.zeros(len(sums), len(sums), dtype=torch.float64)
     for name in dict.fromkeys(name for each in sums for name in each):
         rows = [place for place, each in enumerate(sums) if name in each]
-        held = torch.stack([sums[place][name].flatten() for place in rows])
-        for part in torch.split(held, _COLUMNS, dim=1):
-            block = to_double(part)
+        held = [sums[place][name].flatten() for place in rows]
+        for start in range(0, len(held[0]), max(1, _ELEMENTS // len(rows))):
+            block = to_double(torch.stack([row[start : start + max(1, _ELEMENTS // len(rows))] for row in held]))
             total[torch.tensor(rows).unsqueeze(1), torch.tensor(rows)] += (block @ block.mT).to(total)
     return total
 
