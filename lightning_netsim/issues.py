@@ -164,7 +164,7 @@ def find_issues(
     levels = dict(THRESHOLDS)
     for name, value in (thresholds or {}).items():
         levels[check_choice("thresholds", name, THRESHOLDS)] = check_positive_number(f"thresholds[{name!r}]", value)
-    given = issues.split(",") if isinstance(issues, str) else issues
+    given = [name.strip() for name in issues.split(",")] if isinstance(issues, str) else issues
     asked = None if given is None else [check_choice("issues", name, ISSUES) for name in given]
     record = _record_of(run)
     finder = IssueFinder(record, levels)

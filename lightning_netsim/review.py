@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from lightning_netsim._checks import check_writable, expected
+from lightning_netsim._checks import NetsimError, check_writable, expected
 from lightning_netsim.batches import LABEL_KEYS
 from lightning_netsim.issues import IssueReport, find_issues
 from lightning_netsim.records import newest_record
@@ -63,9 +63,11 @@ def review(
     table = review_table(report)
     table.to_csv(place, index=False)
     print(report)
-    print(f"\nWritten to {place}: {len(table):,} samples.")
+    stage = record.meta.get("stage")
+    measured = "" if stage in (None, "analyze") else f" of the set that was measured in `{stage}`"
+    print(f"\nWritten to {place}: {len(table):,} samples{measured}.")
     print(f"Look them through and edit `action` ({', '.join(ACTIONS)}), `suggested_label` and `weight`.")
-    print("Then, in Python, apply_review(dataset, CSV) is the data set to train on.")
+    print("Then, in Python, apply_review(dataset, CSV) is that data set without them.")
     return place
 
 
@@ -176,8 +178,8 @@ def apply_review(
         a data set with the same samples, but those.
 
     Raises:
-        ValueError: for a missing column, an unknown action, an id that the data set does not have or that comes twice, a new
-            label that is missing or of another type, or a weight that is no number.
+        ValueError: for a missing column, an unknown action, an id that the data set does not have or that comes twice, a
+            `label` that is not that of the sample, a new label that is missing or of another type, or a weight that is none.
 
     Example:
         >>> data = torch.utils.data.TensorDataset(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
@@ -194,6 +196,7 @@ def apply_review(
     table = _read(review)
     places = _places(dataset, names, table["sample_id"].tolist())
     decisions = {place: _decide(row) for place, row in zip(places, table.to_dict("records"), strict=True)}
+    _check_labels(table, places, dataset)
     labels = {}
     for place, decision in decisions.items():
         if decision.action == "relabel":
@@ -281,11 +284,11 @@ def _plain(name: Any) -> Any:
     return str(name)
 
 
-def _label_of(sample: Any) -> Any:
+def _label_of(sample: Any, required: bool = True) -> Any:
     """Return the label of a sample: the second of a tuple, or what stands under a usual name.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, and it is required.
     """
     if isinstance(sample, Mapping):
         key = next((key for key in LABEL_KEYS if key in sample), None)
@@ -293,6 +296,8 @@ def _label_of(sample: Any) -> Any:
             return sample[key]
     elif isinstance(sample, (tuple, list)) and len(sample) > 1:
         return sample[1]
+    if not required:
+        return None
     wanted = f"one whose samples are (input, label, ...) or mappings with one of {', '.join(LABEL_KEYS)}, to relabel them"
     raise expected("dataset", wanted, type(sample).__name__)
 
@@ -320,12 +325,55 @@ def _like(label: Any, given: Any, place: int) -> Any:
         wanted = "one whose labels are numbers or names, to relabel its samples"
         raise expected("dataset", wanted, f"a {type(given).__name__} for sample {place}")
     try:
-        number = float(label)
-    except (TypeError, ValueError) as error:
-        raise expected("review", "a table with labels like those of the data set", f"{label!r} for sample {place}") from error
-    if isinstance(single, int) and not number.is_integer():
-        raise expected("review", "a table with whole numbers for class labels", f"{label!r} for sample {place}")
-    value = type(single)(number)
-    if isinstance(given, Tensor):
-        return torch.full_like(given, value)
-    return np.full_like(given, value)[()] if isinstance(given, (np.generic, np.ndarray)) else value
+        value = _number(str(label).strip(), type(single))
+        if isinstance(given, Tensor):
+            return torch.full_like(given, value)
+        return np.full_like(given, value)[()] if isinstance(given, (np.generic, np.ndarray)) else value
+    except (ValueError, OverflowError, RuntimeError) as error:
+        wanted = f"a table with labels like {single!r}, that of sample {place}"
+        raise expected("review", wanted, repr(label)) from error
+
+
+def _number(text: str, kind: type) -> int | float | bool:
+    """Return what a text says, as a number of a kind: "5" and "5.0" are the whole number 5.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if kind is float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError(text)
+        return value
+    try:
+        return int(text)
+    except ValueError:
+        if not float(text).is_integer():
+            raise
+        return int(float(text))
+
+
+def _check_labels(table: pd.DataFrame, places: Sequence[int], dataset: Any) -> None:
+    """Refuse a review of another data set: its labels are others.
+
+    Raises:
+        ValueError: naming the first sample whose label differs.
+    """
+    if "label" not in table:
+        return
+    for place, named, action in zip(places, table["label"], table["action"], strict=True):
+        if str(action).strip().lower() == "keep" or _is_missing(named):
+            continue
+        given = _label_of(dataset[place], required=False)
+        if isinstance(given, str):
+            differs = given != str(named)
+        else:
+            try:
+                differs = given is not None and bool(given != _like(named, given, place))
+            except (NetsimError, RuntimeError, ValueError):
+                differs = True
+        if differs:
+            got = f"the label {named!r} for sample {place}, which has {given!r}"
+            raise expected("review", "of this data set", got, "Is it the data set that was measured, and unchanged since?")

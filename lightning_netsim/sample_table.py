@@ -165,9 +165,10 @@ def _probabilities(outputs: Tensor) -> Tensor:
     """Return the probabilities of classes, shape (N, C): two of a single logit; outputs that are probabilities are kept."""
     if outputs.shape[1] == 1:
         return torch.cat([(-outputs).sigmoid(), outputs.sigmoid()], 1)
-    finite = outputs[torch.isfinite(outputs).all(1)]
-    sums_to_one = bool((finite >= 0).all()) and torch.allclose(finite.sum(1), finite.new_ones(()), atol=1e-4)
-    return outputs if sums_to_one else outputs.softmax(1)
+    known = outputs.where(outputs != torch.inf, torch.nan)  # A logit of -inf rules a class out.
+    rows = known[~known.isnan().any(1)]
+    sums_to_one = len(rows) > 0 and bool((rows >= 0).all()) and torch.allclose(rows.sum(1), rows.new_ones(()), atol=1e-4)
+    return known if sums_to_one else known.softmax(1)
 
 
 def _small(inputs: Tensor) -> Tensor | None:

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_netsim.features import ActivationFeatures, DenseFeatureBatch, GradientFeatureBatch, GradientFeatures
+from lightning_netsim.features import (
+    AbstractFeatureBatch,
+    ActivationFeatures,
+    DenseFeatureBatch,
+    GradientFeatureBatch,
+    GradientFeatures,
+    UnitFeatureBatch,
+)
 from lightning_netsim.jacobian import SketchProjection
 from lightning_netsim.jacobian.trees import map_leaves
 from tests import cases, oracles
@@ -216,3 +223,68 @@ def test_long_vectors_are_multiplied_as_precisely_as_short_ones() -> None:
     batch = DenseFeatureBatch(vectors, normalize=False)
     torch.testing.assert_close(batch.inner(batch).double(), wanted, rtol=0, atol=1e-6)
     torch.testing.assert_close(batch.dot({"vector": vectors[0]}).double(), wanted[0], rtol=0, atol=1e-6)
+
+
+def kinds(batch: GradientFeatureBatch) -> dict[str, AbstractFeatureBatch]:
+    """Return the valid samples of a batch in every form."""
+    return {
+        "gradients": batch,
+        "unit": UnitFeatureBatch(batch.unit),
+        "packed": UnitFeatureBatch(batch.unit.packed(fast=False)),
+        "packed to be fast": UnitFeatureBatch(batch.unit.packed(fast=True)),
+        "dense": DenseFeatureBatch(batch.vectors(), normalize=False),
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stored_features_are_those_they_were_made_of(name: str) -> None:
+    batch, wanted = features(name, torch.float64), similarity(name)
+    model, _ = cases.build(name)
+    projection = SketchProjection({key: parameter.shape for key, parameter in model.named_parameters()}, 40, 3)
+    total = batch.sum()
+    for how, unit in kinds(batch).items():
+        if isinstance(unit, UnitFeatureBatch):
+            torch.testing.assert_close(unit.inner(unit), wanted, rtol=0, atol=1e-8, msg=how)
+            torch.testing.assert_close(unit.inner(batch), wanted, rtol=0, atol=1e-8, msg=how)
+            torch.testing.assert_close(batch.inner(unit), wanted, rtol=0, atol=1e-8, msg=how)
+            torch.testing.assert_close(unit.dot(total), wanted.sum(1), rtol=0, atol=1e-8, msg=how)
+            torch.testing.assert_close(unit.vectors(), batch.vectors())
+            torch.testing.assert_close(unit.vectors(projection), batch.vectors(projection))
+            assert unit.sum().keys() == total.keys()
+            for key, value in unit.sum().items():
+                torch.testing.assert_close(value, total[key], rtol=0, atol=1e-10, msg=how)
+            assert bool(unit.valid.all())
+            assert unit.norm.tolist() == unit.rank.tolist() == [1] * len(wanted)
+
+
+def test_stored_features_are_compared_with_gradients_only() -> None:
+    unit = UnitFeatureBatch(features("mlp_2").unit)
+    with pytest.raises(ValueError, match="Expected `other` to be gradient features, but got DenseFeatureBatch"):
+        unit.inner(DenseFeatureBatch(torch.ones(2, 3)))
+
+
+@pytest.mark.parametrize("chosen", [[2], [3, 0], [1, 1, 2], [], [0, 1, 2, 3]], ids=str)
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_selection_counts_among_the_valid_samples(chosen: list[int], outputs: int) -> None:
+    inputs = torch.rand(6, 3) + 0.1
+    inputs[1], inputs[4] = -1.0, torch.nan
+    batch = GradientFeatures(Dead(outputs))(inputs)
+    whole, rows, good = batch.vectors(), torch.tensor(chosen, dtype=torch.int64), torch.tensor([0, 2, 3, 5])
+    for how, form in kinds(batch).items():
+        part = form.select(rows)
+        assert type(part) is type(form)
+        assert part.valid.tolist() == [True] * len(chosen), how
+        torch.testing.assert_close(part.vectors(), whole[rows])
+        torch.testing.assert_close(part.dot(batch.sum() if how != "dense" else form.sum()), batch.dot(batch.sum())[good][rows])
+    selected = batch.select(rows)
+    torch.testing.assert_close(selected.norm, batch.norm[good][rows])
+    assert selected.rank.tolist() == batch.rank[good][rows].tolist()
+    assert selected.select(torch.arange(len(chosen)).flip(0)).norm.tolist() == selected.norm.flip(0).tolist()
+
+
+def test_sums_of_selections_add_up() -> None:
+    batch = features("mlp_2", torch.float64)
+    for form in kinds(batch).values():
+        left, right = form.select(torch.tensor([0, 3, 5])).sum(), form.select(torch.tensor([6, 1, 2, 4])).sum()
+        for key, value in form.sum().items():
+            torch.testing.assert_close(left[key] + right[key], value)

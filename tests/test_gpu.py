@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_netsim import DifferenceAlignmentMixin, EmbeddingMetrics, MMDMixin, SimilarityMonitor, analyze
+from lightning_netsim import DifferenceAlignmentMixin, EmbeddingMetrics, MMDMixin, SimilarityMonitor, analyze, denoise_labels
 from lightning_netsim.features import GradientFeatures
 from lightning_netsim.functional.difference_alignment import DIFFERENCES, NORMS, difference_alignment_loss
 from lightning_netsim.jacobian import JacobianOperator, trees
@@ -58,6 +58,20 @@ def test_tables_are_those_of_the_cpu(plan: str) -> None:
     assert float((there.neighbors.index == here.neighbors.index).float().mean()) > 0.99
     torch.testing.assert_close(there.neighbors.similarity, here.neighbors.similarity, rtol=0, atol=1e-5)
     assert there.neighbors.recall is not None
+    assert there.classes is not None
+    assert here.classes is not None
+    torch.testing.assert_close(there.classes.similarity, here.classes.similarity, rtol=0, atol=1e-4)
+    torch.testing.assert_close(there.same_class, here.same_class, rtol=0, atol=1e-4)
+    torch.testing.assert_close(there.margin, here.margin, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", ["matrix", "outputs"])
+def test_labels_are_denoised_as_on_the_cpu(kernel: str) -> None:
+    inputs = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
+    here = denoise_labels(classifier(), loader(inputs), kernel=kernel, progress=False)
+    there = denoise_labels(classifier().to(CUDA), loader(inputs), kernel=kernel, progress=False)
+    for name in ("smoothed_targets", "smoothed_outputs", "consistency", "factor"):
+        torch.testing.assert_close(getattr(there.result, name).cpu(), getattr(here.result, name), rtol=1e-3, atol=1e-4)
     assert there.neighbors.recall > 0.95
 
 

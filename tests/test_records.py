@@ -12,6 +12,7 @@ import torch
 from lightning_netsim import records
 from lightning_netsim._checks import NetsimError
 from lightning_netsim.records import (
+    CLASS_COLUMNS,
     NEIGHBOR_COLUMNS,
     SAMPLE_COLUMNS,
     SCHEMA_VERSION,
@@ -41,6 +42,52 @@ def test_round_trip_keeps_tables_and_meta(tmp_path: Path) -> None:
     assert back.meta == record.meta | {"schema_version": SCHEMA_VERSION}
     assert back.path == path
     assert sorted(contents(path)) == ["activation_neighbors.parquet", "meta.json", "neighbors.parquet", "samples.parquet"]
+
+
+def class_table(labels: list[object]) -> pd.DataFrame:
+    pairs = [(one, other) for one in labels for other in labels]
+    columns = {"label": [one for one, _ in pairs], "other_label": [other for _, other in pairs]}
+    values = [np.nan if one == other else 0.125 for one, other in pairs]
+    return pd.DataFrame({**columns, "similarity": values, "num_samples": 1})
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 7], ["a", "b"], [2]])
+def test_round_trip_keeps_the_classes(tmp_path: Path, labels: list[object]) -> None:
+    record = dataclasses.replace(make_record(n=5, k=2), classes=class_table(labels))
+    path = write_record(tmp_path / "r", record)
+    assert sorted(contents(path)) == ["classes.parquet", "meta.json", "neighbors.parquet", "samples.parquet"]
+    back = read_record(path)
+    assert back.classes is not None
+    assert list(back.classes.columns) == [column.name for column in CLASS_COLUMNS]
+    assert back.classes["label"].tolist() == record.classes["label"].tolist()
+    assert back.classes["other_label"].tolist() == record.classes["other_label"].tolist()
+    np.testing.assert_array_equal(back.classes["similarity"], record.classes["similarity"])
+    assert back.classes["num_samples"].dtype == np.int64
+
+
+def test_a_record_without_classes_is_read_and_written(tmp_path: Path) -> None:
+    path = write_record(tmp_path / "r", make_record(n=5, k=2))
+    assert not (path / "classes.parquet").exists()
+    assert read_record(path).classes is None
+    write_record(path, dataclasses.replace(make_record(n=5, k=2), classes=class_table([0, 1])))
+    assert read_record(path).classes is not None
+    write_record(path, make_record(n=5, k=2))  # The classes of the earlier record go with it.
+    assert read_record(path).classes is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda table: table.drop(columns="num_samples"), r"`classes`.*num_samples"),
+        (lambda table: table.assign(num_samples=0.5), r"classes\['num_samples'\].*integers"),
+        (lambda table: table.assign(similarity="much"), r"classes\['similarity'\].*real numbers"),
+    ],
+)
+def test_a_class_table_off_the_schema_is_refused(tmp_path: Path, change, words: str) -> None:
+    record = dataclasses.replace(make_record(n=4, k=1), classes=change(class_table([0, 1])))
+    with pytest.raises(NetsimError, match=words):
+        write_record(tmp_path / "r", record)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_round_trip_without_labels_with_string_ids_and_no_pairs(tmp_path: Path) -> None:

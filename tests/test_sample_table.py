@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from lightning_netsim.batches import SimilarityBatch
 from lightning_netsim.features import DenseFeatureBatch
 from lightning_netsim.sample_table import SampleTable
 from lightning_netsim.sources import Chunk
+from tests import class_oracles
 
 
 def table(*parts: dict[str, Any], budget: float = 1e9, render: Any = None) -> SampleTable:
@@ -61,6 +63,25 @@ def test_rows_of_positions_in_any_order() -> None:
 
 
 @pytest.mark.parametrize(
+    ("labels", "wanted"),
+    [
+        (([1, 2, 3], ["a", "b", "c"]), [1, 2, 3, "a", "b", "c"]),
+        ((torch.tensor([1, 2, 3]), torch.tensor([[4], [5], [6]])), [1, 2, 3, 4, 5, 6]),
+        (([1, 2, 3], [1.0, 2, 3]), None),
+        (([1, 2, 3], None), None),
+        ((None, [1, 2, 3]), None),
+        ((torch.rand(3), [1, 2, 3]), None),
+        (([1, 2, 3], torch.zeros(3, 2)), None),
+    ],
+)
+def test_labels_of_classes_by_position(labels: tuple[Any, Any], wanted: list[Any] | None) -> None:
+    index = [[30, 10, 20], [5, 40, 7]]
+    made = table(*({"labels": column, "index": torch.tensor(part)} for column, part in zip(labels, index, strict=True)))
+    expected = None if wanted is None else dict(zip([*index[0], *index[1]], wanted, strict=True))
+    assert (made.class_labels() or None) == expected
+
+
+@pytest.mark.parametrize(
     ("outputs", "labels", "wanted"),
     [
         (torch.tensor([[1.0, 2.0, 0.0], [3.0, 2.0, 1.0]]), None, [1, 0]),
@@ -71,6 +92,98 @@ def test_rows_of_positions_in_any_order() -> None:
 )
 def test_predictions(outputs: Tensor, labels: list[Any] | None, wanted: list[Any]) -> None:
     assert table({"outputs": outputs, "labels": labels}).predictions() == wanted
+
+
+@pytest.mark.parametrize("labels", [None, [1, 0], [0.1, 0.2], ["a", "b"]])
+def test_a_caller_may_say_what_a_single_output_is(labels: list[Any] | None) -> None:
+    made = table({"outputs": torch.tensor([[0.5], [-0.5]]), "labels": labels})
+    assert made.predictions(are_values=True) == [0.5, -0.5]
+    assert made.predictions(are_values=False) == [1, 0]
+    several = table({"outputs": torch.tensor([[1.0, 2.0], [3.0, 2.0]]), "labels": labels})
+    assert several.predictions(are_values=True) == several.predictions(are_values=False) == [1, 0]
+
+
+def sorted_gap(row: list[float]) -> float:
+    """Return the difference of the two largest of some numbers."""
+    return sorted(row)[-1] - sorted(row)[-2]
+
+
+def softmax(row: list[float]) -> list[float]:
+    return [math.exp(value) / sum(math.exp(other) for other in row) for value in row]
+
+
+LOGITS = [[2.0, -1.0, 0.5], [0.0, 0.0, -3.0], [-7.0, 4.0, 3.5]]
+
+
+@pytest.mark.parametrize("labels", [None, [0, 1, 2], ["a", "b", "c"], torch.tensor([5, 6, 7])])
+def test_the_margin_of_logits_is_that_of_their_softmax(labels: Any) -> None:
+    margin = table({"outputs": torch.tensor(LOGITS), "labels": labels}).margin()
+    assert margin is not None
+    assert margin.tolist() == pytest.approx([sorted_gap(softmax(row)) for row in LOGITS], abs=1e-7)
+    assert margin[1] == 0
+
+
+def test_large_logits_have_a_margin_of_one() -> None:
+    margin = table({"outputs": torch.tensor([[1e4, -1e4], [-1e30, 1e30]])}).margin()
+    assert margin is not None
+    assert margin.tolist() == [1, 1]
+
+
+def test_probabilities_are_kept_as_they_are() -> None:
+    outputs = torch.tensor([[0.7, 0.2, 0.1], [0.25, 0.25, 0.5], [0.0, 1.0, 0.0], [torch.nan] * 3])
+    margin = table({"outputs": outputs}).margin()
+    assert margin is not None
+    torch.testing.assert_close(margin, torch.tensor([0.5, 0.25, 1.0, torch.nan]).double(), equal_nan=True)
+
+
+@pytest.mark.parametrize("other", [[0.3, 0.7], [3.0, 0.7], [math.nan, 1.0]])
+def test_outputs_that_are_infinite_have_no_margin(other: list[float]) -> None:
+    margin = table({"outputs": torch.tensor([[math.inf, 0.0], [math.nan, 0.5], other])}).margin()
+    assert margin is not None
+    assert margin.isnan().tolist() == [True, True, math.isnan(other[0])]
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_classes_that_are_ruled_out_have_probability_zero(number: int) -> None:
+    outputs = [[2.0, -math.inf, 0.5], [0.0, 0.0, -math.inf], [-math.inf, 4.0, -math.inf]][:number]
+    margin = table({"outputs": torch.tensor(outputs)}).margin()
+    assert margin is not None
+    assert margin.tolist() == pytest.approx([sorted_gap(softmax(row)) for row in outputs], abs=1e-7)
+
+
+@pytest.mark.parametrize("outputs", [[[0.7, 0.3], [0.6, 0.5]], [[1.5, -0.5], [0.5, 0.5]]])
+def test_a_row_that_is_no_distribution_makes_all_of_them_logits(outputs: list[list[float]]) -> None:
+    margin = table({"outputs": torch.tensor(outputs)}, {"outputs": torch.tensor([[0.4, 0.6]])}).margin()
+    assert margin is not None
+    assert margin.tolist() == pytest.approx([sorted_gap(softmax(row)) for row in [*outputs, [0.4, 0.6]]], abs=1e-7)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 1], torch.tensor([1, 0, 1]), [True, False, True], [0, 0, 0]])
+def test_one_output_of_two_classes_is_a_logit(labels: Any) -> None:
+    margin = table({"outputs": torch.tensor([[2.0], [0.0], [-3.0]]), "labels": labels}).margin()
+    wanted = [abs(2 / (1 + math.exp(-value)) - 1) for value in (2.0, 0.0, -3.0)]
+    assert margin is not None
+    assert margin.tolist() == pytest.approx(wanted, abs=1e-7)
+
+
+@pytest.mark.parametrize("labels", [None, [0, 1, 2], ["a", "b", "a"], torch.tensor([0.0, 1.0, 1.0]), [0.5, 1.5, 2.5]])
+def test_one_output_of_anything_else_has_no_margin(labels: Any) -> None:
+    assert table({"outputs": torch.randn(3, 1), "labels": labels}).margin() is None
+
+
+@pytest.mark.parametrize("labels", [torch.rand(3), torch.rand(3, 2), [0.5, 1.5, 2.5], [0.5, 1, 2]])
+def test_values_have_no_margin(labels: Any) -> None:
+    assert table({"outputs": torch.randn(3, 2), "labels": labels}).margin() is None
+    classes = {"outputs": torch.randn(3, 2), "labels": [0, 1, 0]}
+    assert table(classes).margin() is not None
+    assert table({"outputs": torch.randn(3, 2), "labels": labels}, classes).margin() is None
+
+
+def test_the_margin_of_several_processes_is_the_same_in_each() -> None:
+    values, nothing = table({"outputs": torch.randn(3, 2), "labels": torch.rand(3, 2)}), SampleTable(1e9)
+    tables = [values, nothing]
+    class_oracles.in_threads(lambda processes: tables[processes.rank].share(processes), 2)
+    assert [made.margin() for made in tables] == [None, None]
 
 
 def test_images_are_kept_small() -> None:

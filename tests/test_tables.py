@@ -12,7 +12,13 @@ import torch
 from lightning_netsim import tables
 from lightning_netsim.plan import SweepSettings
 from lightning_netsim.records import SCHEMA_VERSION, read_record, write_record
-from lightning_netsim.results import KernelNeighborsResult, NeighborCountResult, SampleSet, SimilarityResult
+from lightning_netsim.results import (
+    ClassSimilarityResult,
+    KernelNeighborsResult,
+    NeighborCountResult,
+    SampleSet,
+    SimilarityResult,
+)
 from lightning_netsim.tables import are_of_classes, make_record, scalars
 
 NAN = float("nan")
@@ -134,6 +140,48 @@ def test_another_set_without_labels_has_none_to_bring() -> None:
     record = make_record(made(samples([0, 1, 2, 3], [0, 1, 1, 0]), samples([3, 5, 9])), SETTINGS, {})
     assert "neighbor_label" not in record.neighbors
     assert "same_class_fraction" not in record.samples
+
+
+def test_the_margin_stands_where_outputs_are_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    margin = torch.tensor([0.5, 0.25, NAN, 1.0], dtype=torch.float64)
+    for labels in ([0, 1, 1, 0], None):
+        table = make_record(made(samples(INDEX, labels), margin=margin), SETTINGS, {}).samples
+        np.testing.assert_array_equal(table["margin"], margin)
+        assert table["margin"].dtype == np.float64
+    assert "margin" not in make_record(made(samples(INDEX)), SETTINGS, {}).samples
+    monkeypatch.setattr(tables, "are_of_classes", lambda predictions, labels: False)
+    assert "margin" not in make_record(made(samples(INDEX, [0, 1, 1, 0]), margin=margin), SETTINGS, {}).samples
+
+
+def test_means_over_the_own_class_and_over_the_others_are_columns() -> None:
+    same, other = torch.tensor([0.5, NAN, NAN, 0.25]), torch.tensor([-0.5, 0.0, NAN, 1.0])
+    table = make_record(made(samples(INDEX, [0, 1, 1, 0]), same_class=same, other_class=other), SETTINGS, {}).samples
+    np.testing.assert_array_equal(table["same_class_similarity"], [0.5, NAN, NAN, 0.25])
+    np.testing.assert_array_equal(table["other_class_similarity"], [-0.5, 0.0, NAN, 1.0])
+    assert table["same_class_similarity"].dtype == np.float64
+    without = make_record(made(samples(INDEX, [0, 1, 1, 0])), SETTINGS, {}).samples
+    assert not {"same_class_similarity", "other_class_similarity"} & set(without)
+
+
+@pytest.mark.parametrize("classes", [[3, 5], ["ant", "bee"]])
+def test_each_ordered_pair_of_classes_is_a_row(tmp_path: Any, classes: list[Any]) -> None:
+    found = ClassSimilarityResult(classes, torch.tensor([3, 1]), torch.tensor([[0.5, 0.25], [0.75, NAN]]))
+    record = make_record(made(samples(INDEX), classes=found), SETTINGS, {})
+    assert record.classes is not None
+    first, second = classes
+    assert list(record.classes.drop(columns="similarity").itertuples(index=False, name=None)) == [
+        (first, first, 3),
+        (first, second, 3),
+        (second, first, 1),
+        (second, second, 1),
+    ]
+    np.testing.assert_array_equal(record.classes["similarity"], [0.5, 0.25, 0.75, NAN])
+    again = read_record(write_record(tmp_path / "record", record))
+    assert again.classes is not None
+    assert again.classes.to_dict("list").keys() == record.classes.to_dict("list").keys()
+    assert again.classes["label"].tolist() == record.classes["label"].tolist()
+    np.testing.assert_array_equal(again.classes["similarity"], record.classes["similarity"])
+    assert make_record(made(samples(INDEX)), SETTINGS, {}).classes is None
 
 
 def test_scalars_leave_out_what_was_not_measured() -> None:

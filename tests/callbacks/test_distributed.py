@@ -59,6 +59,19 @@ def test_tables_are_those_of_one_process_though_a_sample_was_seen_twice(run: Pat
     assert last.meta["num_reference"] == 11
 
 
+def test_similarities_of_classes_are_those_of_one_process(run: Path) -> None:
+    last, expected = records(run / "fit" / "netsim")[-1], alone(run, two_processes.SIZE)
+    assert last.classes is not None
+    assert expected.classes is not None
+    for name in ("label", "other_label", "num_samples"):
+        assert last.classes[name].tolist() == expected.classes[name].tolist()
+    np.testing.assert_allclose(last.classes["similarity"], expected.classes["similarity"], atol=1e-5)
+    assert last.classes.drop_duplicates("label")["num_samples"].sum() == two_processes.SIZE
+    for name in ("same_class_similarity", "other_class_similarity"):
+        np.testing.assert_allclose(last.samples[name], expected.samples[name], atol=1e-5)
+    np.testing.assert_allclose(last.samples["margin"], expected.samples["margin"], atol=1e-5)
+
+
 def test_scalars_are_equal_on_all_processes(run: Path) -> None:
     zero, one = (report["metrics"] for report in reports(run / "fit"))
     assert zero == one

@@ -88,6 +88,37 @@ def test_select_and_precision(name: str) -> None:
     close(result.select(mask).materialize(), wanted[1:2], 1e-5)
 
 
+@pytest.mark.parametrize("name", ["mlp_2", "conv2d_depthwise", "embedding", "called_twice", "tied_through_function"])
+def test_only_some_of_the_parameters(name: str) -> None:
+    result, model = jacobian(name, torch.float64), cases.build(name)[0]
+    names = list(result.shapes)
+    for chosen in ([names[-1]], names[::-2], names):
+        part = result.only(iter(chosen))
+        wanted = oracles.loop_jacobian(*cases.build(name), parameters=chosen)
+        assert list(part.shapes) == chosen
+        assert part.num_parameters == sum(model.get_parameter(key).numel() for key in chosen)
+        assert (part.num_samples, part.num_directions) == (result.num_samples, result.num_directions)
+        close(part.materialize(), wanted, 1e-10)
+        close(part.gram(), wanted @ wanted.mT, 1e-10)
+        assert torch.equal(part.outputs, result.outputs)
+    assert list(result.shapes) == names
+
+
+def test_a_parameter_that_no_output_depends_on_is_zero() -> None:
+    result = jacobian("unused_and_frozen", torch.float64)
+    part = result.only(["unused.weight"])
+    assert part.num_parameters == 8
+    assert not part.materialize().any()
+    assert part.materialize().shape == (5, 2, 8)
+    assert not part.gram().any()
+
+
+@pytest.mark.parametrize("names", [["2.weigth"], ["0.weight", "nothing"], "0.weight"])
+def test_only_parameters_that_there_are(names: list[str]) -> None:
+    with pytest.raises(ValueError, match="Expected `names` to be"):
+        jacobian("mlp_2", torch.float32).only(names)
+
+
 def test_pairs_of_different_batches() -> None:
     model, inputs = cases.build("conv2d")
     operator = JacobianOperator(model.double())
