@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from lightning_netsim._checks import expected
 from lightning_netsim.functional import expected_neighbors, label_quality, label_votes, neighbor_dimension, neighbor_radius
 from lightning_netsim.functional.label_quality import rank_weights
 from lightning_netsim.records import Record
@@ -47,11 +49,11 @@ class IssueFinder:
         self.samples = record.samples.reset_index(drop=True)
         self.view = RecordView(record)
         self.compares_with_itself = self.view.reference == "self"
-        self.similarity, self.neighbor, self.neighbor_labels = _wide(record, self.samples, self.compares_with_itself)
-        self.present = np.isfinite(self.similarity)
-        # What differs from 1 by rounding is a copy.
-        gap = np.where(1 - self.similarity <= _ROUNDING, 0.0, 1 - self.similarity)
-        self.distance = torch.tensor(2 * gap).sqrt()
+        self.kernel = _Neighbors(record.neighbors, self.samples, self.compares_with_itself)
+        tables = [self.kernel]
+        if record.activation_neighbors is not None:
+            tables.append(_Neighbors(record.activation_neighbors, self.samples, self.compares_with_itself))
+        self.tables = [table for table in tables if table.k >= _FEWEST_NEIGHBORS]
         self.columns: dict[str, Any] = {"sample_id": self.samples["sample_id"], "index": self.samples["index"]}
         if self.view.has_labels:
             self.columns["label"] = self.samples["label"]
@@ -77,13 +79,16 @@ class IssueFinder:
         reasons = {}
         if not self.view.has_labels:
             reasons["label"] = "The samples have no labels."
-        elif self.neighbor_labels is None:
+        elif self.kernel.labels is None:
             reasons["label"] = "The neighbors have no labels."
-        elif _kind(self.neighbor_labels[self.present]) != _kind(self.samples["label"].to_numpy()) and self.present.any():
+        elif (
+            _kind(self.kernel.labels[self.kernel.present]) != _kind(self.samples["label"].to_numpy())
+            and self.kernel.present.any()
+        ):
             reasons["label"] = "The labels of the neighbors are of another type than those of the samples."
         if "margin" not in self.samples:
             reasons["hard"] = "The outputs are not scores of classes, or the run is of an earlier version."
-        if self.similarity.shape[1] < _FEWEST_NEIGHBORS:
+        if self.kernel.k < _FEWEST_NEIGHBORS:
             few = f"It takes at least {_FEWEST_NEIGHBORS} neighbors of each sample: measure with a larger k."
             reasons |= dict.fromkeys(("near_duplicate", "outlier", "leak"), few)
         elif self.compares_with_itself:
@@ -94,12 +99,14 @@ class IssueFinder:
 
     def _class_label(self) -> Array:
         """Return the scores of labels that are classes, and put in the labels that have most votes."""
-        given, near = self.samples["label"].to_numpy(), np.asarray(self.neighbor_labels)
-        classes = sorted({*given.tolist(), *near[self.present].tolist()})
+        given, near = self.samples["label"].to_numpy(), np.asarray(self.kernel.labels)
+        classes = sorted({*given.tolist(), *near[self.kernel.present].tolist()})
         code = {label: place for place, label in enumerate(classes)}
         labels = torch.tensor([code[label] for label in given.tolist()])
         neighbors = torch.full(near.shape, -1)
-        neighbors[torch.tensor(self.present)] = torch.tensor([code[label] for label in near[self.present].tolist()]).long()
+        neighbors[torch.tensor(self.kernel.present)] = torch.tensor(
+            [code[label] for label in near[self.kernel.present].tolist()]
+        ).long()
         predictions = self._predictions()
         if predictions is None:
             votes = label_votes(neighbors, len(classes))
@@ -109,9 +116,9 @@ class IssueFinder:
             votes = label_votes(neighbors, len(classes), own, margin)
         score = label_quality(votes, labels).numpy()
         best = torch.where(votes.amax(1) > votes.gather(1, labels.unsqueeze(1)).squeeze(1), votes.argmax(1), labels)
-        best = torch.where(torch.tensor(self.present.any(1)), best, labels)
+        best = torch.where(torch.tensor(self.kernel.present.any(1)), best, labels)
         self.columns["suggested_label"] = [classes[place] for place in best.tolist()]
-        return np.where(self.present.any(1), score, np.nan)
+        return np.where(self.kernel.present.any(1), score, np.nan)
 
     def _predictions(self) -> list[Any] | None:
         """Return what the network takes the samples for, in the terms of the labels; None where that is not known."""
@@ -123,8 +130,8 @@ class IssueFinder:
 
     def _value_label(self) -> Array:
         """Return the scores of labels that are values, and put in the means of the neighbors' labels."""
-        near = np.asarray(self.neighbor_labels, dtype=np.float64)
-        present = self.present & np.isfinite(near)
+        near = np.asarray(self.kernel.labels, dtype=np.float64)
+        present = self.kernel.present & np.isfinite(near)
         weight = rank_weights(torch.tensor(present)).numpy()
         mean = np.where(present.any(1), (weight * np.where(present, near, 0.0)).sum(1), np.nan)
         self.columns["suggested_label"] = mean
@@ -132,11 +139,9 @@ class IssueFinder:
 
     def _near_duplicate(self) -> Array:
         """Return the chance of so near a neighbor, the least of all pairs of a sample, and put in the sets."""
-        rows, places = np.nonzero(self.present)
         position = pd.Series(np.arange(len(self.samples)), index=self.samples["index"])
-        partners = position.reindex(self.neighbor[rows, places]).to_numpy(copy=True)
-        radius = neighbor_radius(self.distance)
-        chance = self._chance(self.distance[rows, places], (radius[rows] * radius[partners]).sqrt())
+        pairs = [table.pairs(position) for table in self.tables]
+        rows, partners, chance = (np.concatenate(column) for column in zip(*pairs, strict=True))
         least = np.full(len(self.samples), np.inf)
         # A sample is as near to another as that is to it, whoever lists whom.
         for ends in (rows, partners):
@@ -146,28 +151,17 @@ class IssueFinder:
         return np.where(np.isfinite(least), least, np.nan)
 
     def _leak(self) -> Array:
-        return self._chance(self.distance[:, 0], neighbor_radius(self.distance))
-
-    def _chance(self, distance: torch.Tensor, radius: torch.Tensor) -> Array:
-        """Return the chance of a neighbor within `distance` where k of them lie within `radius`."""
-        dimension = self.dimension
-        chance: Array = -torch.expm1(-expected_neighbors(distance, radius, self.distance.shape[1], dimension)).numpy()
-        return chance
-
-    @property
-    def dimension(self) -> float:
-        """Return the dimension of the data set."""
-        if "dimension" not in self.scales:
-            dimension = neighbor_dimension(self.distance)
-            self.scales["dimension"] = 1.0 if math.isnan(dimension) else min(dimension, _MOST_DIMENSIONS)
-        return self.scales["dimension"]
+        nearest = [table.chance(table.distance[:, 0], table.radius) for table in self.tables]
+        least: Array = np.fmin.reduce(nearest)
+        return least
 
     def _outlier(self) -> Array:
         """Return the density of samples around each, as a share of that around the median one."""
-        farthest = self.distance[:, -1].numpy()
+        farthest = self.kernel.distance[:, -1].numpy()
         median = self.scales["outlier"] = _median(farthest)
+        self.scales["dimension"] = self.kernel.dimension
         with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.where((farthest > median) & (median > 0), (median / farthest) ** self.dimension, 1.0)
+            share = np.where((farthest > median) & (median > 0), (median / farthest) ** self.kernel.dimension, 1.0)
         return np.where(np.isfinite(farthest), share, np.nan)
 
     def _far(self, name: str, values: Array) -> Array:
@@ -179,23 +173,69 @@ class IssueFinder:
         return 1 - self._far("hard", self.samples["margin"].to_numpy(dtype=np.float64))
 
 
-def _wide(record: Record, samples: pd.DataFrame, same: bool) -> tuple[Array, Array, Array | None]:
-    """Return similarities, indices and labels of the neighbors, shape (N, k) each; NaN and -1 where there is none."""
-    table = record.neighbors
-    k = int(table["rank"].max()) if len(table) else 1
-    rows = pd.Series(np.arange(len(samples)), index=samples["index"]).reindex(table["index"]).to_numpy()
-    places = (rows, table["rank"].to_numpy() - 1)
-    similarity, neighbor = np.full((len(samples), k), np.nan), np.full((len(samples), k), -1)
-    similarity[places], neighbor[places] = table["similarity"], table["neighbor"]
-    if same and "label" in samples:
-        found = pd.Series(samples["label"].to_numpy(), index=samples["index"]).reindex(table["neighbor"]).to_numpy()
-    elif "neighbor_label" in table:
-        found = table["neighbor_label"].to_numpy()
-    else:
-        return similarity, neighbor, None
-    labels = np.empty((len(samples), k), dtype=found.dtype)
-    labels[places] = found
-    return similarity, neighbor, labels
+class _Neighbors:
+    """A table of neighbors, a row for each sample.
+
+    Attributes:
+        neighbor: shape (N, k), the index of each neighbor; -1 where there is none.
+        labels: theirs, shape (N, k); None if they have none.
+        present: shape (N, k), where there is one.
+        distance: shape (N, k), of unit vectors; NaN where there is none.
+        k: how many there are at most.
+    """
+
+    def __init__(self, table: pd.DataFrame, samples: pd.DataFrame, same: bool) -> None:
+        self.k = int(table["rank"].max()) if len(table) else 1
+        rows = pd.Series(np.arange(len(samples)), index=samples["index"]).reindex(table["index"]).to_numpy()
+        if np.isnan(rows).any():
+            raise expected("neighbors", "of the samples of the record", "an index that is none of theirs")
+        self._places = (rows.astype(np.int64), table["rank"].to_numpy() - 1)
+        self._shape = (len(samples), self.k)
+        similarity, self.neighbor = np.full(self._shape, np.nan), np.full(self._shape, -1)
+        similarity[self._places], self.neighbor[self._places] = table["similarity"], table["neighbor"]
+        self.labels = self._labels(table, samples, same)
+        self.present = np.isfinite(similarity)
+        # What differs from 1 by rounding is a copy.
+        gap = np.where(1 - similarity <= _ROUNDING, 0.0, 1 - similarity)
+        self.distance = torch.tensor(2 * gap).sqrt()
+
+    def _labels(self, table: pd.DataFrame, samples: pd.DataFrame, same: bool) -> Array | None:
+        if same and "label" in samples:
+            found = pd.Series(samples["label"].to_numpy(), index=samples["index"]).reindex(table["neighbor"]).to_numpy()
+        elif "neighbor_label" in table:
+            found = table["neighbor_label"].to_numpy()
+        else:
+            return None
+        labels = np.empty(self._shape, dtype=found.dtype)
+        labels[self._places] = found
+        return labels
+
+    @cached_property
+    def radius(self) -> torch.Tensor:
+        """Return the distance of the last neighbor of each sample, see `neighbor_radius`."""
+        return neighbor_radius(self.distance)
+
+    @cached_property
+    def dimension(self) -> float:
+        """Return the dimension of the data set."""
+        dimension = neighbor_dimension(self.distance)
+        return 1.0 if math.isnan(dimension) else min(dimension, _MOST_DIMENSIONS)
+
+    def chance(self, distance: torch.Tensor, radius: torch.Tensor) -> Array:
+        """Return the chance of a neighbor within `distance` where k of them lie within `radius`."""
+        chance: Array = -torch.expm1(-expected_neighbors(distance, radius, self.k, self.dimension)).numpy()
+        return chance
+
+    def pairs(self, position: pd.Series) -> tuple[Array, Array, Array]:
+        """Return every listed pair, as the rows of both and the chance of so near a neighbor.
+
+        Args:
+            position: the row of each index.
+        """
+        rows, places = np.nonzero(self.present)
+        partners = position.reindex(self.neighbor[rows, places]).to_numpy(copy=True)
+        radius = (self.radius[rows] * self.radius[partners]).sqrt()
+        return rows, partners, self.chance(self.distance[rows, places], radius)
 
 
 def _kind(labels: Array) -> str:

@@ -130,7 +130,8 @@ def find_issues(
       its median ("value_label").
     - "near_duplicate": 1 − exp(−λ), the chance of a neighbor as near as the nearest; λ = k (d_ij / √(R_i R_j))^D counts those
       to be expected, with R the distance of the k-th neighbor and D the dimension of the data set, from the median of
-      ln(d_k / d_{k/2}). Pairs of such chances are joined to sets.
+      ln(d_k / d_{k/2}). The same under activations, where the run has their neighbors: the lesser chance counts, for gradients
+      of a network with kinks jump where a unit switches. Pairs of such chances are joined to sets.
     - "leak", where the samples were compared with another set: the same, of the nearest sample of that set and R_i.
     - "outlier": min(1, (m / R)^D), with m the median of R: the density of samples around it, in that around the median sample.
     - "hard": p / (p + m), p the difference of the two largest probabilities and m its median.

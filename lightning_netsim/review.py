@@ -329,7 +329,7 @@ def _like(label: Any, given: Any, place: int) -> Any:
         if isinstance(given, Tensor):
             return torch.full_like(given, value)
         return np.full_like(given, value)[()] if isinstance(given, (np.generic, np.ndarray)) else value
-    except (ValueError, OverflowError, RuntimeError) as error:
+    except (KeyError, ValueError, OverflowError, RuntimeError) as error:
         wanted = f"a table with labels like {single!r}, that of sample {place}"
         raise expected("review", wanted, repr(label)) from error
 
@@ -338,10 +338,10 @@ def _number(text: str, kind: type) -> int | float | bool:
     """Return what a text says, as a number of a kind: "5" and "5.0" are the whole number 5.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is none; KeyError if it is no truth value.
     """
-    if kind is bool and text.lower() in ("true", "false"):
-        return text.lower() == "true"
+    if kind is bool:
+        return {"true": True, "1": True, "false": False, "0": False}[text.lower().removesuffix(".0")]
     if kind is float:
         value = float(text)
         if not math.isfinite(value):
