@@ -188,7 +188,7 @@ class _Neighbors:
         self.k = int(table["rank"].max()) if len(table) else 1
         rows = pd.Series(np.arange(len(samples)), index=samples["index"]).reindex(table["index"]).to_numpy()
         if np.isnan(rows).any():
-            raise expected("neighbors", "of the samples of the record", "an index that is none of theirs")
+            raise expected("neighbors", "those of samples of the record", "an index that is none of theirs")
         self._places = (rows.astype(np.int64), table["rank"].to_numpy() - 1)
         self._shape = (len(samples), self.k)
         similarity, self.neighbor = np.full(self._shape, np.nan), np.full(self._shape, -1)
@@ -234,6 +234,8 @@ class _Neighbors:
         """
         rows, places = np.nonzero(self.present)
         partners = position.reindex(self.neighbor[rows, places]).to_numpy(copy=True)
+        if np.isnan(partners).any():
+            raise expected("neighbors", "samples of the record", "an index that is none of theirs")
         radius = (self.radius[rows] * self.radius[partners]).sqrt()
         return rows, partners, self.chance(self.distance[rows, places], radius)
 

@@ -327,7 +327,10 @@ def _like(label: Any, given: Any, place: int) -> Any:
     try:
         value = _number(str(label).strip(), type(single))
         if isinstance(given, Tensor):
-            return torch.full_like(given, value)
+            made = torch.full_like(given, value)
+            if made.item() != value and isinstance(value, int):  # An unsigned label goes round.
+                raise OverflowError(label)
+            return made
         return np.full_like(given, value)[()] if isinstance(given, (np.generic, np.ndarray)) else value
     except (KeyError, ValueError, OverflowError, RuntimeError) as error:
         wanted = f"a table with labels like {single!r}, that of sample {place}"
