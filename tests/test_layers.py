@@ -49,6 +49,7 @@ ROOMS = {
     "graph": room(2, f"{MATHS} numpy pandas scipy", siblings=True),
     "index": room(2, f"{MATHS} faiss numpy", siblings=True),
     "isolation": room(2, "torch"),
+    "issue_scores": room(2, f"{MATHS} numpy pandas", siblings=True),
     "issues": room(2, f"{MATHS} numpy pandas", siblings=True),
     "joining": room(2, MATHS, siblings=True),
     "measurement": room(2, MATHS, siblings=True),

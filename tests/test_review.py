@@ -258,7 +258,7 @@ def test_a_new_label_has_the_type_of_the_old_one(label: Any) -> None:
 ONE_HOT = [torch.tensor([0.0, 1.0]), np.array([0, 1]), torch.zeros(0), None, [1], {"box": 1}, object()]
 
 
-@pytest.mark.parametrize("label", ONE_HOT, ids=repr)
+@pytest.mark.parametrize("label", ONE_HOT, ids=lambda label: type(label).__name__)
 def test_a_label_that_is_no_single_number_or_name_is_not_changed(label: Any) -> None:
     with pytest.raises(NetsimError, match=r"`dataset`.*label"):
         apply_review([(0, label)] * 2, one("relabel", suggested_label=0))
