@@ -163,7 +163,8 @@ def run(
     labels = {noise: [data.labels[noise][0] for data in sets] for noise in noises}
     labels |= {twins[noise]: [data.labels[noise][1] for data in sets] for noise in noises}
     inputs = torch.stack([data.inputs for data in sets]).repeat(len(labels), 1, 1, 1, 1)
-    targets, found = torch.stack([one for some in labels.values() for one in some]), {}
+    targets = torch.stack([one for some in labels.values() for one in some])
+    found: dict[str, float] = {}
     for steps in lengths:
         networks = {
             name: [seeded(seed, 1, SIDE, 2 if setting[0] == "values" else CLASSES) for seed in seeds] for name in labels
@@ -335,6 +336,8 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--data-dir", required=True, help="directory with MNIST/raw in it")
     parser.add_argument("--quick", action="store_true", help="few digits and steps, one seed: only to see that it works")
+    names = [" ".join(setting) for setting in SETTINGS]
+    parser.add_argument("--settings", nargs="+", choices=names, default=names, help="what is learned, and from which copies")
     parser.add_argument("--digits", type=int, help="digits, each of which is copied (100)")
     parser.add_argument("--lengths", type=int, nargs="+", help="steps of the trainings (100 300 900)")
     parser.add_argument("--seeds", type=int, nargs="+", help="of digits, noise and networks (100 to 104)")
@@ -354,19 +357,19 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = read_arguments(arguments)
     torch.set_num_threads(options.threads)
     digits = load_digits(options.data_dir)
-    logs = {setting: RunLog(options.out / f"{' '.join(setting)}.csv") for setting in SETTINGS}
-    key = {"digits": options.digits, "lengths": " ".join(map(str, options.lengths)), "seeds": " ".join(map(str, options.seeds))}
+    lengths, seeds = ("-".join(map(str, some)) for some in (options.lengths, options.seeds))
     found = {}
-    for setting in SETTINGS:
-        rows = {}
+    for name in options.settings:
+        task, kind = name.split(" ")
+        log, rows = RunLog(options.out / f"{name}, {lengths} steps, seeds {seeds}.csv"), {}
         for copies in COPIES:
-            make = partial(run, setting, digits, options.digits, copies, options.lengths, options.seeds)
-            flat = logs[setting].get({"copies": copies, **key}, make)
+            make = partial(run, (task, kind), digits, options.digits, copies, options.lengths, options.seeds)
+            flat = log.get({"copies": copies, "digits": options.digits}, make)
             rows[copies] = [
-                {name.split(" ")[1]: value for name, value in flat.items() if name.startswith(f"{seed} ")}
+                {column.split(" ")[1]: value for column, value in flat.items() if column.startswith(f"{seed} ")}
                 for seed in options.seeds
             ]
-        found[", ".join(setting)] = summarize(rows, options.lengths)
+        found[f"{task}, {kind}"] = summarize(rows, options.lengths)
     print_tables(found)
     exact = {name: float(f"{value:.2g}") for name, value in exact_law(digits, options.seeds[0]).items()}
     print(f"\nSeen as identical: outputs differ by {exact['outputs']:g}, √copies × factor by {exact['factor']:g} at most.")

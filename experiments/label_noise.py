@@ -35,6 +35,7 @@ from lightning_netsim.report import style
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from experiments.label_noise_scores import PROTOCOLS, TRIED, try_scores
 from experiments.label_noise_training import METHODS, NETWORKS, NOISE, Case, Data, Findings, Method, accuracy, truth
 from experiments.run_log import RunLog, mean_and_error
 
@@ -50,6 +51,16 @@ TABLES = {
     "accuracy": "Accuracy on test images after cleaning, %",
 }
 FLAGS = ("flagged_precision", "flagged_recall")
+IN_SAMPLE = ", in sample"
+COLORS = {
+    "kernel": style.GRADIENT,
+    "activations": style.CYCLE[1],
+    "activations, kernel's score": style.CYCLE[4],
+    "cleanlab score": style.CYCLE[2],
+    "cleanlab issues": style.CYCLE[5],
+    NOTHING: style.MUTED,
+    EVERYTHING: style.INK,
+}
 TITLES = {"digits": "digits", "mnist": "MNIST"}
 
 
@@ -95,6 +106,7 @@ class Runs:
         self.options = options
         self.detection, self.accuracy = (RunLog(options.out / f"{name}.csv") for name in ("detection", "accuracy"))
         self._last: tuple[tuple[str, str, int], Case] | None = None
+        self._tried: tuple[Case, dict[tuple[str, str], Findings]] | None = None
 
     def case(self, name: str, noise: str, seed: int) -> Case:
         key = (name, noise, seed)
@@ -107,6 +119,11 @@ class Runs:
         """Return how well a method finds the errors."""
         key = {**self._key(name, noise, seed), "method": method, "variant": variant}
         return self.detection.get(key, partial(self._detect, name, noise, seed, METHODS[method][variant]))
+
+    def compare(self, name: str, noise: str, seed: int, protocol: str, score: str) -> dict[str, float]:
+        """Return how well one of the scores that were tried finds the errors."""
+        key = {**self._key(name, noise, seed), "method": f"score, {protocol}", "variant": score}
+        return self.detection.get(key, partial(self._compare, name, noise, seed, protocol, score))
 
     def retrain(self, name: str, noise: str, seed: int, method: str, variant: str, treatment: str) -> dict[str, float]:
         """Return the accuracy after cleaning."""
@@ -123,6 +140,12 @@ class Runs:
         case = self.case(name, noise, seed)
         return judge(case, case.ask(find))
 
+    def _compare(self, name: str, noise: str, seed: int, protocol: str, score: str) -> dict[str, float]:
+        case = self.case(name, noise, seed)
+        if self._tried is None or self._tried[0] is not case:
+            self._tried = case, try_scores(case)
+        return judge(case, self._tried[1][protocol, score])
+
     def _key(self, name: str, noise: str, seed: int) -> dict[str, Any]:
         sizes = {"size": self.options.size, "epochs": self.options.epochs[name]}
         return {"data": name, "noise": noise, "seed": seed, **sizes}
@@ -137,6 +160,18 @@ def choose(runs: Runs, seeds: Sequence[int]) -> dict[str, str]:
                 for variant, values in variants.items():
                     values.append(runs.detect(name, noise, seed, kind, variant)["auroc"])
     return {kind: max(some, key=lambda variant: sum(some[variant])) for kind, some in tried.items()}
+
+
+def compare(runs: Runs, seeds: Sequence[int]) -> dict[str, dict[str, Row]]:
+    """Return AUROC and average precision of the scores that were tried, on these seeds, by score, then by data and protocol."""
+    found: dict[str, dict[str, Row]] = {figure: {score: {} for score in TRIED} for figure in ("auroc", "average_precision")}
+    for name, noise, seed in cases(seeds):
+        for protocol in PROTOCOLS:
+            for score in TRIED:
+                judged = runs.compare(name, noise, seed, protocol, score)
+                for figure, rows in found.items():
+                    rows[score].setdefault((name, protocol), []).append(judged[figure])
+    return found
 
 
 def cases(seeds: Sequence[int]) -> list[tuple[str, str, int]]:
@@ -166,16 +201,16 @@ def collect(runs: Runs, chosen: dict[str, str], seeds: Sequence[int]) -> dict[st
     return found
 
 
-def format_table(title: str, rows: dict[str, Row], scale: float = 1, digits: int = 4) -> str:
-    """Return a Markdown table: mean and standard error over the seeds, and the mean over all cases."""
+def format_table(heading: str, rows: dict[str, Row], scale: float, digits: int, errors: bool = True) -> str:
+    """Return a Markdown table: mean and standard error of each case, and the mean over all cases."""
     places = list(next(iter(rows.values())))
-    head = [f"{TITLES[name]}, {noise.replace('_', ' ')} %" for name, noise in places]
-    lines = [f"\n{title}\n", f"| method | {' | '.join(head)} | mean |", f"|---|{'---:|' * (len(head) + 1)}"]
+    head = [f"{TITLES[name]}, {title(noise)}" for name, noise in places]
+    lines = [f"\n{heading}\n", f"| method | {' | '.join(head)} | mean |", f"|---|{'---:|' * (len(head) + 1)}"]
     for name, row in rows.items():
         cells = []
         for place in places:
             mean, error = mean_and_error(row[place])
-            cells.append(f"{scale * mean:.{digits}f} ± {scale * error:.{digits}f}")
+            cells.append(f"{scale * mean:.{digits}f}" + f" ± {scale * error:.{digits}f}" * errors)
         lines.append(f"| {name} | {' | '.join(cells)} | {scale * overall(row):.{digits}f} |")
     return "\n".join(lines)
 
@@ -194,41 +229,54 @@ def nested(rows: dict[str, Row]) -> dict[str, dict[str, dict[str, float]]]:
     return found
 
 
+def title(noise: str) -> str:
+    """Return what a kind of noise is called in tables and figures; what is none is left as it is."""
+    kind, _, share = noise.rpartition("_")
+    return f"{kind.replace('_', '-')}, {share} %" if kind else share
+
+
 def draw(auroc: dict[str, Row], after: dict[str, Row]) -> Figure:
-    """Draw the AUROC of every method and the accuracy after its labels were left out, a panel for each data set."""
+    """Draw the AUROC of every method and the accuracy after cleaning, a row of panels for each data set."""
     reading = (
-        "Left: how well each method ranks the planted errors. Right: test accuracy of a new network after as many labels as "
-        "are wrong, those ranked worst, were left out. Mean and standard error over the seeds; axes differ."
+        "Left: how well each method ranks the planted errors. Middle and right: test accuracy of a new network after as many "
+        "labels as are wrong, those ranked worst, were left out or replaced. Open circles: by one network, in sample; the "
+        "others out of sample. Mean and standard error over the seeds; axes differ."
     )
-    colors = dict(zip([*METHODS, NOTHING, EVERYTHING], (*style.CYCLE[: len(METHODS)], style.MUTED, style.INK), strict=True))
     names = list(dict.fromkeys(name for name, _ in next(iter(auroc.values()))))
-    removed = {arm.removesuffix(": remove"): row for arm, row in after.items() if not arm.endswith(": relabel")}
+    panels = [("AUROC", auroc, 1)] + [(f"accuracy, {treatment}, %", treated(after, treatment), 100) for treatment in TREATMENTS]
     with style.styled():
-        figure = style.new_figure(11.6, 1.3 + 2.6 * len(names), "Wrong labels: found, and left out", reading)
+        figure = style.new_figure(14.6, 1.15 + 2.65 * len(names), "Wrong labels: found, left out, replaced", reading)
         width, height = figure.get_size_inches()
         shown: dict[str, Any] = {}
         for down, name in enumerate(names):
-            for left, rows, text in ((0.75, auroc, "AUROC"), (5.15, removed, "accuracy, %")):
-                top = 1.25 + 2.6 * down
-                axes = style.add_axes(figure, left, height - top - 1.95, width - left - 3.75, top)
-                scale = 1 if rows is auroc else 100
-                draw_panel(axes, rows, name, colors, scale)
+            for across, (text, rows, scale) in enumerate(panels):
+                left, top = 0.7 + 3.75 * across, 1.25 + 2.65 * down
+                axes = style.add_axes(figure, left, height - top - 1.95, width - left - 3.2, top)
+                draw_panel(axes, rows, name, scale)
                 axes.set_title(f"{TITLES[name]}: {text}", fontsize=9, loc="left")
                 shown |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        order = [method for method in colors if method in shown]
-        anchor = (9.1 / width, 1 - 1.25 / height)
-        figure.legend([shown[method] for method in order], order, loc="upper left", bbox_to_anchor=anchor)
+        anchor = (11.5 / width, 1 - 1.2 / height)
+        figure.legend(shown.values(), shown, loc="upper left", bbox_to_anchor=anchor)
     return figure
 
 
-def draw_panel(axes: Axes, rows: dict[str, Row], name: str, colors: dict[str, str], scale: float) -> None:
+def treated(after: dict[str, Row], treatment: str) -> dict[str, Row]:
+    """Return the accuracies of one treatment, and those without any, by method."""
+    return {arm.split(": ")[0]: row for arm, row in after.items() if arm == NOTHING or arm.endswith(treatment)}
+
+
+def draw_panel(axes: Axes, rows: dict[str, Row], name: str, scale: float) -> None:
     """Draw one data set: noise across, methods side by side."""
     for place, (method, row) in enumerate(rows.items()):
         found = [mean_and_error(row[name, noise]) for noise in NOISE]
         across = [column + 0.72 * (place / max(len(rows) - 1, 1) - 0.5) for column in range(len(NOISE))]
         means, errors = ([scale * pair[side] for pair in found] for side in (0, 1))
-        axes.errorbar(across, means, errors, fmt="o", markersize=4.5, capsize=2, color=colors[method], label=method)
-    axes.set_xticks(range(len(NOISE)), [noise.replace("_", " ") + " %" for noise in NOISE])
+        color = COLORS[method.removesuffix(IN_SAMPLE)]
+        inside = style.PAPER if method.endswith(IN_SAMPLE) else color
+        axes.errorbar(
+            across, means, errors, fmt="o", markersize=5, capsize=2, color=color, markerfacecolor=inside, label=method
+        )
+    axes.set_xticks(range(len(NOISE)), [title(noise).replace(", ", "\n") for noise in NOISE])
     axes.set_xlim(-0.5, len(NOISE) - 0.5)
     axes.grid(axis="y")
 
@@ -257,10 +305,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = read_arguments(arguments)
     torch.set_num_threads(options.threads)
     runs = Runs(options)
-    chosen = choose(runs, options.choose_seeds)
+    tried, chosen = compare(runs, options.choose_seeds), choose(runs, options.choose_seeds)
+    for figure, rows in tried.items():
+        print(format_table(f"Scores that were tried, on other seeds: {TABLES[figure]}", rows, 1, 4, errors=False))
     found = collect(runs, chosen, options.seeds)
-    for figure, title in TABLES.items():
-        print(format_table(title, found[figure], *((100, 1) if figure == "accuracy" else (1, 4))))
+    for figure, heading in TABLES.items():
+        print(format_table(heading, found[figure], *((100, 1) if figure == "accuracy" else (1, 4))))
     style.save_figure(draw(found["auroc"], found["accuracy"]), options.out / "label_noise.png", dpi=100)
     print(f"\nThe figure and all runs are in {options.out}/")
     figures: dict[str, Any] = {figure: nested(found[figure]) for figure in ("auroc", "average_precision")}
@@ -269,6 +319,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "auroc_mean": {method: round(overall(row), 5) for method, row in found["auroc"].items()},
         "average_precision_mean": {method: round(overall(row), 5) for method, row in found["average_precision"].items()},
         "accuracy_after_mean": {arm: round(overall(row), 5) for arm, row in found["accuracy"].items()},
+        "scores_tried": {
+            figure: {score: round(overall(row), 5) for score, row in rows.items()} for figure, rows in tried.items()
+        },
         "named": nested(found["named"]),
         "threshold": {figure: nested({"kernel": found[figure]["kernel"]}) for figure in FLAGS},
         "chosen": chosen,

@@ -23,7 +23,7 @@ BATCH_SIZE, LEARNING_RATE = 50, 2e-3
 def load_digits(data_dir: str) -> tuple[Tensor, Tensor]:
     """Return the training images of MNIST, shape (N, 1, 28, 28), from 0 to 1, and their classes, shape (N,)."""
     images, classes = MNISTDataModule(data_dir).load_sets()[0].tensors
-    return (images - images.min()) / (images.max() - images.min()), classes
+    return images, classes
 
 
 def small_network(channels: int, side: int, outputs: int, convolutions: int = 2, width: int = 8) -> nn.Sequential:

@@ -19,7 +19,7 @@ from PIL import Image
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import jpeg
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from benchmarks.resnet20 import load_resnet20
 from lightning_netsim._checks import expected
@@ -50,8 +50,9 @@ def noisy(image: Tensor, generator: torch.Generator) -> Tensor:
 
 def recoded(image: Tensor, quality: int) -> Tensor:
     """Return an image that was written as JPEG and read again."""
-    found: Tensor = jpeg((image * 255).round().to(torch.uint8), quality)
-    return found.float() / 255
+    file = io.BytesIO()
+    to_pil_image((image * 255).round().to(torch.uint8)).save(file, "JPEG", quality=quality)
+    return pil_to_tensor(Image.open(file)).float() / 255
 
 
 #: What makes a near-duplicate of an image, shape (C, H, W), values in [0, 1].
@@ -124,8 +125,8 @@ class Problem:
                 raise expected("data_dir", "a directory with cifar10/cifar10_subset.npz in it", repr(self.data_dir))
             with np.load(path) as arrays:
                 known, other = (torch.from_numpy(arrays[name]).permute(0, 3, 1, 2) / 255 for name in ("x_train", "x_test"))
-                # The first 1,500 training images served to choose the rule and its threshold.
-                return known[1500:], torch.from_numpy(arrays["y_train"][1500:]).long(), other
+                # The first 2,000 training images served to choose the rule and its threshold.
+                return known[2000:], torch.from_numpy(arrays["y_train"][2000:]).long(), other
         module = DigitsDataModule(val_fraction=1 / 3) if self.name == "digits" else MNISTDataModule(self.data_dir)
         known, other = (part.tensors for part in module.load_sets())
         return known[0][-KNOWN:], known[1][-KNOWN:], other[0]
@@ -256,12 +257,12 @@ def judge_sets(names: Array, planted: Planted) -> dict[str, float]:
     whole: list[bool] = []
     for original in np.unique(planted.origin[planted.kind != ""]):
         members = planted.origin == original
-        counts = {name: int((names[members] == name).sum()) for name in set(names[members].tolist()) - {-1}}
-        together = np.array([counts.get(name, 0) > 1 for name in names])
-        found |= members & together
-        wrong &= ~(members & together)
+        values, counts = np.unique(names[members], return_counts=True)
+        together = members & np.isin(names, values[(values >= 0) & (counts > 1)])
+        found |= together
+        wrong &= ~together
         if planted.kind[original] == "set":
-            whole.append(len(counts) == 1 and bool((names[members] >= 0).all()) and sum(counts.values()) == int((names == names[original]).sum()))
+            whole.append(names[original] >= 0 and np.array_equal(names == names[original], members))
     figures = {"errors": float(wrong.sum()), "sets": float(np.mean(whole)) if whole else np.nan}
     for kind in (*KINDS, "set", "all"):
         rows = planted.kind != "" if kind == "all" else planted.kind == kind

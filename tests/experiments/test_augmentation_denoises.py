@@ -140,7 +140,7 @@ def test_quick_run_prints_its_figures_and_repeats_no_run(
         assert summary["means"]["independent_noise_4"].keys() == {"1", "2"}
     assert max(figures["exact"].values()) < 1e-10
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"augmentation_denoises.png", *(f"{task} {kind}.csv" for task, kind in SETTINGS)}
-    log = (tmp_path / "values moved.csv").read_text()
+    assert names == {"augmentation_denoises.png", *(f"{task} {kind}, 2-4 steps, seeds 100.csv" for task, kind in SETTINGS)}
+    log = (tmp_path / "values moved, 2-4 steps, seeds 100.csv").read_text()
     assert augmentation_denoises.main(arguments) == figures
-    assert (tmp_path / "values moved.csv").read_text() == log
+    assert (tmp_path / "values moved, 2-4 steps, seeds 100.csv").read_text() == log

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("cleanlab", reason="needs cleanlab: pip install cleanlab")
 
-from experiments import label_noise, label_noise_training
+from experiments import label_noise, label_noise_scores, label_noise_training
 from experiments.label_noise_training import FOLDS, METHODS, NOISE, Case, Data, Findings, plant, truth
 from lightning_netsim import analyze
 
@@ -112,6 +112,30 @@ def test_kernel_asks_the_package(tmp_path: Path) -> None:
     assert case.given.tolist() == table["label"].tolist()
 
 
+def test_scores_that_were_tried_are_of_the_same_record(tmp_path: Path) -> None:
+    case = _case(tmp_path)
+    tried = label_noise_scores.try_scores(case)
+    assert {score for _, score in tried} == set(label_noise_scores.TRIED)
+    for protocol, kind in zip(label_noise_scores.PROTOCOLS, ("kernel", "kernel, in sample"), strict=True):
+        found = METHODS[kind]["k=30"](case)
+        assert tried[protocol, "`find_issues`, k=30"].score.tolist() == pytest.approx(found.score.tolist())
+    analysis = analyze(case.network, case.loader(torch.ones_like(case.wrong)), k=50, progress=False)
+    nearest = analysis.neighbors[analysis.neighbors["rank"] <= 30]
+    shares, weighted = [], []
+    for index, rows in nearest.groupby("index"):
+        same = [float(case.given[other] == case.given[index]) for other in rows["neighbor"]]
+        weight = [max(value, 0.0) for value in rows["similarity"]]
+        shares.append(sum(same) / 30)
+        weighted.append(sum(a * b for a, b in zip(same, weight, strict=True)) / sum(weight))
+    protocol = label_noise_scores.PROTOCOLS[1]
+    assert tried[protocol, "share of the label"].score.tolist() == pytest.approx(shares)
+    assert tried[protocol, "share, weighted by similarity"].score.tolist() == pytest.approx(weighted)
+    probability = tried[protocol, label_noise_scores.CONFIDENCE].score
+    assert tried[protocol, label_noise_scores.MEAN].score.tolist() == pytest.approx(
+        (torch.tensor(shares) * probability).sqrt().tolist()
+    )
+
+
 def test_issues_of_cleanlab_come_first(tmp_path: Path) -> None:
     case = _case(tmp_path, epochs=30)
     found = METHODS["cleanlab issues"]["prune_by_noise_rate"](case)
@@ -154,6 +178,7 @@ def test_quick_run_prints_its_figures_and_repeats_no_run(
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     assert figures["auroc"]["digits"].keys() == few.keys()
     assert all(row.keys() == {"class_dependent_20"} for row in figures["auroc"]["digits"].values())
+    assert figures["scores_tried"]["auroc"].keys() == set(label_noise_scores.TRIED)
     after = figures["accuracy_after"]["digits"]
     assert {arm.split(":")[0] for arm in after} == {label_noise.NOTHING, label_noise.EVERYTHING, *label_noise.CLEANED}
     assert {path.name for path in tmp_path.iterdir()} == {"label_noise.png", "detection.csv", "accuracy.csv", "networks"}
