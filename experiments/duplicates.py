@@ -2,7 +2,7 @@
 
 Images are shifted by one pixel, given a little noise, or written as JPEG, and put back beside their originals (near-duplicates)
 or among images that the network has not seen (leaks); then some images of another kind are put in (outliers). `find_issues`
-looks for them in what `analyze` found, at its default thresholds; the same in the neighbors under activations; and cleanlab's
+looks for them in what `analyze` found, at its default thresholds; the same in either table of neighbors alone; and cleanlab's
 Datalab, at its own, in the same activations. Three data sets, with a network each: MNIST, CIFAR-10, scikit-learn's digits.
 
     python experiments/duplicates.py --data-dir DIRECTORY [--quick] [--out DIRECTORY]
@@ -51,7 +51,7 @@ from experiments.planted_issues import (
 )
 from experiments.run_log import RunLog, mean_and_error
 
-KERNEL, ACTIVATIONS, CLEANLAB = METHODS = ("kernel", "activations", "cleanlab")
+BOTH, KERNEL, ACTIVATIONS, CLEANLAB = METHODS = ("find_issues", "kernel", "activations", "cleanlab")
 PARTS = ("near_duplicates", "leaks", "outliers")
 STRANGERS = ("characters", "photographs", "noise")
 TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "digits": "digits"}
@@ -75,10 +75,15 @@ def measure(network: nn.Module, images: Tensor, reference: Tensor | None = None)
     return analyze(network, loaders[0], loaders[1], progress=False).record  # type: ignore[arg-type]
 
 
+def by_kernel(record: Record) -> Record:
+    """Return the record without neighbors under activations."""
+    return replace(record, activation_neighbors=None)
+
+
 def by_activations(record: Record) -> Record:
     """Return the record as if activations were the kernel."""
     assert record.activation_neighbors is not None
-    return replace(record, neighbors=record.activation_neighbors)
+    return replace(record, neighbors=record.activation_neighbors, activation_neighbors=None)
 
 
 def prefixed(figures: dict[str, Figures]) -> Figures:
@@ -90,14 +95,15 @@ def find_near_duplicates(problem: Problem, sizes: dict[str, int], shown: Path) -
     planted = Planted.among(problem.draw(True, sizes["images"]), sizes["per_kind"], sizes["sets"], problem.generator(4))
     record = measure(problem.network, planted.images)
     tables = {
-        KERNEL: find_issues(record, ["near_duplicate"]).table,
+        BOTH: find_issues(record, ["near_duplicate"]).table,
+        KERNEL: find_issues(by_kernel(record), ["near_duplicate"]).table,
         ACTIVATIONS: find_issues(by_activations(record), ["near_duplicate"]).table,
     }
     sets = {method: table["near_duplicate_set"].to_numpy() for method, table in tables.items()}
     sets[CLEANLAB] = cleanlab_sets(activations(problem.network, planted.images))
-    score = tables[KERNEL]["near_duplicate_score"].to_numpy()
+    score = tables[BOTH]["near_duplicate_score"].to_numpy()
     nearest = record.neighbors[record.neighbors["rank"] == 1].sort_values("index")["neighbor"].to_numpy()
-    pairs = {"score": score, "nearest": nearest, "set": sets[KERNEL], "origin": planted.origin, "kind": planted.kind}
+    pairs = {"score": score, "nearest": nearest, "set": sets[BOTH], "origin": planted.origin, "kind": planted.kind}
     shown.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"images": planted.images} | {name: value.tolist() for name, value in pairs.items()}, shown)
     return prefixed({method: judge_sets(names, planted) for method, names in sets.items()})
@@ -119,7 +125,8 @@ def find_leaks(problem: Problem, sizes: dict[str, int], shown: Path) -> Figures:
     if found:
         torch.save([(queries[place].clone(), reference[nearest[place]].clone()) for place in found], shown)
     flags = {
-        KERNEL: table["is_leak_issue"],
+        BOTH: table["is_leak_issue"],
+        KERNEL: find_issues(by_kernel(record), ["leak"]).table["is_leak_issue"],
         ACTIVATIONS: find_issues(by_activations(record), ["leak"]).table["is_leak_issue"],
         CLEANLAB: leaks_by_cleanlab(activations(problem.network, torch.cat([queries, reference])), len(queries)),
     }
@@ -184,7 +191,7 @@ def summarize(rows: Sequence[Figures]) -> dict[str, Summary]:
         values = [row[name] for row in rows if not np.isnan(row[name])]
         if values:
             found[method][figure] = [round(value, 4) for value in mean_and_error(values)]
-    return found
+    return {method: figures for method, figures in found.items() if figures}
 
 
 def print_tables(found: dict[str, dict[str, dict[str, Summary]]]) -> None:

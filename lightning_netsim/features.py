@@ -40,6 +40,11 @@ class AbstractFeatureBatch(ABC):
     norm: Tensor
     rank: Tensor
 
+    @property
+    @abstractmethod
+    def sum_nbytes(self) -> int:
+        """Return the bytes of a sum of features."""
+
     @abstractmethod
     def sum(self) -> FeatureSum:
         """Return Σ φ(x_i) over the valid samples."""
@@ -85,6 +90,10 @@ class DenseFeatureBatch(AbstractFeatureBatch):
         kept = vectors[self.valid]
         self._vectors = kept / self.norm[self.valid].unsqueeze(1) if normalize else kept
 
+    @property
+    def sum_nbytes(self) -> int:
+        return self._vectors[:1].nbytes if len(self._vectors) else 0
+
     def sum(self) -> FeatureSum:
         return {"vector": self._vectors.sum(0)}
 
@@ -113,6 +122,10 @@ class UnitFeatureBatch(AbstractFeatureBatch):
         self.norm = unit.outputs.new_ones(unit.num_samples)
         self.rank = self.norm.long()
         self.valid = self.rank > 0
+
+    @property
+    def sum_nbytes(self) -> int:
+        return self.unit.num_directions * self.unit.num_parameters * self.norm.element_size()
 
     def sum(self) -> FeatureSum:
         number = self.unit.num_directions
@@ -188,6 +201,10 @@ class GradientFeatureBatch(AbstractFeatureBatch):
         if self._unit is None:
             self._unit = self.jacobian.mix(self._root)
         return self._unit
+
+    @property
+    def sum_nbytes(self) -> int:
+        return self.num_directions * self.jacobian.num_parameters * self.norm.element_size()
 
     def sum(self) -> FeatureSum:
         return self.jacobian.weighted_sum(self._root)

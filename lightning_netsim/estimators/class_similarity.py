@@ -73,7 +73,7 @@ class ClassSimilarity:
         self._sums = None
 
     def sums(self, features: AbstractFeatureBatch, labels: Sequence[ClassLabel]) -> ClassSums:
-        """Return the sums of a batch, without adding them.
+        """Return the sums of a batch, without adding them; nothing where there is no room for them, and all are given up.
 
         Args:
             features: those of B samples.
@@ -82,9 +82,7 @@ class ClassSimilarity:
         Raises:
             ValueError: if there are not B labels.
         """
-        valid = self._valid_labels(features, labels)
-        groups = {label: [row for row, other in enumerate(valid) if other == label] for label in dict.fromkeys(valid)}
-        return {label: (features.select(torch.tensor(rows)).sum(), len(rows)) for label, rows in groups.items()}
+        return {label: (features.select(rows).sum(), len(rows)) for label, rows in self._groups(features, labels).items()}
 
     def update(self, reference: AbstractFeatureBatch, labels: Sequence[ClassLabel]) -> None:
         """Add a batch of the reference set with its B labels.
@@ -92,8 +90,9 @@ class ClassSimilarity:
         Raises:
             ValueError: if there are not B labels.
         """
-        if self._sums is not None:
-            self.add(self.sums(reference, labels))
+        # Class by class: with the sums that are held, only one more is in memory.
+        for label, rows in self._groups(reference, labels).items():
+            self.add({label: (reference.select(rows).sum(), len(rows))})
 
     def add(self, sums: ClassSums) -> None:
         """Add the sums of some samples of the reference set."""
@@ -110,6 +109,21 @@ class ClassSimilarity:
             self._sums[label] = (held, count + number)
         if self._bytes > self.limit or len(self._sums) > MAX_CLASSES:
             self.drop()
+
+    def _groups(self, features: AbstractFeatureBatch, labels: Sequence[ClassLabel]) -> dict[ClassLabel, Tensor]:
+        """Return the rows of each class among the valid samples; nothing if the sums do not fit, before any is formed."""
+        valid = self._valid_labels(features, labels)
+        if self._sums is None:
+            return {}
+        number = len({*self._sums, *valid})
+        if number * features.sum_nbytes > self.limit or number > MAX_CLASSES:
+            self._bytes = max(self._bytes, number * features.sum_nbytes)
+            self.drop()
+            return {}
+        groups: dict[ClassLabel, list[int]] = {}
+        for row, label in enumerate(valid):
+            groups.setdefault(label, []).append(row)
+        return {label: torch.tensor(rows) for label, rows in groups.items()}
 
     def share(self, processes: Processes) -> None:
         """Make the reference sets of all processes one, after each has been updated with its part."""

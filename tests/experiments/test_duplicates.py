@@ -121,7 +121,7 @@ def test_quick_run_prints_its_figures_and_repeats_no_run(
     figures = duplicates.main(arguments)
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     found = figures["near_duplicates"]["digits"]
-    assert found.keys() == {"kernel", "activations", "cleanlab"}
+    assert found.keys() == {"find_issues", "kernel", "activations", "cleanlab"}
     assert found["kernel"]["noise recall"][0] == found["kernel"]["jpeg 90 recall"][0] == 1
     assert figures["leaks"]["digits"]["kernel"]["errors"][0] <= 1
     assert figures["outliers"]["digits"]["kernel"].keys() >= {"noise auroc", "flagged clean"}
