@@ -57,7 +57,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_a_record_is_written_after_each_epoch(run: Run) -> None:
     assert sorted(place.name for place in run.root.iterdir()) == ["epoch=0-step=2", "epoch=1-step=4"]
     first, second = records(run.root)
-    files = {"samples.parquet", "neighbors.parquet", "activation_neighbors.parquet", "meta.json", "counts.png", "neighbors.png"}
+    tables = {"samples.parquet", "neighbors.parquet", "activation_neighbors.parquet", "classes.parquet", "meta.json"}
+    files = tables | {"counts.png", "neighbors.png"}
     assert {file.name for file in first.path.iterdir()} == files
     assert {file.name for file in second.path.iterdir()} == files | {"counts_over_epochs.png"}
     assert not first.samples["soft_count"].equals(second.samples["soft_count"])
