@@ -21,7 +21,7 @@ from lightning_netsim.jacobian import JacobianOperator, PerSampleJacobian, per_s
 from lightning_netsim.mixins import ContrastiveMixin, DifferenceAlignmentMixin, MMDMixin, SimilarityMixin
 from lightning_netsim.queries import NeighborAnswer, find_neighbors
 from lightning_netsim.results import KernelNeighborsResult, NeighborCountResult
-from lightning_netsim.review import apply_review
+from lightning_netsim.reviewed_dataset import ReviewedDataset, apply_review
 from lightning_netsim.samplers import RareFirstSampler
 from lightning_netsim.transfers import TransferAnswer, find_transfer
 
@@ -45,6 +45,7 @@ __all__ = [
     "NetsimError",
     "PerSampleJacobian",
     "RareFirstSampler",
+    "ReviewedDataset",
     "SimilarityAnalysis",
     "SimilarityBatch",
     "SimilarityMixin",

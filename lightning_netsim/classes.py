@@ -62,6 +62,6 @@ def class_summary(record: Record) -> pd.DataFrame:
             "nearest_label": [labels[place] if has else None for place, has in zip(nearest, known, strict=True)],
             "overlap": best,
             "is_merging": best >= MERGING,
-            "is_isolated": best < ISOLATED * (np.nanmedian(best) if known.any() else np.nan),
+            "is_isolated": best < ISOLATED * (max(np.nanmedian(best), 0) if known.any() else np.nan),
         }
     )

@@ -82,7 +82,8 @@ def denoise_labels(
         reference: the samples whose labels are averaged; None for those of `loader`.
         kernel: "matrix", or "outputs" for each output by itself with weights that are distributions; see `LabelDenoising`.
         targets: "classes" compares class numbers with the softmax of the outputs (the sigmoid of a single one), "values"
-            compares labels with the outputs as they are; "auto" takes integers for classes.
+            compares labels with the outputs as they are; "auto" takes integers for classes, and floats that are
+            all 0 or 1 beside a single output.
         all_pairs: compute the denoising factor of all pairs instead of estimating it in linear time.
         num_probes: how many random signs estimate it; memory is that of D + 2 + `num_probes` gradients.
         last_layer: the name of the affine layer that the network ends in, for the bound of the kernel "outputs"; None for the
@@ -160,7 +161,8 @@ class _Sweeps:
         first = averaged.first()
         self.sweeper.prepare(first)
         jacobian = self.sweeper.features(first).jacobian
-        self.targets = _kind_of(self.targets, self.sweeper.read(first).labels)
+        read = self.sweeper.read(first)
+        self.targets = _kind_of(self.targets, read.labels, read.outputs.shape[1])
         self.sweeper.chunk_size = chunk_of(jacobian, self.budget)
         checked = False
         for chunk, features in self._sweep(averaged.source, "reference"):
@@ -276,13 +278,16 @@ def _norms(jacobian: PerSampleJacobian) -> Tensor:
     return jacobian.gram().diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
 
 
-def _kind_of(targets: str, labels: Any) -> str:
+def _kind_of(targets: str, labels: Any, number: int) -> str:
     """Return "classes" or "values"."""
     if targets != "auto":
         return targets
     numbers = class_labels(labels)
-    whole = numbers is not None and not numbers.is_floating_point() and numbers.ndim == 1
-    return "classes" if whole else "values"
+    if numbers is None or numbers.ndim != 1:
+        return "values"
+    # What a binary loss takes.
+    binary = number == 1 and bool(((numbers == 0) | (numbers == 1)).all())
+    return "classes" if binary or not numbers.is_floating_point() else "values"
 
 
 def _targets_of(labels: Any, outputs: Tensor, kind: str) -> Tensor:

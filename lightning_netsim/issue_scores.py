@@ -27,6 +27,8 @@ _ROUNDING = 8 * float(np.finfo(np.float32).eps)
 _FEWEST_NEIGHBORS = 3
 # Where the distances of most samples are equal, nothing but a copy is to stand out.
 _MOST_DIMENSIONS = 100.0
+#: A class with fewer samples has too few for its labels to be judged by neighbors.
+RARE = 4
 #: A score below this is an issue; `find_issues` says what the scores are relative to.
 THRESHOLDS = {"label": 1 / 2, "value_label": 1 / 7, "near_duplicate": 1e-3, "outlier": 1 / 20, "hard": 1 / 6, "leak": 1e-3}
 
@@ -42,6 +44,7 @@ class IssueFinder:
         columns: those found so far.
         scales: what the scores are relative to: medians, and the dimension of the data set.
         skipped: why some issues cannot be looked for.
+        notes: remarks for the user.
     """
 
     def __init__(self, record: Record, levels: Mapping[str, float]) -> None:
@@ -58,6 +61,7 @@ class IssueFinder:
         if self.view.has_labels:
             self.columns["label"] = self.samples["label"]
         self.scales: dict[str, float] = {}
+        self.notes: list[str] = []
         self.skipped = self._skip()
 
     def find(self, name: str) -> None:
@@ -78,7 +82,7 @@ class IssueFinder:
         """Return why some issues cannot be looked for."""
         reasons = {}
         if not self.view.has_labels:
-            reasons["label"] = "The samples have no labels."
+            reasons["label"] = "The samples have no labels, or several each."
         elif self.kernel.labels is None:
             reasons["label"] = "The neighbors have no labels."
         elif (
@@ -118,7 +122,17 @@ class IssueFinder:
         best = torch.where(votes.amax(1) > votes.gather(1, labels.unsqueeze(1)).squeeze(1), votes.argmax(1), labels)
         best = torch.where(torch.tensor(self.kernel.present.any(1)), best, labels)
         self.columns["suggested_label"] = [classes[place] for place in best.tolist()]
+        self._note_rare(labels.bincount(minlength=len(classes))[labels] if self.compares_with_itself else None)
         return np.where(self.kernel.present.any(1), score, np.nan)
+
+    def _note_rare(self, counts: torch.Tensor | None) -> None:
+        """Say where a class has too few samples for neighbors to speak for its labels."""
+        rare = 0 if counts is None else int((counts < RARE).sum())
+        if rare:
+            self.notes.append(
+                f"{rare:,} sample{'s are' if rare > 1 else ' is'} of classes with fewer than {RARE}: no neighbors can "
+                "speak for their labels, which are suspect for that alone."
+            )
 
     def _predictions(self) -> list[Any] | None:
         """Return what the network takes the samples for, in the terms of the labels; None where that is not known."""
@@ -141,6 +155,10 @@ class IssueFinder:
         """Return the chance of so near a neighbor, the least of all pairs of a sample, and put in the sets."""
         position = pd.Series(np.arange(len(self.samples)), index=self.samples["index"])
         pairs = [table.pairs(position) for table in self.tables]
+        for other in self.tables[1:]:
+            # Where all units are off, only a bias has a gradient: such samples are alike to the kernel, whatever they show.
+            seen = other.present.any(1)
+            pairs[0] = tuple(column[seen[pairs[0][0]] & seen[pairs[0][1]]] for column in pairs[0])
         rows, partners, chance = (np.concatenate(column) for column in zip(*pairs, strict=True))
         least = np.full(len(self.samples), np.inf)
         # A sample is as near to another as that is to it, whoever lists whom.
@@ -153,7 +171,9 @@ class IssueFinder:
     def _leak(self) -> Array:
         nearest = [table.chance(table.distance[:, 0], table.radius) for table in self.tables]
         least: Array = np.fmin.reduce(nearest)
-        return least
+        # See `_near_duplicate`: what has no activations is alike to the kernel, whatever it shows.
+        seen = np.all([table.present.any(1) for table in self.tables], axis=0)
+        return np.where(seen, least, np.nan)
 
     def _outlier(self) -> Array:
         """Return the density of samples around each, as a share of that around the median one."""

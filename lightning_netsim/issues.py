@@ -37,6 +37,7 @@ class IssueReport:
         issues: which issues were looked for.
         skipped: why the others were not.
         scales: what the scores are relative to: medians, and the dimension of the data set.
+        notes: remarks for the user.
         name_of: gives the name of a class.
         has_names: whether that is another than the label.
         pictures: gives what a person sees of the sample of an index; None for a run that was loaded from disk.
@@ -46,15 +47,19 @@ class IssueReport:
     issues: tuple[str, ...]
     skipped: dict[str, str] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     name_of: Callable[[Any], str | None] = str
     has_names: bool = False
     pictures: Thumbnails | None = None
 
     def __str__(self) -> str:
-        return format_issues(self.table, self.issues, self.skipped, self.class_name)
+        return format_issues(self.table, self.issues, [*self._reasons(), *self.notes], self.class_name)
 
     def __repr__(self) -> str:
         return f"IssueReport({', '.join(f'{name}: {len(self.found(name))}' for name in self.issues)})"
+
+    def _reasons(self) -> list[str]:
+        return [f"Not looked for: {name.replace('_', ' ')}. {reason}" for name, reason in self.skipped.items()]
 
     def _repr_html_(self) -> str:
         return text_and_figure(str(self), self.plot())
@@ -180,6 +185,7 @@ def find_issues(
         tuple(names),
         {name: reason for name, reason in finder.skipped.items() if asked is None},
         finder.scales,
+        tuple(finder.notes),
         finder.view.class_name,
         bool(record.meta.get("class_names")),
         pictures,
@@ -191,6 +197,8 @@ def _record_of(run: Any) -> Record:
     record = run.record if isinstance(run, HasRecord) else run
     if isinstance(record, (str, os.PathLike)):
         return newest_record(record)
+    if isinstance(record, Record) and record.meta.get("plan", {}).get("kind") == "queries":
+        raise expected("run", "one that measured a whole set", "the neighbors of single samples", "Use `analyze`.")
     if not isinstance(record, Record):
         wanted = "the directory of a run, or an analysis or monitor that has measured"
         raise expected("run", wanted, "one that has not measured yet" if record is None and run is not None else repr(run))

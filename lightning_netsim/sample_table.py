@@ -74,11 +74,20 @@ class SampleTable:
         self._labels = _extend(self._labels, as_column(read.labels, size, "labels"))
         self._shown = _extend(self._shown, self._pictures(read.inputs, size))
 
+    @property
+    def labels(self) -> list[Any] | None:
+        """Return the labels; 0.0 and 1.0 beside a single output, floats for the sake of a binary loss, as classes 0 and 1."""
+        labels = self._labels
+        single = bool(self._outputs) and self._outputs[0].shape[1] == 1
+        binary = labels and single and all(isinstance(label, float) and label in (0.0, 1.0) for label in labels)
+        return [int(label) for label in labels or []] if binary else labels
+
     def class_labels(self) -> dict[int, ClassLabel] | None:
         """Return the label of each position; None if there are no labels, or these can be no classes."""
-        if self._labels is None or not are_classes(self._labels):
+        labels = self.labels
+        if labels is None or not are_classes(labels):
             return None
-        return dict(zip(torch.cat([torch.zeros(0, dtype=torch.int64), *self._index]).tolist(), self._labels, strict=True))
+        return dict(zip(torch.cat([torch.zeros(0, dtype=torch.int64), *self._index]).tolist(), labels, strict=True))
 
     def rows_of(self, index: Tensor) -> Tensor:
         """Return the rows of the samples at the positions `index`."""
@@ -109,7 +118,7 @@ class SampleTable:
 
     def sample_set(self) -> SampleSet:
         """Return the samples."""
-        return SampleSet(torch.cat(self._index), self._ids, self._labels, torch.cat(self._dataloader), self._shown)
+        return SampleSet(torch.cat(self._index), self._ids, self.labels, torch.cat(self._dataloader), self._shown)
 
     def predictions(self, are_values: bool | None = None) -> list[Any]:
         """Return the predicted classes: the largest of several outputs; of one output its sign if labels are classes.
@@ -121,7 +130,8 @@ class SampleTable:
         if outputs.shape[1] > 1:
             return list(outputs.argmax(1).tolist())
         if are_values is None:
-            are_values = self._labels is None or not all(isinstance(label, int) for label in self._labels)
+            labels = self.labels
+            are_values = labels is None or not all(isinstance(label, int) for label in labels)
         return list(outputs[:, 0].tolist() if are_values else (outputs[:, 0] > 0).long().tolist())
 
     def margin(self) -> Tensor | None:
@@ -130,11 +140,11 @@ class SampleTable:
         Outputs are taken for logits of classes, or for their probabilities if they sum to one. None where that cannot be:
         where labels are values, or a single output is to tell more than two.
         """
-        outputs, labels = torch.cat(self._outputs).double(), self._labels
+        outputs, labels = torch.cat(self._outputs).double(), self.labels
         numbers = labels is not None and all(isinstance(label, int) for label in labels)
         two = numbers and all(label in (0, 1) for label in labels or [])
         listed = labels is not None and any(isinstance(label, float) for label in labels)
-        if self._has_values or listed or (outputs.shape[1] == 1 and not two):
+        if (self._has_values and not two) or listed or (outputs.shape[1] == 1 and not two):
             return None
         largest = _probabilities(outputs).topk(2, 1).values
         return largest[:, 0] - largest[:, 1]

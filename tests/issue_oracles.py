@@ -217,9 +217,9 @@ def dimension(table: Iterable[Sequence[float]]) -> float:
 
 
 def radii(table: Mapping[int, Sequence[float]]) -> dict[int, float]:
-    """Return the distance of the last neighbor, at least half the (lower) median."""
+    """Return the distance of the last neighbor, at least a tenth of the (lower) median."""
     last = {index: row[-1] for index, row in table.items() if row}
-    least = median_low(last.values()) / 2
+    least = median_low(last.values()) / 10
     return {index: max(value, least) for index, value in last.items()}
 
 

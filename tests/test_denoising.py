@@ -301,11 +301,11 @@ def test_forms_of_labels() -> None:
         found = ask(model, loader(inputs, same))
         assert found.meta["targets"] == "classes"
         torch.testing.assert_close(found.result.smoothed_targets, wanted.result.smoothed_targets, **EXACT)
-    # As binary cross-entropy wants them.
     floats = ask(model, loader(inputs, numbers.double()), targets="classes")
     torch.testing.assert_close(floats.result.consistency, wanted.result.consistency, **EXACT)
     assert floats.samples["prediction"].tolist() == wanted.samples["prediction"].tolist()
-    assert ask(model, loader(inputs, numbers.double())).meta["targets"] == "values"
+    assert ask(model, loader(inputs, numbers.double())).meta["targets"] == "classes"
+    assert ask(model, loader(inputs, 2.0 * numbers)).meta["targets"] == "values"
     # Whole numbers that are values: the prediction is one too.
     values = ask(model, loader(inputs, numbers), targets="values")
     assert values.samples["prediction"].tolist() == pytest.approx(model.eval()(inputs)[:, 0].tolist(), rel=1e-5)

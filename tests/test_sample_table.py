@@ -166,7 +166,7 @@ def test_one_output_of_two_classes_is_a_logit(labels: Any) -> None:
     assert margin.tolist() == pytest.approx(wanted, abs=1e-7)
 
 
-@pytest.mark.parametrize("labels", [None, [0, 1, 2], ["a", "b", "a"], torch.tensor([0.0, 1.0, 1.0]), [0.5, 1.5, 2.5]])
+@pytest.mark.parametrize("labels", [None, [0, 1, 2], ["a", "b", "a"], torch.tensor([0.0, 1.0, 2.0]), [0.5, 1.5, 2.5]])
 def test_one_output_of_anything_else_has_no_margin(labels: Any) -> None:
     assert table({"outputs": torch.randn(3, 1), "labels": labels}).margin() is None
 

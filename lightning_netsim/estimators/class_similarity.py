@@ -15,7 +15,7 @@ from lightning_netsim.processes import Processes
 from lightning_netsim.results import ClassLabel, ClassSimilarityResult
 
 #: Of more different labels than this, no similarities are kept: their number grows with the square.
-MAX_CLASSES = 1000
+MAX_CLASSES = 300
 
 # Entries that are brought to float64 at a time.
 _ELEMENTS = 2**22
@@ -32,7 +32,7 @@ class ClassSimilarity:
     ⟨φ(x), S_a⟩. `update` with every batch of the reference set, then `query` with every batch of the query set, then `compute`.
 
     Args:
-        limit: bytes that the sums may take; beyond, or for more than 1,000 classes, they are given up, and `compute` returns
+        limit: bytes that the sums may take; beyond, or for more than 300 classes, they are given up, and `compute` returns
             None.
 
     Source: the sums of Charpiat et al., NeurIPS 2019, section 4, class by class.

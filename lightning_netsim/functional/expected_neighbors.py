@@ -46,7 +46,7 @@ def neighbor_dimension(distance: Tensor) -> float:
 
 
 def neighbor_radius(distance: Tensor) -> Tensor:
-    """Return the distance of the last neighbor of each sample, shape (N,), at least half its median: that of many copies is 0.
+    """Return the distance of the last neighbor of each sample, shape (N,), at least a tenth of its median: copies have none.
 
     Args:
         distance: shape (N, k), as for `neighbor_dimension`.
@@ -55,7 +55,7 @@ def neighbor_radius(distance: Tensor) -> Tensor:
         NetsimError: `distance` has another shape.
     """
     last = to_double(_check(distance))[:, -1]
-    return last.clamp_min(float(last.nanmedian()) / 2)
+    return last.clamp_min(float(last.nanmedian()) / 10)
 
 
 def expected_neighbors(distance: Tensor, radius: Tensor, k: int, dimension: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -21,15 +21,13 @@ _TITLES = {
 _SHOWN = 5
 
 
-def format_issues(
-    table: pd.DataFrame, issues: Sequence[str], skipped: Mapping[str, str], class_name: Callable[[Any], str]
-) -> str:
+def format_issues(table: pd.DataFrame, issues: Sequence[str], notes: Sequence[str], class_name: Callable[[Any], str]) -> str:
     """Describe the issues of a data set: how many samples have each, and the worst ones.
 
     Args:
         table: see `IssueReport`.
         issues: which were looked for.
-        skipped: why the others were not.
+        notes: what else there is to say.
         class_name: gives the name of a label.
     """
     blocks = [[f"Issues of {len(table):,} samples", "─" * WIDTH]]
@@ -37,10 +35,10 @@ def format_issues(
         flagged = table[table[f"is_{name}_issue"]]
         head = f"{_TITLES[name]}: {len(flagged):,} of {len(table):,} samples"
         if name == "near_duplicate" and len(flagged):
-            head += f", {flagged['near_duplicate_set'].nunique():,} sets"
+            sets = flagged["near_duplicate_set"].nunique()
+            head += f", {sets:,} set{'s' * (sets > 1)}"
         blocks.append([head, *worst_samples(table, name, class_name, flagged=True)])
-    lines = [f"Not looked for: {name.replace('_', ' ')}. {reason}" for name, reason in skipped.items()]
-    blocks += [[line for text in lines for line in textwrap.wrap(text, WIDTH)]] if lines else []
+    blocks += [[line for text in notes for line in textwrap.wrap(text, WIDTH)]] if notes else []
     return "\n\n".join("\n".join(block) for block in blocks)
 
 

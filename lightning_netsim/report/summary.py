@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from lightning_netsim.issue_scores import THRESHOLDS, IssueFinder
 from lightning_netsim.issues import find_issues
 from lightning_netsim.records import Record
 from lightning_netsim.report.issues import worst_samples
@@ -137,13 +138,15 @@ def _fit(items: Sequence[str], width: int) -> str:
 
 def _labels(view: RecordView) -> list[list[str]]:
     """Return the samples whose labels are most suspect, if there are labels."""
-    report = find_issues(view.record)
-    if "label" not in report.issues:
+    if "label" in IssueFinder(view.record, THRESHOLDS).skipped:
         return []
+    report = find_issues(view.record, "label")
     rows = worst_samples(report.table, "label", report.class_name, _SUSPECTS)
     number = len(report.found("label"))
     meaning = "neighbors and network prefer another label" if view.is_classified else "far from the neighbors' labels"
-    head = f"Five worst label scores (0 to 1, low is bad; {meaning}: {number:,} samples)"
+    head = (
+        f"{'Five' if len(report.table) >= _SUSPECTS else 'The'} worst label scores (low is bad; {meaning}: {number:,} samples)"
+    )
     return [[head, *rows, "  find_issues(run) lists all, and near-duplicates, outliers and hard samples."]] if rows else []
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_netsim.estimators import ClassSimilarity, class_similarity
+from lightning_netsim.estimators.class_similarity import MAX_CLASSES
 from lightning_netsim.features import AbstractFeatureBatch, DenseFeatureBatch, GradientFeatures, UnitFeatureBatch
 from lightning_netsim.results import ClassSimilarityResult
 from tests import cases, class_oracles, measuring
@@ -201,17 +202,17 @@ def test_beyond_the_limit_the_sums_are_given_up() -> None:
     assert classes.nbytes == 12
 
 
-def test_more_than_a_thousand_classes_are_none() -> None:
-    classes, ones = ClassSimilarity(), DenseFeatureBatch(torch.ones(1000, 1))
-    classes.update(ones, list(range(1000)))
-    assert torch.equal(computed(classes).similarity.isnan(), torch.eye(1000, dtype=torch.bool))
-    classes.update(ones, [5] * 1000)
-    assert computed(classes).num_samples[5] == 1001
+def test_more_than_so_many_classes_are_none() -> None:
+    classes, ones = ClassSimilarity(), DenseFeatureBatch(torch.ones(MAX_CLASSES, 1))
+    classes.update(ones, list(range(MAX_CLASSES)))
+    assert torch.equal(computed(classes).similarity.isnan(), torch.eye(MAX_CLASSES, dtype=torch.bool))
+    classes.update(ones, [5] * MAX_CLASSES)
+    assert computed(classes).num_samples[5] == MAX_CLASSES + 1
     other = updated([(DenseFeatureBatch(torch.ones(2, 1)), ["one more", 5])])
     parts = [classes, other]
     shared(parts)
     assert [part.compute() for part in parts] == [None, None]
-    other.update(ones, list(range(1000)))
+    other.update(ones, list(range(MAX_CLASSES)))
     assert not other.is_kept
 
 

@@ -63,9 +63,9 @@ def test_the_last_neighbor_is_the_kth_to_be_expected() -> None:
     torch.testing.assert_close(expected_neighbors(near[:, -1], near[:, -1], 6, 3.3), torch.full((40,), 6.0).double())
 
 
-def test_a_set_of_more_than_k_copies_has_half_the_median_radius() -> None:
+def test_a_set_of_more_than_k_copies_has_a_tenth_of_the_median_radius() -> None:
     near = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.5, 1.0], [0.5, 2.0], [0.5, 4.0]])
-    assert neighbor_radius(near).tolist() == [0.5, 0.5, 1.0, 2.0, 4.0]
+    assert neighbor_radius(near).tolist() == [0.1, 0.1, 1.0, 2.0, 4.0]
 
 
 def test_distances_that_are_all_the_same_or_not_known() -> None:
