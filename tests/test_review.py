@@ -1,13 +1,11 @@
-"""The loop: what review writes, what a person may do to it, and the data set that apply_review makes of it."""
+"""What a review writes for a person to look through."""
 
 from __future__ import annotations
 
 import json
-from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,21 +17,7 @@ from lightning_netsim.records import SCHEMA_VERSION, write_record
 from lightning_netsim.review import review, review_table
 from tests.issue_oracles import flawed, leaking
 
-Labeled = namedtuple("Labeled", "x y name")
 NAMES = ["ape", "None", "007"]
-
-
-def table_of(**columns: Any) -> pd.DataFrame:
-    return pd.DataFrame(columns)
-
-
-def one(action: str, **columns: Any) -> pd.DataFrame:
-    """Return the review of sample 1 only."""
-    return table_of(sample_id=[1], action=[action], **{name: [value] for name, value in columns.items()})
-
-
-def pairs(labels: Any) -> list[tuple[int, Any]]:
-    return list(enumerate(labels))
 
 
 def test_each_sample_with_an_issue_has_a_row_worst_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
