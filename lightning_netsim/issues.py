@@ -94,9 +94,10 @@ class IssueReport:
         members = self.table[self.table["near_duplicate_set"] >= 0]
         return [[int(index) for index in rows] for _, rows in members.groupby("near_duplicate_set")["index"]]
 
-    def later_duplicates(self) -> set[int]:
-        """Return the indices of all but the first of each set of near-duplicates."""
-        return {index for members in self.near_duplicate_sets for index in members[1:]}
+    def later_duplicates(self, most: int | None = None) -> set[int]:
+        """Return the indices of all but the first of each set of near-duplicates, of those with at most `most` members."""
+        sets = (members for members in self.near_duplicate_sets if most is None or len(members) <= most)
+        return {index for members in sets for index in members[1:]}
 
     def class_name(self, label: Any) -> str:
         """Return the name of a class; nothing for a label that is missing."""

@@ -86,7 +86,7 @@ def review_table(report: IssueReport) -> pd.DataFrame:
         columns["suggested_label"] = pd.array(suggested, dtype="Int64") if whole else suggested
     else:
         columns["suggested_label"] = None
-    later = {index for members in report.near_duplicate_sets if len(members) <= _MOST_COPIES for index in members[1:]}
+    later = report.later_duplicates(_MOST_COPIES)
     of_classes = "label" in table and not pd.api.types.is_float_dtype(table["label"].dtype)
     counts = table["label"].value_counts() if of_classes else {}
     columns["action"] = [

@@ -115,12 +115,11 @@ def apply_review(
     decisions = {place: _decide(row) for place, row in zip(places, table.to_dict("records"), strict=True)}
     # Transforms of the data set may draw random numbers.
     with isolate_rng():
-        _check_labels(table, places, dataset)
-        given = {place: _label_of(dataset[place]) for place, each in decisions.items() if each.action == "relabel"}
-    labels = {}
-    for place, decision in decisions.items():
-        if decision.action == "relabel":
-            labels[place] = _like(decision.label, given[place], place)
+        changed = {place: each.action == "relabel" for place, each in decisions.items() if each.action != "keep"}
+        given = {place: _label_of(dataset[place], required) for place, required in changed.items()}
+    if "label" in table:
+        _check_labels(dict(zip(places, table["label"], strict=True)), given)
+    labels = {place: _like(decisions[place].label, given[place], place) for place, relabeled in changed.items() if relabeled}
     positions = [place for place in range(len(dataset)) if place not in decisions or decisions[place].action != "drop"]
     weights = torch.ones(len(positions), dtype=torch.float64)
     for row, place in enumerate(positions):
@@ -202,8 +201,8 @@ def _decide(row: Mapping[str, Any]) -> _Decision:
             number = math.nan
         if not (math.isfinite(number) and number >= 0):
             raise expected("review", "a table with a weight of at least 0 for each reweight", f"{weight!r} for {name!r}")
-        weight = number
-    return _Decision(action, label, float(weight) if action == "reweight" and weight is not None else 1.0)
+        return _Decision(action, label, number)
+    return _Decision(action, label, 1.0)
 
 
 def _is_missing(value: Any) -> bool:
@@ -219,7 +218,7 @@ def _plain(name: Any) -> Any:
     return text[:-2] if text.endswith(".0") and text[:-2].isdigit() else text
 
 
-def _label_of(sample: Any, required: bool = True) -> Any:
+def _label_of(sample: Any, required: bool) -> Any:
     """Return the label of a sample: the second of a tuple, or what stands under a usual name.
 
     Raises:
@@ -293,25 +292,28 @@ def _number(text: str, kind: type) -> int | float | bool:
         return int(float(text))
 
 
-def _check_labels(table: pd.DataFrame, places: Sequence[int], dataset: Any) -> None:
+def _check_labels(named: Mapping[int, Any], given: Mapping[int, Any]) -> None:
     """Refuse a review of another data set: its labels are others.
+
+    Args:
+        named: the label of each sample in the review, by position.
+        given: that in the data set, of those that are to change; None where it has none.
 
     Raises:
         ValueError: naming the first sample whose label differs.
     """
-    if "label" not in table:
-        return
-    for place, named, action in zip(places, table["label"], table["action"], strict=True):
-        if str(action).strip().lower() == "keep" or _is_missing(named):
+    for place, label in given.items():
+        if label is None or _is_missing(named[place]) or _is_same(named[place], label, place):
             continue
-        given = _label_of(dataset[place], required=False)
-        if isinstance(given, str):
-            differs = given != str(named)
-        else:
-            try:
-                differs = given is not None and not math.isclose(float(given), float(_like(named, given, place)), rel_tol=1e-6)
-            except (NetsimError, RuntimeError, TypeError, ValueError):
-                differs = True
-        if differs:
-            got = f"the label {named!r} for sample {place}, which has {given!r}"
-            raise expected("review", "of this data set", got, "Is it the data set that was measured, and unchanged since?")
+        got = f"the label {named[place]!r} for sample {place}, which has {label!r}"
+        raise expected("review", "of this data set", got, "Is it the data set that was measured, and unchanged since?")
+
+
+def _is_same(named: Any, given: Any, place: int) -> bool:
+    """Return whether a label as text is that of a sample; a spreadsheet program shortens numbers."""
+    if isinstance(given, str):
+        return given == str(named)
+    try:
+        return math.isclose(float(given), float(_like(named, given, place)), rel_tol=1e-6)
+    except (NetsimError, RuntimeError, TypeError, ValueError):
+        return False

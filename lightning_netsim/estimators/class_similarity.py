@@ -120,10 +120,7 @@ class ClassSimilarity:
             self._bytes = max(self._bytes, number * features.sum_nbytes)
             self.drop()
             return {}
-        groups: dict[ClassLabel, list[int]] = {}
-        for row, label in enumerate(valid):
-            groups.setdefault(label, []).append(row)
-        return {label: torch.tensor(rows) for label, rows in groups.items()}
+        return _rows_by_class(valid)
 
     def share(self, processes: Processes) -> None:
         """Make the reference sets of all processes one, after each has been updated with its part."""
@@ -157,8 +154,7 @@ class ClassSimilarity:
             raise expected("limit", f"at least {self._bytes:,} bytes for the sums of the classes", f"{self.limit:,.0f}")
         valid = self._valid_labels(queries, labels)
         own = queries.norm.new_zeros(len(valid))
-        for label in dict.fromkeys(valid):
-            rows = torch.tensor([row for row, other in enumerate(valid) if other == label])
+        for label, rows in _rows_by_class(valid).items():
             if label in self._sums:
                 own[rows.to(own.device)] = queries.select(rows).dot(self._sums[label][0])
         return queries.spread(own)
@@ -203,6 +199,14 @@ class ClassSimilarity:
         if len(labels) != len(features.valid):
             raise expected("labels", f"{len(features.valid)} classes, one for each sample", f"{len(labels)}")
         return [label for label, valid in zip(labels, features.valid.tolist(), strict=True) if valid]
+
+
+def _rows_by_class(labels: Sequence[ClassLabel]) -> dict[ClassLabel, Tensor]:
+    """Return the rows of each class."""
+    groups: dict[ClassLabel, list[int]] = {}
+    for row, label in enumerate(labels):
+        groups.setdefault(label, []).append(row)
+    return {label: torch.tensor(rows) for label, rows in groups.items()}
 
 
 def _inner_products(sums: Sequence[FeatureSum]) -> Tensor:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 
 from lightning_netsim.issue_scores import THRESHOLDS, IssueFinder
-from lightning_netsim.issues import find_issues
 from lightning_netsim.records import Record
 from lightning_netsim.report.issues import worst_samples
 from lightning_netsim.report.text import WIDTH, align
@@ -138,15 +137,15 @@ def _fit(items: Sequence[str], width: int) -> str:
 
 def _labels(view: RecordView) -> list[list[str]]:
     """Return the samples whose labels are most suspect, if there are labels."""
-    if "label" in IssueFinder(view.record, THRESHOLDS).skipped:
+    finder = IssueFinder(view.record, THRESHOLDS)
+    if "label" in finder.skipped:
         return []
-    report = find_issues(view.record, "label")
-    rows = worst_samples(report.table, "label", report.class_name, _SUSPECTS)
-    number = len(report.found("label"))
+    finder.find("label")
+    table = pd.DataFrame(finder.columns)
+    rows = worst_samples(table, "label", lambda label: view.class_name(label) or "", _SUSPECTS)
+    number = int(table["is_label_issue"].sum())
     meaning = "neighbors and network prefer another label" if view.is_classified else "far from the neighbors' labels"
-    head = (
-        f"{'Five' if len(report.table) >= _SUSPECTS else 'The'} worst label scores (low is bad; {meaning}: {number:,} samples)"
-    )
+    head = f"{'Five' if len(table) >= _SUSPECTS else 'The'} worst label scores (low is bad; {meaning}: {number:,} samples)"
     return [[head, *rows, "  find_issues(run) lists all, and near-duplicates, outliers and hard samples."]] if rows else []
 
 
