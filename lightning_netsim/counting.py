@@ -44,7 +44,7 @@ class Counted:
 
 
 class Counting:
-    """What is counted in one measurement: `sum` and `add` the chunks of the reference set, `share`, `ask` and `take` the queries.
+    """What is counted in one measurement: `sum` and `add` chunks of the reference set, `share`, `ask` and `take` queries.
 
     Args:
         budget: bytes that features may take in all.
