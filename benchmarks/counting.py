@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from benchmarks.problems import Problem
 from lightning_netsim.estimators import NeighborCount
-from lightning_netsim.features import GradientFeatures
+from lightning_netsim.jacobian.features import GradientFeatures
 
 # What `disagreement` may be between any two ways of counting.
 TOLERANCE = 1e-4

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lightning_netsim import analyze
 from lightning_netsim.estimators import NeighborCount
-from lightning_netsim.features import GradientFeatures
+from lightning_netsim.jacobian.features import GradientFeatures
 
 PARTS = ("counts", "neighbors", "large")
 CHUNK, ROUNDS = 256, 5

@@ -31,12 +31,13 @@ from benchmarks import common, counting
 from benchmarks.common import Bound, Size
 from benchmarks.problems import Problem, cifar, mnist
 from lightning_netsim import analyze
-from lightning_netsim.analysis import SimilarityAnalysis
+from lightning_netsim.analysis.analyze import SimilarityAnalysis
 from lightning_netsim.estimators import KernelNeighbors
-from lightning_netsim.features import DenseFeatureBatch, GradientFeatures
+from lightning_netsim.functional.results import KernelNeighborsResult
 from lightning_netsim.jacobian import SketchProjection
-from lightning_netsim.plan import SweepSettings
-from lightning_netsim.results import KernelNeighborsResult
+from lightning_netsim.jacobian.feature_batches import DenseFeatureBatch
+from lightning_netsim.jacobian.features import GradientFeatures
+from lightning_netsim.measurement.settings import SweepSettings
 
 SIZES = {
     "images": Size(10_000, 256, "MNIST images whose neighbors are found"),

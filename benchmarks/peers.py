@@ -43,7 +43,7 @@ from benchmarks import adapters, common, counting
 from benchmarks.adapters import Way
 from benchmarks.common import Bound, Seconds, Size
 from benchmarks.problems import Problem, cifar, mnist
-from lightning_netsim.features import GradientFeatures
+from lightning_netsim.jacobian.features import GradientFeatures
 
 SIZES = {
     "images": Size(128, 48, "MNIST images counted"),

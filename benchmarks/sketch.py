@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import common
 from benchmarks.common import Bound, Size
 from benchmarks.problems import mnist
-from lightning_netsim.features import GradientFeatures
 from lightning_netsim.jacobian import SketchProjection
+from lightning_netsim.jacobian.features import GradientFeatures
 
 SIZES = {
     "images": Size(64, 16, "images in the batch"),

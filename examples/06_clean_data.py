@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.datasets import MNIST
 
 from lightning_netsim import analyze, apply_review
+from lightning_netsim.analysis.review import review
 from lightning_netsim.demos import DigitsNetwork, MNISTNetwork
-from lightning_netsim.review import review
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--samples", type=int, default=1200, help="how many images to train on")

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_netsim import analyze, find_issues
-from lightning_netsim.issues import THRESHOLDS
-from lightning_netsim.records import Record
+from lightning_netsim.analysis.issues import THRESHOLDS
+from lightning_netsim.records.record import Record
 from lightning_netsim.report import style
-from lightning_netsim.report.render import to_image
+from lightning_netsim.report.pictures import to_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

@@ -30,17 +30,11 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_netsim.functional import (
-    arc_cosine,
-    arc_cosine_kernel,
-    exact_patch_mmd,
-    gaussian_kernel,
-    sliced_wasserstein,
-)
+from lightning_netsim.functional import arc_cosine, arc_cosine_kernel, exact_patch_mmd, gaussian_kernel, sliced_wasserstein
 from lightning_netsim.functional.mmd import Kernel
 from lightning_netsim.losses import PatchMMDLoss, RandomNetworkLoss
 from lightning_netsim.report import style
-from lightning_netsim.report.render import to_image
+from lightning_netsim.report.pictures import to_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

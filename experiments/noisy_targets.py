@@ -13,8 +13,8 @@ from torch.func import functional_call, stack_module_state, vmap
 from lightning_netsim import PerSampleJacobian, per_sample_jacobian
 from lightning_netsim.demos import MNISTDataModule
 from lightning_netsim.estimators import LabelDenoising
-from lightning_netsim.features import GradientFeatureBatch
-from lightning_netsim.results import LabelDenoisingResult
+from lightning_netsim.functional.results import LabelDenoisingResult
+from lightning_netsim.jacobian.feature_batches import GradientFeatureBatch
 
 CLASSES = 10
 BATCH_SIZE, LEARNING_RATE = 50, 2e-3

@@ -48,7 +48,7 @@ from lightning_netsim.estimators import SlicedWassersteinDistance
 from lightning_netsim.functional import laplacian_pyramid
 from lightning_netsim.losses import PatchMMDLoss, VGGLoss
 from lightning_netsim.report import style
-from lightning_netsim.report.render import to_image
+from lightning_netsim.report.pictures import to_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

@@ -29,10 +29,10 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 from lightning_netsim.demos import SinusoidDataModule, SinusoidRegressor, sinusoid
-from lightning_netsim.features import GradientFeatures
 from lightning_netsim.functional import neighbor_count
+from lightning_netsim.functional.results import NeighborCountResult
+from lightning_netsim.jacobian.features import GradientFeatures
 from lightning_netsim.report import style
-from lightning_netsim.results import NeighborCountResult
 
 # What the released code of the paper lists.
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.925, 0.95, 0.975, 0.99)

@@ -8,22 +8,22 @@ from __future__ import annotations
 __version__ = "0.1.0"
 
 from lightning_netsim._checks import NetsimError
-from lightning_netsim.analysis import SimilarityAnalysis, analyze, load_run
-from lightning_netsim.batches import SimilarityBatch
+from lightning_netsim.analysis.analyze import SimilarityAnalysis, analyze, load_run
+from lightning_netsim.analysis.denoise import DenoisedLabels, denoise_labels
+from lightning_netsim.analysis.issues import IssueReport, find_issues
+from lightning_netsim.analysis.neighbors import NeighborAnswer, find_neighbors
+from lightning_netsim.analysis.rare_first import RareFirstSampler
+from lightning_netsim.analysis.reviewed_dataset import ReviewedDataset, apply_review
+from lightning_netsim.analysis.transfer import TransferAnswer, find_transfer
 from lightning_netsim.callbacks import SimilarityMonitor
-from lightning_netsim.denoising import DenoisedLabels, denoise_labels
+from lightning_netsim.data.batches import SimilarityBatch
 from lightning_netsim.estimators import EmbeddingMetrics, KernelNeighbors, LabelDenoising, NeighborCount
-from lightning_netsim.features import ActivationFeatures, GradientFeatures
+from lightning_netsim.estimators.index import NeighborIndex
 from lightning_netsim.functional import kernel_neighbors, neighbor_count, pairwise_similarity, transfer
-from lightning_netsim.index import NeighborIndex
-from lightning_netsim.issues import IssueReport, find_issues
+from lightning_netsim.functional.results import KernelNeighborsResult, NeighborCountResult
 from lightning_netsim.jacobian import JacobianOperator, PerSampleJacobian, per_sample_jacobian
+from lightning_netsim.jacobian.features import ActivationFeatures, GradientFeatures
 from lightning_netsim.mixins import ContrastiveMixin, DifferenceAlignmentMixin, MMDMixin, SimilarityMixin
-from lightning_netsim.queries import NeighborAnswer, find_neighbors
-from lightning_netsim.results import KernelNeighborsResult, NeighborCountResult
-from lightning_netsim.reviewed_dataset import ReviewedDataset, apply_review
-from lightning_netsim.samplers import RareFirstSampler
-from lightning_netsim.transfers import TransferAnswer, find_transfer
 
 __all__ = [
     "ActivationFeatures",

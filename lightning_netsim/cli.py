@@ -18,8 +18,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 # A YAML file may name a class without its module once that module is imported: `ImageClassifier`, `SimilarityMonitor`.
 from lightning_netsim import __version__, callbacks, demos  # noqa: F401
 from lightning_netsim._checks import NetsimError
-from lightning_netsim.review import review
-from lightning_netsim.verbs import NetsimTrainer
+from lightning_netsim.analysis.review import review
+from lightning_netsim.analysis.verbs import NetsimTrainer
 
 _VERBS = ("neighbors", "transfer")
 #: Verbs that take the directory of a run instead of a configuration.

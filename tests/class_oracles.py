@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lightning_netsim.processes import Processes
+from lightning_netsim.data.processes import Processes
 
 
 def kept(similarity: Tensor) -> list[int]:

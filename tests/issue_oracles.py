@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_netsim.functional.label_quality import OWN_VOTE
-from lightning_netsim.records import Record
+from lightning_netsim.records.record import Record
 
 NAN = math.nan
 MOST_DIMENSIONS = 100

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_netsim.jacobian import trees
-from lightning_netsim.measurement import measure_similarity
-from lightning_netsim.plan import SweepSettings
-from lightning_netsim.results import SimilarityResult
-from lightning_netsim.sources import SampleSource, from_batches
+from lightning_netsim.data import trees
+from lightning_netsim.data.sources import SampleSource, from_batches
+from lightning_netsim.measurement.measure import measure_similarity
+from lightning_netsim.measurement.result import SimilarityResult
+from lightning_netsim.measurement.settings import SweepSettings
 from tests import cases, oracles
 
 

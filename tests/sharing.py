@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_netsim._checks import NetsimError
-from lightning_netsim.measurement import measure_similarity
-from lightning_netsim.plan import SweepSettings
-from lightning_netsim.processes import Processes
-from lightning_netsim.results import SimilarityResult
-from lightning_netsim.sources import from_loader
+from lightning_netsim.data.processes import Processes
+from lightning_netsim.data.sources import from_loader
+from lightning_netsim.measurement.measure import measure_similarity
+from lightning_netsim.measurement.result import SimilarityResult
+from lightning_netsim.measurement.settings import SweepSettings
 from tests.measuring import classifier, loader, whole
 
 PLANS = ("store", "sketch", "reiterate")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_netsim._checks import NetsimError
-from lightning_netsim.index import find_clusters
+from lightning_netsim.estimators.index import find_clusters
 
 
 def unit_features(seed: int, n: int, k: int = 16) -> Tensor:

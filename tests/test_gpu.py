@@ -11,9 +11,11 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_netsim import DifferenceAlignmentMixin, EmbeddingMetrics, MMDMixin, SimilarityMonitor, analyze, denoise_labels
-from lightning_netsim.features import GradientFeatures
+from lightning_netsim.data import trees
+from lightning_netsim.data.sources import from_loader
 from lightning_netsim.functional.difference_alignment import DIFFERENCES, NORMS, difference_alignment_loss
-from lightning_netsim.jacobian import JacobianOperator, trees
+from lightning_netsim.jacobian import JacobianOperator
+from lightning_netsim.jacobian.features import GradientFeatures
 from lightning_netsim.losses import (
     AbstractImageLoss,
     AbstractSimilarityLoss,
@@ -26,10 +28,9 @@ from lightning_netsim.losses import (
     RandomNetworkLoss,
     VGGLoss,
 )
-from lightning_netsim.measurement import measure_similarity
-from lightning_netsim.plan import SweepSettings, memory_budget
-from lightning_netsim.rates import measure_rates
-from lightning_netsim.sources import from_loader
+from lightning_netsim.measurement.measure import measure_similarity
+from lightning_netsim.measurement.plan import measure_rates, memory_budget
+from lightning_netsim.measurement.settings import SweepSettings
 from tests import cases
 from tests.callbacks.small import Small, points
 from tests.measuring import classifier, loader

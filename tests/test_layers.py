@@ -20,71 +20,37 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 @dataclass(frozen=True)
 class Room:
-    """A module or folder at the top of the package: its layer, and what it may import from elsewhere."""
+    """A folder of the package, or a module at its top: its layer, and what it may import beside lower rooms."""
 
     layer: int
     packages: frozenset[str]
     """Beside the standard library."""
-    siblings: bool = False
-    """Whether it may import other rooms of its own layer."""
 
 
-def room(layer: int, packages: str, siblings: bool = False) -> Room:
-    return Room(layer, frozenset(packages.split()), siblings)
+def room(layer: int, packages: str) -> Room:
+    return Room(layer, frozenset(packages.split()))
 
 
-MATHS = "torch torchmetrics"
-TRAINING = f"{MATHS} lightning"
-ANYTHING = f"{TRAINING} torchvision jsonargparse numpy pandas pyarrow matplotlib sklearn"
+TRAINING = "torch torchmetrics lightning"
+TABLES = "torch numpy pandas pyarrow"
+ANYTHING = f"{TRAINING} {TABLES} torchvision jsonargparse matplotlib sklearn"
 ROOMS = {
     "_checks": room(0, "torch"),
-    "results": room(0, "torch", siblings=True),
     "functional": room(1, "torch"),
-    "jacobian": room(1, "torch"),
-    "batches": room(1, "torch"),
-    "classes": room(2, f"{MATHS} numpy pandas", siblings=True),
-    "counting": room(2, MATHS, siblings=True),
-    "estimators": room(2, MATHS, siblings=True),
-    "features": room(2, MATHS, siblings=True),
-    "graph": room(2, f"{MATHS} numpy pandas scipy", siblings=True),
-    "index": room(2, f"{MATHS} faiss numpy", siblings=True),
-    "isolation": room(2, "torch"),
-    "issue_scores": room(2, f"{MATHS} numpy pandas", siblings=True),
-    "issues": room(2, f"{MATHS} numpy pandas", siblings=True),
-    "joining": room(2, MATHS, siblings=True),
-    "measurement": room(2, MATHS, siblings=True),
-    "progress": room(2, "tqdm"),
-    "losses": room(2, f"{MATHS} torchvision", siblings=True),
-    "plan": room(2, f"{MATHS} psutil", siblings=True),
-    "preparation": room(2, MATHS, siblings=True),
-    "processes": room(2, "torch"),
-    "ranking": room(2, MATHS, siblings=True),
-    "rates": room(2, "torch"),
-    "records": room(2, f"{MATHS} numpy pandas pyarrow", siblings=True),
-    "report": room(2, f"{MATHS} torchvision numpy pandas pyarrow matplotlib PIL", siblings=True),
-    "samples": room(2, MATHS, siblings=True),
-    "samplers": room(2, "torch", siblings=True),
-    "sample_table": room(2, MATHS, siblings=True),
-    "sources": room(2, MATHS, siblings=True),
-    "store": room(2, MATHS, siblings=True),
-    "sweeper": room(2, MATHS, siblings=True),
-    "swept_set": room(2, MATHS, siblings=True),
-    "tables": room(2, f"{MATHS} numpy pandas", siblings=True),
-    "tiles": room(2, "torch"),
-    "analysis": room(3, f"{TRAINING} numpy pandas", siblings=True),
-    "borrowing": room(3, TRAINING),
-    "denoising": room(3, f"{TRAINING} pandas", siblings=True),
-    "callbacks": room(3, TRAINING),
-    "queries": room(3, f"{TRAINING} numpy pandas", siblings=True),
-    "transfers": room(3, f"{TRAINING} numpy pandas", siblings=True),
-    "mixins": room(3, TRAINING),
-    "review": room(3, f"{TRAINING} pandas", siblings=True),
-    "reviewed_dataset": room(3, f"{TRAINING} numpy pandas"),
-    "demos": room(4, f"{TRAINING} torchvision sklearn numpy"),
-    "__init__": room(5, ANYTHING, siblings=True),
-    "__main__": room(5, ANYTHING, siblings=True),
-    "cli": room(5, ANYTHING, siblings=True),
-    "verbs": room(5, ANYTHING, siblings=True),
+    "data": room(1, "torch"),
+    "jacobian": room(2, "torch"),
+    "estimators": room(3, "torch torchmetrics faiss numpy"),
+    "losses": room(3, "torch torchmetrics torchvision"),
+    "measurement": room(4, "torch psutil tqdm"),
+    "mixins": room(5, TRAINING),
+    "records": room(5, f"{TABLES} scipy"),
+    "report": room(6, f"{TABLES} torchvision matplotlib PIL"),
+    "analysis": room(7, f"{TRAINING} {TABLES}"),
+    "callbacks": room(7, TRAINING),
+    "demos": room(8, f"{TRAINING} torchvision sklearn numpy"),
+    "cli": room(9, ANYTHING),
+    "__init__": room(10, ANYTHING),
+    "__main__": room(10, ANYTHING),
 }
 INSIDE_FUNCTIONS = {"faiss", "matplotlib", "pandas", "pyarrow", "scipy", "sklearn", "tensorboard", "torchvision"}
 
@@ -136,9 +102,9 @@ def targets(node: ast.AST, package: str, modules: set[str]) -> list[str]:
         return []
     parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
     base = ".".join([*parents, *([node.module] if node.module else [])])
-    if base == PACKAGE and all(alias.name == "__version__" for alias in node.names):
-        return []  # the version is stated before anything is imported, so everyone may read it
-    return [full if (full := f"{base}.{alias.name}") in modules else base for alias in node.names]
+    # The version is stated before anything is imported, so everyone may read it.
+    names = [f"{base}.{alias.name}" for alias in node.names if (base, alias.name) != (PACKAGE, "__version__")]
+    return [full if full in modules else base for full in names]
 
 
 def room_of(module: str) -> str:
@@ -153,9 +119,9 @@ def layer_faults(found: Import) -> Iterator[str]:
     elif found.target.partition(".")[0] == PACKAGE:
         if here == there or there not in ROOMS:
             return
-        mine, other = ROOMS[here], ROOMS[there]
-        if other.layer > mine.layer or (other.layer == mine.layer and not mine.siblings):
-            yield f"{found.place}: `{here}` (layer {mine.layer}) imports `{there}` (layer {other.layer})"
+        mine, other = ROOMS[here].layer, ROOMS[there].layer
+        if other >= mine:
+            yield f"{found.place}: `{here}` (layer {mine}) imports `{there}` (layer {other})"
     elif (package := found.target.partition(".")[0]) not in sys.stdlib_module_names | ROOMS[here].packages:
         yield f"{found.place}: `{here}` imports `{package}`"
 
@@ -211,9 +177,10 @@ def test_lawful_imports_pass(tmp_path: Path) -> None:
         "functional/__init__.py": f"from {PACKAGE}.functional.kernel import trace",
         "functional/kernel.py": "import torch.nn.functional as F\nfrom .._checks import check\nfrom .blocks import block",
         "functional/blocks.py": f"from {PACKAGE} import __version__",
-        "index.py": "def search():\n    import faiss",
-        "features.py": f"from {PACKAGE} import functional, index",
-        "callbacks/monitor.py": f"from lightning.pytorch import Callback\nfrom {PACKAGE}.features import Features",
+        "estimators/__init__.py": "",
+        "estimators/index.py": "def search():\n    import faiss",
+        "measurement/sweep.py": f"from {PACKAGE} import functional, estimators",
+        "callbacks/monitor.py": f"from lightning.pytorch import Callback\nfrom {PACKAGE}.measurement.sweep import Sweep",
     }
     assert faults(plant(tmp_path, files)) == []
 
@@ -223,27 +190,29 @@ def test_lawful_imports_pass(tmp_path: Path) -> None:
     [
         ({"functional/kernel.py": "import lightning.pytorch"}, "`functional` imports `lightning`"),
         ({"functional/kernel.py": "import numpy as np"}, "`functional` imports `numpy`"),
-        ({"features.py": "from matplotlib import pyplot"}, "`features` imports `matplotlib`"),
+        ({"jacobian/features.py": "from matplotlib import pyplot"}, "`jacobian` imports `matplotlib`"),
         ({"callbacks/monitor.py": "def f():\n    import pandas"}, "`callbacks` imports `pandas`"),
-        ({"features.py": "if True:\n    import lightning"}, "`features` imports `lightning`"),
+        ({"measurement/sweep.py": "if True:\n    import lightning"}, "`measurement` imports `lightning`"),
         (
-            {"functional/kernel.py": f"from {PACKAGE}.features import Features", "features.py": ""},
-            "imports `features` (layer 2)",
+            {"functional/kernel.py": f"from {PACKAGE}.jacobian.features import F", "jacobian/features.py": ""},
+            "imports `jacobian` (layer 2)",
         ),
-        ({"functional/kernel.py": f"from {PACKAGE} import features", "features.py": ""}, "imports `features` (layer 2)"),
-        ({"functional/kernel.py": "from ..features import Features", "features.py": ""}, "imports `features` (layer 2)"),
-        ({"features.py": f"import {PACKAGE}.cli", "cli.py": ""}, "imports `cli` (layer 5)"),
-        ({"features.py": f"from {PACKAGE} import Monitor", "__init__.py": ""}, "imports `__init__` (layer 5)"),
-        ({"callbacks/monitor.py": f"from {PACKAGE}.mixins import Mixin", "mixins/__init__.py": ""}, "imports `mixins`"),
-        ({"mixins/__init__.py": f"from {PACKAGE}.callbacks import M", "callbacks/__init__.py": ""}, "imports `callbacks`"),
         (
-            {"jacobian/capture.py": f"from {PACKAGE}.functional import trace", "functional/__init__.py": ""},
-            "`functional` (layer 1)",
+            {"functional/kernel.py": f"from {PACKAGE} import jacobian", "jacobian/__init__.py": ""},
+            "imports `jacobian` (layer 2)",
         ),
-        ({"features.py": "from .index import a", "index.py": "from .features import b"}, "import cycle"),
-        ({"index.py": "from .features import a", "features.py": "def f():\n    from .index import b"}, "import cycle"),
-        ({"features.py": "def f():\n    import math"}, "inside a function"),
-        ({"features.py": "class A:\n    def f(self):\n        from .index import b", "index.py": ""}, "inside a function"),
+        (
+            {"functional/kernel.py": "from ..jacobian.features import F", "jacobian/features.py": ""},
+            "imports `jacobian` (layer 2)",
+        ),
+        ({"analysis/analyze.py": f"import {PACKAGE}.cli", "cli.py": ""}, "imports `cli` (layer 9)"),
+        ({"analysis/analyze.py": f"from {PACKAGE} import Monitor", "__init__.py": ""}, "imports `__init__` (layer 10)"),
+        ({"callbacks/monitor.py": f"from {PACKAGE}.analysis import analyze", "analysis/__init__.py": ""}, "imports `analysis`"),
+        ({"data/labels.py": f"from {PACKAGE}.functional import f", "functional/__init__.py": ""}, "`functional` (layer 1)"),
+        ({"data/a.py": "from .b import b", "data/b.py": "from .a import a"}, "import cycle"),
+        ({"data/a.py": "from .b import b", "data/b.py": "def f():\n    from .a import a"}, "import cycle"),
+        ({"data/a.py": "def f():\n    import math"}, "inside a function"),
+        ({"data/a.py": "class A:\n    def f(self):\n        from .b import b", "data/b.py": ""}, "inside a function"),
         ({"functional/utils.py": ""}, "say what it is for"),
         ({"helpers.py": ""}, "no place in the table"),
     ],

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_netsim._checks import expected
-from lightning_netsim.jacobian import trees
-from lightning_netsim.sources import Chunk, SampleSource, fixed_subset, from_loader, is_indexed, is_sequential, join_sources
+from lightning_netsim.data import trees
+from lightning_netsim.data.sources import (
+    Chunk,
+    SampleSource,
+    fixed_subset,
+    from_loader,
+    is_indexed,
+    is_sequential,
+    join_sources,
+)
 
 
 class Collector:
@@ -149,3 +158,32 @@ def transfer(trainer: Trainer, dataloader_idx: int = 0) -> Callable[[Any, int], 
         return trainer.strategy.batch_to_device(converted, dataloader_idx=dataloader_idx)
 
     return move
+
+
+class WeightSnapshot:
+    """The parameters and buffers of a model at one moment; they can be put in place again for a while.
+
+    An averaged model's weights may be swapped out between the last batch and the end of the epoch. Where the last batch is not
+    known to be the last, the measurement comes after it, and needs the weights that the epoch saw.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        with torch.inference_mode(False):
+            tensors = [*model.parameters(), *model.buffers()]
+            self._saved: list[tuple[Tensor, Tensor]] = [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Put the saved weights in place for the time of the block; tensors keep their identity and their gradients."""
+        changed = [(tensor, saved) for tensor, saved in self._saved if not torch.equal(tensor, saved)]
+        current = [tensor.data for tensor, _ in changed]
+        for tensor, saved in changed:
+            tensor.data = saved
+        try:
+            yield
+        finally:
+            for (tensor, _), data in zip(changed, current, strict=True):
+                tensor.data = data

@@ -8,21 +8,21 @@ from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_netsim._checks import check_neighbors_fit, expected
-from lightning_netsim.callbacks.collector import Collector, num_samples, transfer
-from lightning_netsim.callbacks.progress import shown_progress
-from lightning_netsim.callbacks.weights import WeightSnapshot
-from lightning_netsim.isolation import mute, unchanged
-from lightning_netsim.measurement import check_model, measure_similarity
-from lightning_netsim.plan import SweepSettings, memory_budget
-from lightning_netsim.processes import Processes
-from lightning_netsim.progress import between_bars
+from lightning_netsim.callbacks.collector import Collector, WeightSnapshot, num_samples, transfer
+from lightning_netsim.data.processes import Processes
+from lightning_netsim.data.sources import SampleSource, from_loader, is_indexed
+from lightning_netsim.jacobian.isolation import mute, unchanged
+from lightning_netsim.measurement.measure import check_model, measure_similarity
+from lightning_netsim.measurement.plan import memory_budget
+from lightning_netsim.measurement.progress import Progress, between_bars, progress_bar
+from lightning_netsim.measurement.result import SimilarityResult
+from lightning_netsim.measurement.settings import SweepSettings
 from lightning_netsim.report.pictures import Pictures
-from lightning_netsim.results import SimilarityResult
-from lightning_netsim.sources import SampleSource, from_loader, is_indexed
 
 _NAMED_BY_POSITION = (
     "A loader has no index: its samples are named by their position, which must not change from epoch to epoch. "
@@ -163,3 +163,32 @@ def _evaluation_loop(trainer: Trainer) -> Any:
     if trainer.state.fn == "fit":
         return trainer.fit_loop.epoch_loop.val_loop
     return trainer.test_loop if trainer.testing else trainer.validate_loop
+
+
+@contextmanager
+def shown_progress(trainer: Trainer) -> Iterator[Progress | None]:
+    """Yield the function that shows progress in the style of the Trainer's bar; None where it shows none."""
+    bar = trainer.progress_bar_callback
+    if isinstance(bar, RichProgressBar) and bar.is_enabled and bar.progress is not None:
+        yield from _rich(bar)
+    elif isinstance(bar, TQDMProgressBar) and bar.is_enabled:
+        with progress_bar(position=2) as tell:
+            yield tell
+    else:
+        yield None
+
+
+def _rich(bar: RichProgressBar) -> Iterator[Progress]:
+    progress = bar.progress
+    if progress is None:
+        return
+    task = progress.add_task("netsim", total=1.0)
+
+    def tell(stage: str, done: int, total: int | None) -> None:
+        progress.update(task, description=f"netsim {stage}", completed=done, total=total or float("inf"))
+
+    try:
+        yield tell
+    finally:
+        # Removing a task would shift the numbers by which the Trainer's bar finds its own.
+        progress.update(task, visible=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from lightning_netsim.records import Record, prune_records, record_directory, write_record
+from lightning_netsim.records.record import Record, prune_records, record_directory, write_record
 from lightning_netsim.report.figures import (
     Figure,
     figure_to_array,

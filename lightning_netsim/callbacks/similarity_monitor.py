@@ -17,12 +17,12 @@ from lightning_netsim._checks import check_choice, check_positive_int, check_pos
 from lightning_netsim.callbacks.epoch import EpochMeasurement
 from lightning_netsim.callbacks.publisher import Publisher, print_summary
 from lightning_netsim.jacobian.directions import DirectionsLike
-from lightning_netsim.plan import SweepSettings
-from lightning_netsim.records import RECORDS, Record, read_record
+from lightning_netsim.measurement.result import SimilarityResult
+from lightning_netsim.measurement.settings import SweepSettings
+from lightning_netsim.records.record import RECORDS, Record, read_record
+from lightning_netsim.records.tables import make_record, scalars
+from lightning_netsim.records.view import RecordView
 from lightning_netsim.report.pictures import Pictures
-from lightning_netsim.report.view import RecordView
-from lightning_netsim.results import SimilarityResult
-from lightning_netsim.tables import make_record, scalars
 
 KEEP = ("all", "last", "best")
 #: Strategies that leave no process with the whole model.

@@ -16,7 +16,7 @@ from torchvision.datasets import MNIST
 from torchvision.transforms.v2 import RandomAffine
 
 from lightning_netsim._checks import check_choice, check_positive_int, expected
-from lightning_netsim.samplers import RareFirstSampler
+from lightning_netsim.analysis.rare_first import RareFirstSampler
 
 CLASS_NAMES = [str(digit) for digit in range(10)]
 

@@ -1,6 +1,5 @@
 """State over batches of features: update with the reference set, ask for the query set, compute a record."""
 
-from lightning_netsim.estimators.all_pairs import AllPairs
 from lightning_netsim.estimators.class_similarity import ClassSimilarity
 from lightning_netsim.estimators.denoising import LabelDenoising
 from lightning_netsim.estimators.embedding_metrics import EmbeddingMetrics
@@ -9,12 +8,9 @@ from lightning_netsim.estimators.linear_probe import LinearProbe
 from lightning_netsim.estimators.neighbor_count import NeighborCount
 from lightning_netsim.estimators.neighbor_table import NeighborTable
 from lightning_netsim.estimators.pseudo_labels import PseudoLabels
-from lightning_netsim.estimators.recall_audit import RecallAudit
-from lightning_netsim.estimators.reranking import Reranking, shortlist_size
 from lightning_netsim.estimators.sliced_wasserstein import SlicedWassersteinDistance
 
 __all__ = [
-    "AllPairs",
     "ClassSimilarity",
     "EmbeddingMetrics",
     "KernelNeighbors",
@@ -23,8 +19,5 @@ __all__ = [
     "NeighborCount",
     "NeighborTable",
     "PseudoLabels",
-    "RecallAudit",
-    "Reranking",
     "SlicedWassersteinDistance",
-    "shortlist_size",
 ]

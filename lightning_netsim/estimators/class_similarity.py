@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from lightning_netsim._checks import expected
-from lightning_netsim.features import AbstractFeatureBatch, FeatureSum
+from lightning_netsim.data.labels import ClassLabel
+from lightning_netsim.data.processes import Processes
 from lightning_netsim.functional._precision import to_double
-from lightning_netsim.processes import Processes
-from lightning_netsim.results import ClassLabel, ClassSimilarityResult
+from lightning_netsim.functional.results import ClassSimilarityResult
+from lightning_netsim.jacobian.feature_batches import AbstractFeatureBatch, FeatureSum
 
 #: Of more different labels than this, no similarities are kept: their number grows with the square.
 MAX_CLASSES = 300
@@ -38,7 +39,7 @@ class ClassSimilarity:
     Source: the sums of Charpiat et al., NeurIPS 2019, section 4, class by class.
 
     Example:
-        >>> from lightning_netsim.features import DenseFeatureBatch
+        >>> from lightning_netsim.jacobian.feature_batches import DenseFeatureBatch
         >>> features = DenseFeatureBatch(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
         >>> classes = ClassSimilarity()
         >>> classes.update(features, ["a", "a", "b"])

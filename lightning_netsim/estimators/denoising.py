@@ -11,8 +11,8 @@ from torch import Tensor
 from lightning_netsim._checks import check_choice, check_positive_int, check_seed, check_tensor, expected
 from lightning_netsim.functional._precision import to_double
 from lightning_netsim.functional.denoising import distance_root, sum_inverse
+from lightning_netsim.functional.results import LabelDenoisingResult
 from lightning_netsim.jacobian import PerSampleJacobian
-from lightning_netsim.results import LabelDenoisingResult
 
 KERNELS = ("matrix", "outputs")
 # Elements of a tile of kernels (Q, N, D, D) that is formed at a time.

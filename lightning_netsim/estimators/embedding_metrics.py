@@ -10,9 +10,9 @@ from torch import Tensor
 from torchmetrics.functional.clustering import normalized_mutual_info_score
 
 from lightning_netsim._checks import check_positive_int, check_seed, expected
+from lightning_netsim.estimators.index import NeighborIndex, find_clusters
 from lightning_netsim.estimators.labeled_embeddings import AbstractEmbeddingMetric, LabeledEmbeddings
 from lightning_netsim.functional.retrieval import mean_average_precision_at_r, neighbor_vote, recall_at_k
-from lightning_netsim.index import NeighborIndex, find_clusters
 
 # Neighbors that are held at a time: with all samples of large classes, those of all queries would not fit into memory.
 _BLOCK_ELEMENTS = 2**22

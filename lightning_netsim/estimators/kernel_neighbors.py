@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from lightning_netsim._checks import check_neighbors_fit, check_positive_int
-from lightning_netsim.estimators.all_pairs import AllPairs
-from lightning_netsim.features import AbstractFeatureBatch
-from lightning_netsim.index import NeighborIndex
-from lightning_netsim.results import KernelNeighborsResult
+from lightning_netsim.estimators.index import NeighborIndex
+from lightning_netsim.estimators.neighbor_table import AllPairs
+from lightning_netsim.functional.results import KernelNeighborsResult
+from lightning_netsim.jacobian.feature_batches import AbstractFeatureBatch
 
 
 class KernelNeighbors:
@@ -24,7 +24,7 @@ class KernelNeighbors:
         settle_ties: whether ties break by the lower id; not worth its cost for candidates.
 
     Example:
-        >>> from lightning_netsim.features import DenseFeatureBatch
+        >>> from lightning_netsim.jacobian.feature_batches import DenseFeatureBatch
         >>> features, ids = DenseFeatureBatch(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])), torch.arange(3)
         >>> neighbors = KernelNeighbors(k=1)
         >>> _ = neighbors.update(features, ids)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from lightning_netsim._checks import expected
-from lightning_netsim.features import AbstractFeatureBatch, FeatureSum
-from lightning_netsim.processes import Processes
-from lightning_netsim.results import NeighborCountResult
+from lightning_netsim.data.processes import Processes
+from lightning_netsim.functional.results import NeighborCountResult
+from lightning_netsim.jacobian.feature_batches import AbstractFeatureBatch, FeatureSum
 
 
 class NeighborCount:
@@ -21,7 +21,7 @@ class NeighborCount:
     Source: Charpiat et al., Input Similarity from the Neural Network Perspective, NeurIPS 2019, section 4.
 
     Example:
-        >>> from lightning_netsim.features import DenseFeatureBatch
+        >>> from lightning_netsim.jacobian.feature_batches import DenseFeatureBatch
         >>> features, count = DenseFeatureBatch(torch.eye(3)), NeighborCount()
         >>> count.update(features)
         >>> _ = count.query(features)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_netsim._checks import check_embeddings, check_positive_int, check_same_size, check_seed, check_tensor, expected
+from lightning_netsim.data.processes import Processes
+from lightning_netsim.estimators.index import find_clusters
 from lightning_netsim.functional._precision import unit_rows
-from lightning_netsim.index import find_clusters
-from lightning_netsim.processes import Processes
 
 # What k-means makes use of, for each center.
 _SAMPLES_PER_CLUSTER = 256

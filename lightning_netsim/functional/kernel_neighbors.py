@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_netsim._checks import check_neighbors_fit, check_positive_int
 from lightning_netsim.functional._blocks import check_features, row_blocks, usable_rows
 from lightning_netsim.functional._precision import full_precision, to_double
-from lightning_netsim.results import KernelNeighborsResult
+from lightning_netsim.functional.results import KernelNeighborsResult
 
 
 def kernel_neighbors(

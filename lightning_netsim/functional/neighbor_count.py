@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_netsim._checks import check_numbers, check_positive_int, check_positive_number
 from lightning_netsim.functional._blocks import check_features, row_blocks, usable_rows
 from lightning_netsim.functional._precision import full_precision, to_double, upcast
-from lightning_netsim.results import NeighborCountResult
+from lightning_netsim.functional.results import NeighborCountResult
 
 # k(x, x) = 1 only up to rounding: a threshold is lowered by this many eps, so that duplicates reach a threshold of 1.
 _TOLERANCE_EPS = 16

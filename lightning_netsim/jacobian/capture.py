@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from lightning_netsim.jacobian import trees
+from lightning_netsim.data import trees
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn import grad as convolution_gradients
 
-from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor, row_products
-from lightning_netsim.jacobian.outer import OuterFactor
+from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor, OuterFactor, row_products
 from lightning_netsim.jacobian.sketch import SketchProjection
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_netsim.jacobian import trees
+from lightning_netsim.data import trees
 from lightning_netsim.jacobian.capture import Call
 
 Gradients = dict[str, Tensor]

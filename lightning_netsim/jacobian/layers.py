@@ -14,8 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lightning_netsim.jacobian.convolution import ConvolutionFactor, Geometry, form_gradients
 from lightning_netsim.jacobian.embedding import EmbeddingFactor
-from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor, product
-from lightning_netsim.jacobian.outer import OuterFactor
+from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor, OuterFactor, product
 
 #: Factors by the name of the parameter inside its module.
 Factors = dict[str, AbstractFactor]

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_netsim._checks import expected
-from lightning_netsim.jacobian import trees
-from lightning_netsim.jacobian.assembly import Pass, find_factors
+from lightning_netsim.data import trees
 from lightning_netsim.jacobian.capture import Call, Capture, capture, differentiable, watch, without_inference
 from lightning_netsim.jacobian.directions import Directions, DirectionsLike
 from lightning_netsim.jacobian.fallbacks import plain_attention
-from lightning_netsim.jacobian.ownership import Method, Ownership
+from lightning_netsim.jacobian.paths import Method, Ownership, Pass, find_factors
 from lightning_netsim.jacobian.per_sample import PerSampleJacobian
 from lightning_netsim.jacobian.tangents import ComposedNormalizations, forward_derivatives
 

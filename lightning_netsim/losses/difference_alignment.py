@@ -7,11 +7,7 @@ from torch import Tensor
 
 from lightning_netsim._checks import check_choice, check_positive_int, check_seed, expected
 from lightning_netsim.functional._precision import unit_rows
-from lightning_netsim.functional.difference_alignment import (
-    DIFFERENCES,
-    NORMS,
-    difference_alignment_loss,
-)
+from lightning_netsim.functional.difference_alignment import DIFFERENCES, NORMS, difference_alignment_loss
 from lightning_netsim.losses.criterion import AbstractEmbeddingLoss
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_netsim._checks import expected
+from lightning_netsim.data.trees import take
 from lightning_netsim.functional.similarity import group_members
 from lightning_netsim.jacobian import JacobianOperator, PerSampleJacobian
-from lightning_netsim.jacobian.trees import take
 from lightning_netsim.losses.kernel_sums import UnitGradients, kernel_sums
 
 

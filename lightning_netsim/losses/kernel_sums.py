@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_netsim._checks import expected
-from lightning_netsim.features import accurate_gram, scaled_root
 from lightning_netsim.jacobian import PerSampleJacobian
 from lightning_netsim.jacobian.capture import full_float32
+from lightning_netsim.jacobian.feature_batches import accurate_gram, scaled_root
 
 
 def kernel_sums(jacobian: PerSampleJacobian, weights: Tensor, unit: UnitGradients | None = None) -> Tensor:

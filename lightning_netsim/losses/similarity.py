@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from lightning_netsim._checks import check_choice, expected
+from lightning_netsim.data.trees import batch_size, take
 from lightning_netsim.functional import similarity as functional
 from lightning_netsim.jacobian import JacobianOperator, PerSampleJacobian
 from lightning_netsim.jacobian.capture import full_float32
-from lightning_netsim.jacobian.trees import batch_size, take
 from lightning_netsim.losses.criterion import AbstractCriterion
 from lightning_netsim.losses.gradient_batch import GradientBatch
 from lightning_netsim.losses.kernel_sums import kernel_energies, kernel_sums, pair_similarity

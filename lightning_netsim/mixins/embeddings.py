@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_netsim._checks import check_labels, expected
-from lightning_netsim.batches import class_labels, find_views, split_batch
+from lightning_netsim.data.batches import class_labels, find_views, split_batch
+from lightning_netsim.data.trees import batch_size
 from lightning_netsim.estimators import PseudoLabels
 from lightning_netsim.functional._precision import unit_rows
-from lightning_netsim.jacobian.trees import batch_size
 from lightning_netsim.losses import AbstractEmbeddingLoss, AbstractSimilarityLoss, MetricLearningLoss
 from lightning_netsim.mixins.layers import AbstractLayerRegularizer
 from lightning_netsim.mixins.regularized import RegularizedModule, made_criterion

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_netsim._checks import check_layer, expected
-from lightning_netsim.batches import find_outputs
+from lightning_netsim.data.batches import find_outputs
 from lightning_netsim.mixins.regularized import AbstractRegularizer, RegularizedModule, Term
 from lightning_netsim.mixins.schedule import ScheduleLike
 

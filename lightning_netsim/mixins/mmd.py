@@ -10,8 +10,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_netsim._checks import check_choice, check_seed, expected
-from lightning_netsim.batches import run_model, split_batch
-from lightning_netsim.jacobian.trees import batch_size
+from lightning_netsim.data.batches import run_model, split_batch
+from lightning_netsim.data.trees import batch_size
 from lightning_netsim.losses import AbstractEmbeddingLoss, AbstractImageLoss, AbstractSimilarityLoss, MMDLoss
 from lightning_netsim.mixins.layers import AbstractLayerRegularizer
 from lightning_netsim.mixins.regularized import RegularizedModule, check_saved, made_criterion

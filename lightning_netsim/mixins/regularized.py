@@ -16,8 +16,8 @@ from lightning.pytorch.cli import instantiate_class
 from torch import Tensor, nn
 
 from lightning_netsim._checks import NetsimError, check_positive_int, expected
-from lightning_netsim.batches import find_views, run_model, split_batch
-from lightning_netsim.jacobian import trees
+from lightning_netsim.data import trees
+from lightning_netsim.data.batches import find_views, run_model, split_batch
 from lightning_netsim.mixins.optimizers import adding_parameters
 from lightning_netsim.mixins.schedule import Schedule, ScheduleLike
 

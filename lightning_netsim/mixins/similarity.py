@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_netsim._checks import expected
-from lightning_netsim.batches import (
+from lightning_netsim.data.batches import (
     HasSimilarityStep,
     SimilarityBatch,
     class_labels,
@@ -25,10 +25,10 @@ from lightning_netsim.batches import (
     run_model,
     split_batch,
 )
-from lightning_netsim.isolation import muted, unchanged
+from lightning_netsim.data.trees import tensors
 from lightning_netsim.jacobian import Directions, JacobianOperator, PerSampleJacobian
 from lightning_netsim.jacobian.capture import Call, differentiable
-from lightning_netsim.jacobian.trees import tensors
+from lightning_netsim.jacobian.isolation import muted, unchanged
 from lightning_netsim.losses import AbstractSimilarityLoss, GradientBatch, GroupSimilarityLoss
 from lightning_netsim.mixins.regularized import AbstractRegularizer, RegularizedModule, Term, check_saved, made_criterion
 from lightning_netsim.mixins.schedule import ScheduleLike

@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from lightning_netsim.records import Record
+from lightning_netsim.records.record import Record
+from lightning_netsim.records.view import RecordView, SampleView, shorten
 from lightning_netsim.report import style
 from lightning_netsim.report.figures import Figure, Thumbnails
-from lightning_netsim.report.render import check_thumbnail
+from lightning_netsim.report.pictures import check_thumbnail
 from lightning_netsim.report.text import WIDTH
-from lightning_netsim.report.view import RecordView, SampleView, shorten
 
 
 def format_neighbors(record: Record) -> str:

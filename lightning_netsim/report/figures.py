@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lightning_netsim._checks import check_positive_int, expected
-from lightning_netsim.records import Record
+from lightning_netsim.records.record import Record
+from lightning_netsim.records.view import NeighborView, RecordView, SampleView, decimals, shorten
 from lightning_netsim.report import style
-from lightning_netsim.report.render import Thumbnail, check_thumbnail
+from lightning_netsim.report.pictures import Thumbnail, check_thumbnail
 from lightning_netsim.report.style import figure_to_array, save_figure
-from lightning_netsim.report.view import NeighborView, RecordView, SampleView, decimals, shorten
 
 __all__ = [
     "Figure",

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lightning_netsim.records import Record
+from lightning_netsim.records.record import Record
+from lightning_netsim.records.view import NeighborView, RecordView, SampleView, shorten
 from lightning_netsim.report.figures import plot_count_histogram
-from lightning_netsim.report.render import Thumbnail, check_thumbnail
-from lightning_netsim.report.view import NeighborView, RecordView, SampleView, shorten
+from lightning_netsim.report.pictures import Thumbnail, check_thumbnail
 
 _LARGEST = 96  # pixels of a picture's longer side
 _SHOWN_NEIGHBORS, _SHOWN_WORDS = 5, 3

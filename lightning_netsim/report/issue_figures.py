@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lightning_netsim.records.view import shorten
 from lightning_netsim.report import style
 from lightning_netsim.report.pictures import Thumbnails
-from lightning_netsim.report.view import shorten
 
 _CAPTIONS = {
     "label": "suspect labels",
@@ -105,7 +105,7 @@ def plot_class_similarity(matrix: pd.DataFrame, class_name: Callable[[Any], str 
     """Draw the mean similarity of each two classes as a square of colors.
 
     Args:
-        matrix: from `lightning_netsim.classes.class_matrix`.
+        matrix: from `lightning_netsim.records.classes.class_matrix`.
         class_name: gives the name of a label.
     """
     number = len(matrix)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from lightning_netsim.records.view import shorten
 from lightning_netsim.report.text import WIDTH, align
-from lightning_netsim.report.view import shorten
 
 _TITLES = {
     "label": "Labels that neighbors and network contradict",

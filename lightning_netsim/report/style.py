@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from lightning_netsim.report.render import Thumbnail
+from lightning_netsim.report.pictures import Thumbnail
 
 INK, MUTED, RULE, PAPER = "#22262b", "#6b7280", "#d6d9de", "#ffffff"
 GRADIENT, ACTIVATION, MISMATCH = "#2f6db3", "#b8741a", "#c8102e"

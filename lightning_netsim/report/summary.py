@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from lightning_netsim.issue_scores import THRESHOLDS, IssueFinder
-from lightning_netsim.records import Record
+from lightning_netsim.records.record import Record
+from lightning_netsim.records.scores import THRESHOLDS, IssueFinder
+from lightning_netsim.records.view import NeighborView, RecordView, SampleView, shorten
 from lightning_netsim.report.issues import worst_samples
 from lightning_netsim.report.text import WIDTH, align
-from lightning_netsim.report.view import NeighborView, RecordView, SampleView, shorten
 
 _MAX_CLASSES = 20
 _SUSPECTS = 5

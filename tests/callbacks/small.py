@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_netsim import SimilarityMonitor
-from lightning_netsim.records import Record, list_records, read_record
+from lightning_netsim.records.record import Record, list_records, read_record
 from tests.callbacks.runs import CLASSES, SAMPLES, Points, quiet_trainer
 from tests.oracles import dense_similarity, loop_jacobian
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_netsim._checks import NetsimError
-from lightning_netsim.callbacks.collector import Collector, num_samples, total_batches
-from lightning_netsim.callbacks.weights import WeightSnapshot
+from lightning_netsim.callbacks.collector import Collector, WeightSnapshot, num_samples, total_batches
 from tests.callbacks.runs import Batches, Points, Stream
 from tests.callbacks.small import points
 

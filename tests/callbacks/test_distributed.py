@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lightning_netsim import analyze
-from lightning_netsim.records import Record
+from lightning_netsim.records.record import Record
 from tests.callbacks import two_processes
 from tests.callbacks.small import Small, points, records
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lightning_netsim import load_run
-from lightning_netsim.records import list_records
+from lightning_netsim.records.record import list_records
 from tests.callbacks import killed
 
 ROOT = Path(__file__).resolve().parents[2]

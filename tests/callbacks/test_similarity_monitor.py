@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from lightning_netsim import SimilarityBatch, SimilarityMonitor, analyze
-from lightning_netsim.records import SAMPLE_COLUMNS, read_record
+from lightning_netsim.records.record import SAMPLE_COLUMNS, read_record
 from tests.callbacks.runs import SAMPLES, Data, Network, Points, Stream, quiet_trainer
 from tests.callbacks.small import Keyed, Small, expected_neighbors, oracle, points, records, train, watching
 

@@ -10,7 +10,7 @@ from torch.utils.data import SequentialSampler
 
 from lightning_netsim import NetsimError, SimilarityMonitor
 from lightning_netsim.demos import DigitsDataModule, ImageClassifier, MNISTDataModule
-from lightning_netsim.records import Record, list_records, read_record
+from lightning_netsim.records.record import Record, list_records, read_record
 
 
 class Drawn(Callback):

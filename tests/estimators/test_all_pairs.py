@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_netsim.estimators import AllPairs
-from lightning_netsim.estimators.all_pairs import settle_ties
-from lightning_netsim.results import KernelNeighborsResult
+from lightning_netsim.estimators.neighbor_table import AllPairs, settle_ties
+from lightning_netsim.functional.results import KernelNeighborsResult
 
 
 def matrix(number: int, seed: int) -> Tensor:

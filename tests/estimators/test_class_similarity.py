@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lightning_netsim.estimators import ClassSimilarity, class_similarity
 from lightning_netsim.estimators.class_similarity import MAX_CLASSES
-from lightning_netsim.features import AbstractFeatureBatch, DenseFeatureBatch, GradientFeatures, UnitFeatureBatch
-from lightning_netsim.results import ClassSimilarityResult
+from lightning_netsim.functional.results import ClassSimilarityResult
+from lightning_netsim.jacobian.feature_batches import AbstractFeatureBatch, DenseFeatureBatch, UnitFeatureBatch
+from lightning_netsim.jacobian.features import GradientFeatures
 from tests import cases, class_oracles, measuring
 
 LABELS: dict[str, list[Any]] = {

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from lightning_netsim import per_sample_jacobian
 from lightning_netsim._checks import NetsimError
 from lightning_netsim.estimators import LabelDenoising, denoising
+from lightning_netsim.functional.results import LabelDenoisingResult
 from lightning_netsim.jacobian import PerSampleJacobian
-from lightning_netsim.results import LabelDenoisingResult
 from tests import cases
 from tests.denoising_oracles import (
     FITTED,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lightning_netsim._checks import NetsimError
 from lightning_netsim.estimators import EmbeddingMetrics
 from lightning_netsim.estimators import embedding_metrics as room
-from lightning_netsim.index import NeighborIndex, find_clusters
+from lightning_netsim.estimators.index import NeighborIndex, find_clusters
 
 SIZES = (1, 2, 3, 5, 9, 20, 1)  # Two classes have a single sample.
 RETRIEVAL = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "knn_accuracy")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lightning_netsim.estimators import KernelNeighbors
-from lightning_netsim.features import DenseFeatureBatch, GradientFeatures
+from lightning_netsim.jacobian.feature_batches import DenseFeatureBatch
+from lightning_netsim.jacobian.features import GradientFeatures
 from tests import cases, oracles
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lightning_netsim.estimators import NeighborCount
-from lightning_netsim.features import AbstractFeatureBatch, DenseFeatureBatch, GradientFeatures
+from lightning_netsim.jacobian.feature_batches import AbstractFeatureBatch, DenseFeatureBatch
+from lightning_netsim.jacobian.features import GradientFeatures
 from tests import cases, oracles
 
 

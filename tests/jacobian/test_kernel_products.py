@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_netsim.data.trees import map_leaves
 from lightning_netsim.jacobian import JacobianOperator, PerSampleJacobian, factors, per_sample_jacobian
 from lightning_netsim.jacobian.convolution import ConvolutionFactor, Geometry, form_gradients, pull_gradients
 from lightning_netsim.jacobian.embedding import EmbeddingFactor
-from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor
-from lightning_netsim.jacobian.outer import OuterFactor
-from lightning_netsim.jacobian.trees import map_leaves
+from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor, OuterFactor
 from tests import cases
 
 TOLERANCE = 1e-10

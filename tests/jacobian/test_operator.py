@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_netsim.jacobian import JacobianOperator, layers, per_sample_jacobian
-from lightning_netsim.jacobian.factors import DenseFactor
-from lightning_netsim.jacobian.outer import OuterFactor
+from lightning_netsim.jacobian.factors import DenseFactor, OuterFactor
 from tests import cases, oracles
 
 LAYER, MODULE_VMAP, MODULE_LOOP, MODEL_VMAP = "layer", "module_vmap", "module_loop", "model_vmap"

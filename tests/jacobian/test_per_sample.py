@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_netsim.data.trees import map_leaves
 from lightning_netsim.functional.kernel import inverse_root
 from lightning_netsim.jacobian import JacobianOperator, PerSampleJacobian, per_sample_jacobian
-from lightning_netsim.jacobian.trees import map_leaves
 from tests import cases, oracles
 
 DTYPES = {torch.float64: 1e-10, torch.float32: 1e-5}

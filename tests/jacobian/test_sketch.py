@@ -8,8 +8,7 @@ from torch import Tensor
 
 from lightning_netsim.jacobian import SketchProjection, factors, per_sample_jacobian
 from lightning_netsim.jacobian.embedding import EmbeddingFactor
-from lightning_netsim.jacobian.factors import DenseFactor
-from lightning_netsim.jacobian.outer import OuterFactor
+from lightning_netsim.jacobian.factors import DenseFactor, OuterFactor
 from tests import cases
 
 #: Shape and width of a matrix, and into how many blocks it is cut: None where no fast convolution fits.

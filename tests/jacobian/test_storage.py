@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_netsim.jacobian import PerSampleJacobian, factors, outer, per_sample_jacobian
+from lightning_netsim.jacobian import PerSampleJacobian, factors, per_sample_jacobian
+from lightning_netsim.jacobian import factors as outer
 from lightning_netsim.jacobian.convolution import ConvolutionFactor, Geometry
 from lightning_netsim.jacobian.embedding import EmbeddingFactor
-from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor
-from lightning_netsim.jacobian.outer import OuterFactor
+from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor, OuterFactor
 from tests import cases, oracles
 
 FAST = pytest.mark.parametrize("fast", [True, False], ids=["fast", "small"])

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_netsim import NetsimError
+from lightning_netsim.data.trees import map_leaves, tensors
 from lightning_netsim.jacobian import JacobianOperator
-from lightning_netsim.jacobian.trees import map_leaves, tensors
 from tests import cases, oracles
 
 #: Cases whose inputs can move.

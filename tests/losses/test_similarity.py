@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_netsim import NetsimError
+from lightning_netsim.data.trees import map_leaves
 from lightning_netsim.jacobian import JacobianOperator, factors
-from lightning_netsim.jacobian.trees import map_leaves
 from lightning_netsim.losses import (
     AbstractSimilarityLoss,
     DensityLoss,

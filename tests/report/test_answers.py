@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lightning_netsim.records import Record
+from lightning_netsim.records.record import Record
 from lightning_netsim.report.answers import class_name, format_neighbors, format_transfer, plot_transfer
 from lightning_netsim.report.figures import figure_to_array
 

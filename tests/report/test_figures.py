@@ -13,6 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from lightning_netsim._checks import NetsimError
+from lightning_netsim.records.view import RecordView
 from lightning_netsim.report import style
 from lightning_netsim.report.figures import (
     bin_representatives,
@@ -23,7 +24,6 @@ from lightning_netsim.report.figures import (
     plot_similarity_histograms,
     save_figure,
 )
-from lightning_netsim.report.view import RecordView
 from tests.report.made_up import NAMES, extremes, make_record, thumbnail
 
 

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from lightning_netsim import find_issues
-from lightning_netsim.issues import IssueReport
-from lightning_netsim.records import Record
+from lightning_netsim.analysis.issues import IssueReport
+from lightning_netsim.records.record import Record
 from lightning_netsim.report.issues import format_issues, worst_samples
 from lightning_netsim.report.summary import format_summary
 from lightning_netsim.report.text import WIDTH

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightning_netsim.measurement.result import SampleSet
 from lightning_netsim.report.pictures import Pictures
-from lightning_netsim.results import SampleSet
 
 
 def sample_set(index: list[int], shown: list[Any] | None) -> SampleSet:

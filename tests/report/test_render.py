@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import ConcatDataset, Subset
 
 from lightning_netsim._checks import NetsimError
-from lightning_netsim.report.render import check_thumbnail, find_normalize, to_image
+from lightning_netsim.report.pictures import check_thumbnail, find_normalize, to_image
 
 
 def test_values_in_the_unit_interval_are_taken_as_they_are() -> None:

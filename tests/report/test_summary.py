@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightning_netsim.records import write_record
+from lightning_netsim.records.record import write_record
+from lightning_netsim.records.view import RecordView
 from lightning_netsim.report.summary import format_summary
-from lightning_netsim.report.view import RecordView
 from tests.report.made_up import NAMES, extremes, make_record
 
 

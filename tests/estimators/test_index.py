@@ -1,0 +1,294 @@
+"""The neighbor index against the exact neighbors, and its file."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_netsim._checks import NetsimError
+from lightning_netsim.estimators.index import NeighborIndex
+from lightning_netsim.functional import kernel_neighbors
+
+
+def unit_features(seed: int, n: int, k: int = 16, dtype: torch.dtype = torch.float32) -> Tensor:
+    features = torch.randn(n, k, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(features, dim=1).to(dtype)
+
+
+def filled(features: Tensor, index_factory: str = "Flat", batch_size: int = 1000) -> NeighborIndex:
+    index = NeighborIndex(features.shape[1], index_factory)
+    for block in features.split(batch_size):
+        index.add(block)
+    return index
+
+
+def test_flat_index_finds_the_exact_neighbors() -> None:
+    features = unit_features(0, 200)
+    index = filled(features, batch_size=33)
+    assert len(index) == 200
+    found, exact = index.search(features, 10, exclude=torch.arange(200)), kernel_neighbors(features, k=10)
+    assert torch.equal(found.index, exact.index)
+    torch.testing.assert_close(found.similarity, exact.similarity, rtol=0, atol=1e-6)
+    assert found.similarity.dtype == torch.float32
+    assert found.index.dtype == torch.int64
+    assert found.recall == 1.0
+
+
+def test_search_of_another_set_keeps_every_sample() -> None:
+    reference, query = unit_features(1, 50), unit_features(2, 7)
+    query[3] = reference[20]
+    found, exact = filled(reference).search(query, 50), kernel_neighbors(query, reference, k=50)
+    assert torch.equal(found.index, exact.index)
+    assert found.index[3, 0] == 20
+
+
+@pytest.mark.parametrize("num_queries", [1, 19, 300])  # faiss takes another way from 20 queries on.
+@pytest.mark.parametrize("width", [16, 257])
+def test_duplicates_tie_by_id(num_queries: int, width: int) -> None:
+    rows = torch.randint(20, (300,), generator=torch.Generator().manual_seed(3))
+    features = unit_features(3, 20, width)[rows]
+    found = filled(features).search(features[:num_queries], 30, exclude=torch.arange(num_queries))
+    exact = kernel_neighbors(features, k=30)
+    assert torch.equal(found.index, exact.index[:num_queries])
+
+
+def test_duplicates_tie_by_id_where_faiss_rounds_them_differently() -> None:
+    # At these sizes faiss gives duplicates similarities that differ by up to 3e-7, on some processors at least.
+    features = unit_features(16, 30, 1097).repeat(28, 1)
+    found = filled(features).search(features[:169], 40, exclude=torch.arange(169))
+    exact = kernel_neighbors(features[:169], features, k=41)
+    for row in range(169):
+        wanted = [i for i in exact.index[row].tolist() if i != row][:40]
+        assert found.index[row].tolist() == wanted
+
+
+def test_a_tie_larger_than_what_is_fetched_first_still_gives_the_lowest_ids() -> None:
+    features = torch.ones(60, 4) / 2
+    index = NeighborIndex(4)
+    index.add(features, ids=torch.arange(60).flip(0) * 10)
+    found = index.search(features[:2], 3, exclude=torch.tensor([0, 500]))
+    assert found.index.tolist() == [[10, 20, 30], [0, 10, 20]]
+
+
+def test_ids_are_the_callers_and_self_is_removed_by_id() -> None:
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    index = NeighborIndex(2)
+    index.add(features[:2], ids=torch.tensor([70, 5]))
+    index.add(features[2:], ids=torch.tensor([1, 30]))
+    assert index.ids.tolist() == [70, 5, 1, 30]
+    own = index.search(features, 3, exclude=torch.tensor([70, 5, 1, 30]))
+    assert own.index.tolist() == [[5, 1, 30], [70, 1, 30], [5, 70, 30], [1, 5, 70]]
+    absent = index.search(features[:1], 3, exclude=torch.tensor([999]))
+    assert absent.index.tolist() == [[5, 70, 1]]
+    torch.testing.assert_close(absent.similarity, torch.tensor([[1.0, 1.0, 0.8]]))
+
+
+def test_left_out_queries_have_no_neighbors() -> None:
+    features = unit_features(4, 20)
+    query = features.clone()
+    query[1], query[2], query[3, 0] = 0, math.nan, math.inf
+    found = filled(features).search(query, 4, exclude=torch.arange(20))
+    assert found.index[1:4].tolist() == [[-1] * 4] * 3
+    assert bool(found.similarity[1:4].isnan().all())
+    assert torch.equal(found.index[4:], kernel_neighbors(features, k=4).index[4:])
+    nothing = filled(features).search(query[1:4], 4)
+    assert nothing.index.tolist() == [[-1] * 4] * 3
+    assert filled(features).search(query[:0], 4).index.shape == (0, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_precisions_and_layouts(dtype: torch.dtype) -> None:
+    features = unit_features(5, 40).to(dtype)
+    strided = torch.stack([features, features], dim=2)[..., 0]
+    assert not strided.is_contiguous()
+    index = NeighborIndex(16)
+    index.add(strided.requires_grad_())
+    found = index.search(strided, 5, exclude=torch.arange(40))
+    assert torch.equal(found.index, kernel_neighbors(features.float(), k=5).index)
+    assert found.similarity.dtype == torch.float32
+
+
+def test_inference_mode() -> None:
+    features = unit_features(6, 40)
+    with torch.inference_mode():
+        index = filled(features.clone(), "IVF4,Flat")
+        inside = index.search(features.clone(), 5, exclude=torch.arange(40))
+    outside = index.search(features, 5, exclude=torch.arange(40))
+    index.add(features[:1])
+    assert torch.equal(inside.index, outside.index)
+    assert len(index) == 41
+
+
+@pytest.mark.parametrize("index_factory", ["HNSW32", "IVF8,Flat", "SQ8", "PCA12,Flat"])
+def test_other_factories_find_most_neighbors(index_factory: str) -> None:
+    features = unit_features(7, 600)
+    found = filled(features, index_factory, batch_size=100).search(features, 10, exclude=torch.arange(600))
+    exact = kernel_neighbors(features, k=10)
+    recall = (found.index.unsqueeze(2) == exact.index.unsqueeze(1)).any(2).double().mean()
+    assert recall > 0.5
+    assert found.recall is None
+    assert not bool((found.index == torch.arange(600).unsqueeze(1)).any())
+    finite = found.similarity.nan_to_num(-2.0)
+    assert bool((finite[:, :-1] >= finite[:, 1:]).all())
+    assert torch.equal(found.index < 0, found.similarity.isnan())
+
+
+def test_trained_index_waits_for_all_samples_and_copies_them() -> None:
+    features = unit_features(8, 64)
+    index, buffer = NeighborIndex(16, "IVF8,Flat"), torch.empty(4, 16)
+    for block in features.split(4):  # Each batch is smaller than the number of lists.
+        buffer.copy_(block)
+        index.add(buffer)
+    assert len(index) == 64
+    whole = filled(features, "IVF8,Flat", batch_size=64)
+    first, second = (one.search(features, 3, exclude=torch.arange(64)) for one in (index, whole))
+    assert torch.equal(first.index, second.index)
+    index.add(features[:4] * 0.5)
+    assert index.search(features[:4], 64, exclude=torch.arange(4)).index.shape == (4, 64)
+
+
+def test_too_few_samples_to_train() -> None:
+    index = filled(unit_features(9, 10), "IVF64,Flat")
+    with pytest.raises(NetsimError, match="Expected `index_factory` to be trainable on 10 samples, but got 'IVF64,Flat'"):
+        index.search(unit_features(9, 1), 2)
+
+
+@pytest.mark.parametrize("index_factory", ["Nonsense", "", "LSH", "IDMap,Flat", "PQ5", 3])
+def test_unknown_factory_is_refused_at_construction(index_factory: str) -> None:
+    with pytest.raises(NetsimError, match=r"Expected `index_factory` to be a faiss index_factory string .* Use 'Flat'"):
+        NeighborIndex(16, index_factory)
+
+
+def test_bad_input_is_named() -> None:
+    features = unit_features(10, 4)
+    index = filled(features)
+    with pytest.raises(NetsimError, match="Expected `dim` to be a positive int"):
+        NeighborIndex(0)
+    with pytest.raises(NetsimError, match="Expected `k` to be at most 3"):
+        index.search(features, 4, exclude=torch.arange(4))
+    with pytest.raises(NetsimError, match="Expected `k` to be at most 4"):
+        index.search(features, 5)
+    with pytest.raises(NetsimError, match=r"Expected `features` to be of shape \(n, 16\)"):
+        index.search(features[:, 1:], 2)
+    with pytest.raises(NetsimError, match="Expected `exclude`"):
+        index.search(features, 2, exclude=torch.arange(3))
+    with pytest.raises(NetsimError, match="Expected `ids` to be an int64 tensor"):
+        index.add(features, ids=torch.rand(4))
+    for ids in ([4, 5, 6, 3], [4, 5, 6, 6], [4, 5, 6, -1]):
+        with pytest.raises(NetsimError, match="Expected `ids` to be at least 0, without repetition"):
+            index.add(features, ids=torch.tensor(ids))
+    for value, message in ((math.nan, "Expected `features` to be finite"), (0.0, "non-zero in every row, but got 1 zero")):
+        broken = features.clone()
+        broken[2] = value
+        with pytest.raises(NetsimError, match=message):
+            index.add(broken, ids=torch.arange(4, 8))
+    # A refused call changes nothing.
+    assert len(index) == 4
+    assert index.search(features, 4).index.shape == (4, 4)
+
+
+# The file
+
+
+@pytest.mark.parametrize("index_factory", ["Flat", "HNSW16", "IVF4,Flat"])
+def test_save_and_load(tmp_path: Path, index_factory: str) -> None:
+    features, ids = unit_features(11, 60), torch.randperm(1000)[:60]
+    index = NeighborIndex(16, index_factory)
+    index.add(features[:50], ids[:50])
+    index.save(tmp_path / "some.index")
+    assert [path.name for path in tmp_path.iterdir()] == ["some.index"]
+    loaded = NeighborIndex.load(tmp_path / "some.index")
+    assert (len(loaded), loaded.dim, loaded.index_factory) == (50, 16, index_factory)
+    assert torch.equal(loaded.ids, ids[:50])
+    for one in (index, loaded):
+        one.add(features[50:], ids[50:])
+    before, after = (one.search(features, 5, exclude=ids) for one in (index, loaded))
+    assert torch.equal(before.index, after.index)
+    assert torch.equal(before.similarity, after.similarity)
+    assert before.recall == after.recall == (1.0 if index_factory == "Flat" else None)
+    with pytest.raises(NetsimError, match="Expected `ids`"):
+        loaded.add(features[:1], ids[:1])
+    loaded.save(tmp_path / "some.index")
+    assert len(NeighborIndex.load(tmp_path / "some.index")) == 60
+
+
+def test_the_saved_file_is_one_that_faiss_reads(tmp_path: Path) -> None:
+    faiss = pytest.importorskip("faiss")
+    filled(unit_features(12, 9)).save(tmp_path / "a.index")
+    assert faiss.read_index(str(tmp_path / "a.index")).ntotal == 9
+
+
+def test_an_empty_index_can_be_saved(tmp_path: Path) -> None:
+    for index_factory in ("Flat", "IVF4,Flat"):
+        NeighborIndex(16, index_factory).save(tmp_path / "a.index")
+        loaded = NeighborIndex.load(tmp_path / "a.index")
+        loaded.add(unit_features(13, 20))
+        assert loaded.search(unit_features(13, 20), 2).index[:, 0].tolist() == list(range(20))
+
+
+def test_a_wrong_file_is_refused(tmp_path: Path) -> None:
+    faiss = pytest.importorskip("faiss")
+    filled(unit_features(14, 9)).save(tmp_path / "good")
+    data = (tmp_path / "good").read_bytes()
+    newer = data.replace(b'{"version": 1,', b'{"version": 2,')
+    assert newer != data
+    cases = {"empty": b"", "text": b"a table of neighbors, perhaps", "cut": data[:-7], "spliced": data[:100] + data[200:]}
+    for name, content in {**cases, "newer": newer, "garbled": b"x" * 40 + data[40:]}.items():
+        (tmp_path / name).write_bytes(content)
+    faiss.write_index(faiss.IndexFlatIP(16), str(tmp_path / "plain"))
+    for name in (*cases, "newer", "garbled", "plain", "missing", "."):
+        with pytest.raises(NetsimError, match=r"Expected `path` to be a file written by `NeighborIndex.save`"):
+            NeighborIndex.load(tmp_path / name)
+
+
+def test_an_index_of_another_run_is_refused(tmp_path: Path) -> None:
+    index = NeighborIndex(16, fingerprint="run 1, epoch 3")
+    index.add(unit_features(15, 9))
+    index.save(tmp_path / "named")
+    filled(unit_features(15, 9)).save(tmp_path / "unnamed")
+    before = (tmp_path / "named").read_bytes()
+    for fingerprint in ("run 1, epoch 3", None):
+        loaded = NeighborIndex.load(tmp_path / "named", fingerprint)
+        assert len(loaded) == 9
+        assert loaded.fingerprint == "run 1, epoch 3"
+    with pytest.raises(NetsimError, match=r"an index of 'run 2', but got '.*named', which is of 'run 1, epoch 3'\. Build"):
+        NeighborIndex.load(tmp_path / "named", fingerprint="run 2")
+    with pytest.raises(NetsimError, match=r"an index of 'run 2', but got '.*unnamed', which does not say of what it is"):
+        NeighborIndex.load(tmp_path / "unnamed", fingerprint="run 2")
+    assert NeighborIndex.load(tmp_path / "unnamed").fingerprint is None
+    loaded.save(tmp_path / "again")
+    assert NeighborIndex.load(tmp_path / "again").fingerprint == "run 1, epoch 3"
+    assert (tmp_path / "named").read_bytes() == before
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = filled(unit_features(15, 9))
+    index.save(tmp_path / "a.index")
+    before = (tmp_path / "a.index").read_bytes()
+    index.add(unit_features(16, 3))
+
+    def interrupted(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(OSError, match="the disk is full"):
+        index.save(tmp_path / "a.index")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.index"]
+    assert (tmp_path / "a.index").read_bytes() == before
+    with pytest.raises(NetsimError, match="Expected `path` to be in an existing directory"):
+        index.save(tmp_path / "nowhere" / "a.index")
+
+
+def test_faiss_is_imported_on_first_use() -> None:
+    code = (
+        "import sys; import lightning_netsim.estimators.index as i; assert 'faiss' not in sys.modules; "
+        "i.NeighborIndex(2); assert 'faiss' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

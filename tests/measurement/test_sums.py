@@ -1,0 +1,391 @@
+"""Classes in a whole measurement, by every plan: held to means over all pairs, and given up where they cannot be had."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_netsim import analyze
+from lightning_netsim.data import trees
+from lightning_netsim.data.batches import SimilarityBatch
+from lightning_netsim.data.sources import Chunk, SampleSource, from_batches, from_loader
+from lightning_netsim.jacobian.feature_batches import DenseFeatureBatch
+from lightning_netsim.measurement.measure import measure_similarity
+from lightning_netsim.measurement.result import SimilarityResult
+from lightning_netsim.measurement.settings import SweepSettings
+from lightning_netsim.measurement.sums import Counting, class_labels_of
+from lightning_netsim.measurement.swept_set import SweptSet
+from tests import cases, class_oracles, oracles
+from tests.measuring import classifier, loader, oracle, whole
+
+PLANS = ["store", "sketch", "reiterate"]
+#: From what is stored, and in passing.
+WAYS = ["store", "reiterate"]
+LABELS: dict[str, list[Any]] = {
+    "numbers": [2, 0, 1, 0, 2, 2, 0],
+    "names": ["owl", "ant", "bee", "ant", "owl", "owl", "ant"],
+    "both": [7, "ant", 0, "ant", 7, 7, "ant"],
+    "one each": [6, 5, 4, 3, 2, 1, 0],
+    "one": [3] * 7,
+}
+
+
+def labeled(inputs: Any, labels: Any, size: int = 2) -> SampleSource:
+    """Return samples in batches (inputs, labels); no labels for None."""
+    count = trees.batch_size(inputs) or 1
+    parts = [slice(start, start + size) for start in range(0, count, size)]
+    pieces = [trees.take(inputs, part, count) for part in parts]
+    return from_batches(pieces if labels is None else [(x, labels[part]) for x, part in zip(pieces, parts, strict=True)])
+
+
+def chosen(plan: str, **settings: Any) -> SweepSettings:
+    return SweepSettings(
+        **{"k": 2, "directions": "all", "plan": plan, "projection_dim": 60, "compare_activations": False, **settings}
+    )
+
+
+def measure(name: str, labels: Any, plan: str, size: int = 2, **settings: Any) -> SimilarityResult:
+    model, inputs = cases.build(name)
+    return measure_similarity(model, labeled(inputs, labels, size), settings=chosen(plan, **settings))
+
+
+def close(found: Tensor | None, wanted: Tensor, atol: float = 2e-5) -> None:
+    assert found is not None
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=atol, equal_nan=True)
+
+
+def check(
+    result: SimilarityResult, similarity: Tensor, labels: Sequence[Any], pairs: Tensor, own: Sequence[Any], same: bool
+) -> None:
+    """Hold a result to loops: the table to `similarity` of the reference, the means to `pairs` of queries with it."""
+    classes, counts, table = class_oracles.class_table(similarity, labels)
+    assert result.classes is not None
+    assert result.classes.classes == classes
+    assert result.classes.num_samples.tolist() == counts
+    close(result.classes.similarity, table)
+    means = class_oracles.class_means(pairs, own, labels, same)
+    close(result.same_class, means[0])
+    close(result.other_class, means[1])
+
+
+def without_classes(result: SimilarityResult) -> bool:
+    return result.classes is None and result.same_class is None and result.other_class is None
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("mlp_1", "numbers"), ("mlp_10", "numbers"), *(("mlp_2", kind) for kind in LABELS)],
+)
+def test_a_set_with_itself(name: str, kind: str, plan: str) -> None:
+    labels, similarity = LABELS[kind], oracle(name)
+    result = measure(name, labels, plan)
+    assert result.plan["kind"] == plan
+    check(result, similarity, labels, similarity, labels, same=True)
+    assert result.notes == ()
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("name", ["mlp_1", "mlp_2", "tied_through_function"])
+def test_queries_apart_from_the_reference(name: str, plan: str) -> None:
+    model, inputs = cases.build(name)
+    similarity = oracle(name)
+    own, labels = ["a", "c"], ["b", "a", "a", "b", "b"][: len(inputs) - 2]
+    result = measure_similarity(model, labeled(inputs[:2], own, 1), labeled(inputs[2:], labels), chosen(plan))
+    check(result, similarity[2:, 2:], labels, similarity[:2, 2:], own, same=False)
+    assert result.same_class is not None
+    assert result.same_class.isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_same_samples_as_another_set_are_compared_with_themselves(plan: str) -> None:
+    model, inputs = cases.build("mlp_2")
+    labels, similarity = LABELS["numbers"], oracle("mlp_2")
+    result = measure_similarity(model, labeled(inputs, labels), labeled(inputs, labels, 3), chosen(plan))
+    check(result, similarity, labels, similarity, labels, same=False)
+
+
+@pytest.mark.parametrize("plan", WAYS)
+@pytest.mark.parametrize("missing", ["queries", "reference", "quantities"])
+def test_what_can_be_said_where_one_of_two_sets_has_no_classes(missing: str, plan: str) -> None:
+    model, inputs = cases.build("mlp_2")
+    own: list[Any] | None = None if missing == "queries" else ["a", "b", "a"]
+    labels: Any = {"queries": ["a", "b", "a", "b"], "reference": None, "quantities": [0.5, 1.5, 2.5, 3.5]}[missing]
+    result = measure_similarity(model, labeled(inputs[:3], own), labeled(inputs[3:], labels), chosen(plan))
+    torch.testing.assert_close(result.counts.soft.double(), oracle("mlp_2")[:3, 3:].sum(1), rtol=0, atol=1e-5)
+    assert (result.same_class, result.other_class) == (None, None)
+    assert (result.classes is None) == (missing != "queries")
+    if result.classes is not None:
+        close(result.classes.similarity, class_oracles.class_table(oracle("mlp_2")[3:, 3:], labels)[2])
+
+
+@pytest.mark.parametrize("plan", WAYS)
+def test_queries_with_quantities_for_labels_have_no_class(plan: str) -> None:
+    model, inputs = cases.build("mlp_2")
+    result = measure_similarity(model, labeled(inputs[:3], torch.rand(3)), labeled(inputs[3:], [0, 1, 0, 1]), chosen(plan))
+    assert result.classes is not None
+    assert (result.same_class, result.other_class) == (None, None)
+
+
+NO_CLASSES = {
+    "none": None,
+    "quantities": torch.rand(7),
+    "a list of quantities": [0.5, 1, 2, 3, 4, 5, 6],
+    "arrays": torch.zeros(7, 2).long(),
+    "masks": torch.zeros(7, 4, 4).long(),
+    "lists": [[1, 2]] * 7,
+    "a quantity in the last batch": [0, 1, 0, 1, 0, 1, 0.5],
+}
+
+
+@pytest.mark.parametrize("plan", WAYS)
+@pytest.mark.parametrize("kind", NO_CLASSES)
+def test_labels_that_are_no_classes_change_nothing(kind: str, plan: str) -> None:
+    result, plain = measure("mlp_2", NO_CLASSES[kind], plan), measure("mlp_2", LABELS["numbers"], plan)
+    assert without_classes(result)
+    assert plain.classes is not None
+    assert torch.equal(result.counts.soft, plain.counts.soft)
+    assert torch.equal(result.neighbors.index, plain.neighbors.index)
+    assert torch.equal(result.neighbors.similarity, plain.neighbors.similarity)
+    assert result.notes == ()
+
+
+@pytest.mark.parametrize("plan", WAYS)
+def test_a_batch_without_labels_leaves_no_classes(plan: str) -> None:
+    model, inputs = cases.build("mlp_2")
+    for batches in ([(inputs[:4], [0, 1, 0, 1]), (inputs[4:],)], [(inputs[:4],), (inputs[4:], [0, 1, 0])]):
+        assert without_classes(measure_similarity(model, from_batches(batches), settings=chosen(plan)))
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(("size", "chunk_size"), [(1, 64), (7, 3), (7, 64)])
+def test_chunks_do_not_matter(size: int, chunk_size: int, plan: str) -> None:
+    labels, similarity = LABELS["both"], oracle("mlp_2")
+    result = measure("mlp_2", labels, plan, size, chunk_size=chunk_size)
+    check(result, similarity, labels, similarity, labels, same=True)
+
+
+@pytest.mark.parametrize("plan", WAYS)
+def test_the_order_of_the_samples_does_not_matter(plan: str) -> None:
+    model, inputs = cases.build("mlp_2")
+    order = torch.tensor([3, 6, 0, 5, 1, 4, 2])
+    labels = LABELS["names"]
+    first = measure("mlp_2", labels, plan)
+    second = measure_similarity(model, labeled(inputs[order], [labels[row] for row in order]), settings=chosen(plan))
+    assert first.classes is not None
+    assert second.classes is not None
+    assert second.classes.classes == first.classes.classes
+    close(second.classes.similarity, first.classes.similarity.double())
+    for name in ("same_class", "other_class"):
+        close(getattr(second, name), getattr(first, name)[order].double())
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("plan", PLANS)
+def test_over_all_classes_the_sums_are_the_soft_counts(plan: str, apart: bool) -> None:
+    torch.manual_seed(2)
+    inputs, labels, other = torch.randn(90, 6), torch.arange(90) % 4, torch.randn(70, 6)
+    others = (torch.arange(70) % 3).tolist()
+    queries = from_loader(loader(inputs, labels), whole)
+    reference = labeled(other, others, 16) if apart else None
+    result = measure_similarity(classifier(), queries, reference, chosen(plan))
+    compared = others if apart else labels.tolist()
+    same = torch.tensor([compared.count(label) - (not apart) for label in labels.tolist()])
+    rest = len(compared) - (not apart) - same
+    assert result.same_class is not None
+    assert result.other_class is not None
+    assert bool((result.same_class.isnan() == (same == 0)).all())
+    total = result.same_class.nan_to_num().double() * same + result.other_class.double() * rest + (not apart)
+    torch.testing.assert_close(total, result.counts.soft.double(), rtol=0, atol=1e-3)
+
+
+class Dead(nn.Module):
+    """Without a gradient where the input is negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(torch.relu(x))))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("size", [1, 4])
+def test_left_out_samples_belong_to_no_class(size: int, plan: str, apart: bool) -> None:
+    model, inputs = Dead(), torch.rand(9, 3) + 0.1
+    inputs[0], inputs[4], inputs[5] = -1.0, torch.nan, -2.0
+    labels = ["gone", 1, 1, 2, 1, "gone", 2, "alone", 1]
+    reference = labeled(inputs, labels, size) if apart else None
+    result = measure_similarity(model, labeled(inputs, labels, size), reference, chosen(plan, projection_dim=30))
+    similarity = oracles.dense_similarity(oracles.loop_jacobian(model, inputs))
+    check(result, similarity, labels, similarity, labels, same=not apart)
+    assert result.classes is not None
+    assert result.classes.classes == [1, 2, "alone"]
+    for means in (result.same_class, result.other_class):
+        assert means is not None
+        assert bool(means[[0, 4, 5]].isnan().all())
+
+
+@pytest.mark.parametrize("plan", WAYS)
+def test_nothing_but_left_out_samples(plan: str) -> None:
+    queries = labeled(-torch.rand(6, 3), [0, 1] * 3, 3)
+    result = measure_similarity(Dead(), queries, settings=chosen(plan, projection_dim=30))
+    assert result.classes is None
+    assert result.num_left_out == 6
+
+
+@pytest.mark.parametrize("plan", WAYS)
+def test_a_subset_keeps_the_labels_of_its_samples(plan: str) -> None:
+    model, inputs, labels = classifier(), torch.randn(30, 6), torch.arange(30) % 3
+    queries = from_loader(loader(inputs, labels, 4), whole, max_samples=11, seed=4)
+    result = measure_similarity(model, queries, settings=chosen(plan))
+    rows = result.queries.index
+    similarity = oracles.dense_similarity(oracles.loop_jacobian(model, inputs[rows]), 1e-6)
+    own = labels[rows].tolist()
+    check(result, similarity, own, similarity, own, same=True)
+
+
+@pytest.mark.parametrize("plan", WAYS)
+def test_without_room_classes_are_left_out_and_all_else_stays(plan: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 300), nn.Tanh(), nn.Linear(300, 3))
+    inputs, labels = torch.randn(24, 6), torch.arange(24) % 8
+    settings = {"chunk_size": 8, "projection_dim": 20}
+    rich = measure_similarity(model, labeled(inputs, labels, 8), settings=chosen(plan, **settings))
+    # The sums take 8 · 3 · 3003 · 4 bytes.
+    tight = {**settings, "memory_budget": 8 * 8 * 3 * 3003 * 4 - 8.0}
+    poor = measure_similarity(model, labeled(inputs, labels, 8), settings=chosen(plan, **tight))
+    assert rich.classes is not None
+    assert without_classes(poor)
+    assert poor.notes == (
+        "The similarity of classes is left out: the sums of their gradients take more than an eighth of the memory budget. "
+        "Choose a larger `memory_budget`, fewer `directions` or fewer `parameters`.",
+    )
+    assert rich.notes == ()
+    torch.testing.assert_close(poor.counts.soft, rich.counts.soft, rtol=0, atol=1e-5)
+    torch.testing.assert_close(poor.neighbors.similarity, rich.neighbors.similarity, rtol=0, atol=1e-6)
+    assert torch.equal(poor.neighbors.index, rich.neighbors.index)
+    unlabeled = measure_similarity(model, labeled(inputs, None, 8), settings=chosen(plan, **tight))
+    assert unlabeled.notes == ()
+    enough = {**settings, "memory_budget": tight["memory_budget"] + 8}
+    assert measure_similarity(model, labeled(inputs, labels, 8), settings=chosen(plan, **enough)).classes is not None
+
+
+def test_the_note_stands_in_the_record() -> None:
+    model = nn.Sequential(nn.Linear(6, 300), nn.Tanh(), nn.Linear(300, 3))
+    samples = loader(torch.randn(24, 6), torch.arange(24) % 8, 8)
+    analysis = analyze(model, samples, k=2, directions="all", memory_budget=2e6, progress=False)
+    assert analysis.record.classes is None
+    assert any("similarity of classes is left out" in note for note in analysis.meta["notes"])
+    assert not {"same_class_similarity", "other_class_similarity"} & set(analysis.samples)
+
+
+def test_an_analysis_shows_the_table() -> None:
+    model, inputs, labels = classifier(), torch.randn(20, 6), torch.arange(20) % 3
+    analysis = analyze(model, loader(inputs, labels), k=2, directions="all", progress=False)
+    similarity = oracles.dense_similarity(oracles.loop_jacobian(model, inputs), 1e-6)
+    matrix = analysis.class_similarity()
+    assert list(matrix.index) == list(matrix.columns) == [0, 1, 2]
+    close(torch.tensor(matrix.to_numpy()), class_oracles.class_table(similarity, labels.tolist())[2])
+    means = class_oracles.class_means(similarity, labels.tolist(), labels.tolist(), same=True)
+    close(torch.tensor(analysis.samples["same_class_similarity"].to_numpy()), means[0])
+    close(torch.tensor(analysis.samples["other_class_similarity"].to_numpy()), means[1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "wanted"),
+    [
+        (torch.tensor([3, 1]), [3, 1]),
+        (torch.tensor([[3], [1]]), [3, 1]),
+        (["a", 2], ["a", 2]),
+        ([True, False], [True, False]),
+        ([torch.tensor(1), torch.tensor(0)], [1, 0]),
+        ([0.0, 1.0], None),
+        (torch.tensor([0.0, 1.0]), None),
+        (torch.zeros(2, 3), None),
+        ([None, 1], None),
+        (None, None),
+    ],
+)
+def test_which_labels_are_classes(labels: Any, wanted: list[Any] | None) -> None:
+    assert class_labels_of(SimilarityBatch(torch.zeros(2, 3), labels)) == wanted
+
+
+def test_queries_are_joined_with_their_ids() -> None:
+    counting, batch = Counting(1e9, in_passing=True), DenseFeatureBatch(torch.tensor([[1.0, 0], [0, 0], [0, 1]]))
+    read = SimilarityBatch(torch.zeros(3, 2), torch.tensor([4, 4, 5]))
+    counting.add(counting.sum(batch, read), 2)
+    assert [len(part) for part in (*counting.soft, *counting.own)] == [0, 0, 0, 0]
+    for labels, ids in (([4, 4, 5], [10, 12]), (None, [7, 3]), ([5, 4, 4], [1, 2])):
+        counting.take(counting.ask(batch, labels), batch.valid, torch.tensor(ids))
+    assert counting.soft[0].tolist() == [1] * 6
+    assert counting.soft[1].tolist() == [10, 12, 7, 3, 1, 2]
+    assert counting.own[0].tolist() == [1, 1, 0, 0]
+    assert counting.own[1].tolist() == [10, 12, 1, 2]
+    assert not counting.notes
+
+
+def swept(counting: Counting, features: DenseFeatureBatch, labels: Any, start: int = 0) -> SweptSet:
+    """Return a set of some samples, after they were summed."""
+    part, number = SweptSet(from_batches([]), 1e9, None), len(features.valid)
+    if number:
+        read = SimilarityBatch(torch.zeros(number, 2), labels)
+        counting.add(counting.sum(features, read), int(features.valid.sum()))
+        part.table.add(Chunk(None, torch.arange(start, start + number)), read, features)
+    return part
+
+
+def shared(*labels: Any) -> list[Counting]:
+    """Count the same vector under some labels, those of each process."""
+    countings = [Counting(1e9, in_passing=True) for _ in labels]
+    starts = [sum(map(len, labels[:rank])) for rank in range(len(labels))]
+    sets = [
+        swept(counting, DenseFeatureBatch(torch.ones(len(own), 1)), own, start)
+        for counting, own, start in zip(countings, labels, starts, strict=True)
+    ]
+    class_oracles.in_threads(lambda processes: countings[processes.rank].share(sets[processes.rank], processes), len(labels))
+    return countings
+
+
+def kept(*labels: Any) -> list[list[Any] | None]:
+    """Return the classes that each process has in the end."""
+    results = [counting.classes.compute() for counting in shared(*labels)]
+    return [None if result is None else result.classes for result in results]
+
+
+def test_processes_share_their_classes() -> None:
+    assert kept([0, 1, 0], [2, 1]) == [[0, 1, 2]] * 2
+
+
+def test_a_process_may_have_no_samples() -> None:
+    assert kept([0, 1, 0], []) == [[0, 1]] * 2
+
+
+def test_no_process_has_classes_where_one_has_quantities() -> None:
+    assert kept([0, 1, 0], [0.5, 1.0]) == [None] * 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "are_few"),
+    [
+        (list(range(20)), True),
+        (list(range(21)), False),
+        ([f"caption {place}" for place in range(30)] * 2, True),
+        ([f"caption {place}" for place in range(30)] * 2 + [f"text {place}" for place in range(2)], False),
+    ],
+)
+def test_names_of_samples_are_no_classes(labels: list[Any], are_few: bool) -> None:
+    (alone,) = shared(labels)
+    assert alone.classes.is_kept == are_few
+    note = f"The similarity of classes is left out: there are {len(set(labels))} different labels."
+    assert alone.notes == (set() if are_few else {note})
+    # What is too many is a matter of the whole set, not of the part of one process.
+    half = len(labels) // 2
+    for counting in shared(labels[:half], labels[half:]):
+        assert counting.classes.is_kept == are_few
+        assert counting.notes == alone.notes
