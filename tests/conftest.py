@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     # Small tensors gain nothing from a second thread, and lose much where another process wants the same cores.
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("NETSIM_TEST_THREADS", "1")))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
