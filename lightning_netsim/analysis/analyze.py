@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ from torch import nn
 from lightning_netsim.analysis.borrowed import borrowed, to_device_of
 from lightning_netsim.analysis.issues import IssueReport, find_issues
 from lightning_netsim.data.sources import from_loader
-from lightning_netsim.jacobian.directions import DirectionsLike
 from lightning_netsim.measurement.measure import measure_similarity
 from lightning_netsim.measurement.result import SimilarityResult
-from lightning_netsim.measurement.settings import SweepSettings
+from lightning_netsim.measurement.settings import SweepSettings, takes_settings
 from lightning_netsim.records.classes import class_matrix, class_summary
 from lightning_netsim.records.knn_graph import knn_graph
 from lightning_netsim.records.record import Record, newest_record, write_record
@@ -112,28 +111,15 @@ class SimilarityAnalysis:
         return write_record(directory, self.record)
 
 
-def analyze(
+@takes_settings()
+def analyze(  # noqa: D417  `takes_settings` tells what k is
     model: nn.Module,
     loader: Iterable[Any],
     reference: Iterable[Any] | None = None,
-    k: int = 10,
+    k: int = SweepSettings.k,
     *,
-    directions: DirectionsLike = "auto",
-    parameters: str | Iterable[str] = "trainable",
-    thresholds: Iterable[float] = (),
-    powers: Iterable[float] = (),
-    max_samples: int | None = None,
-    projection_dim: int = 2048,
-    index_factory: str = "Flat",
-    plan: str = "auto",
-    precision: str = "float32",
-    memory_budget: float | None = None,
-    compare_activations: bool = True,
-    activation_layer: str | None = None,
-    render: Callable[[Any], Any] | None = None,
-    class_names: Iterable[str] | None = None,
     progress: bool = True,
-    seed: int = 0,
+    **settings: Any,
 ) -> SimilarityAnalysis:
     """Count the neighbors of every sample under a network's gradient kernel, and find the nearest ones.
 
@@ -144,25 +130,8 @@ def analyze(
         model: a LightningModule or any module; see `read_batch` for how batches are read.
         loader: the samples that are asked about: a DataLoader, or an iterable of batches that can be iterated again.
         reference: the samples that are counted and searched; None compares the samples with themselves.
-        k: the number of neighbors.
-        directions: which functions of the outputs are differentiated: "auto" (all of up to four outputs, else four random
-            directions), "all", a number of random directions, a (D, d) matrix or a function; see `Directions`.
-        parameters: "trainable", or names of parameters or modules.
-        thresholds: τ of hard counts, in [-1, 1]: exact where all pairs are compared, else estimated with a measured error.
-        powers: α of power counts; likewise.
-        max_samples: measure a fixed random subset of this many samples of each set.
-        projection_dim: the width of the sketches that candidates are found by, before these are compared exactly.
-        index_factory: a faiss `index_factory` string for the search of candidates.
-        plan: "store" compares all pairs, "sketch" only candidates, both with exact features in memory; "reiterate" sweeps
-            again where those do not fit; "auto" takes the one with the shortest expected time within the budget.
-        precision: "float32", or "inherit" to differentiate in the precision of the surrounding autocast.
-        memory_budget: bytes that features may take; None for a quarter of the free memory of the device.
-        compare_activations: find neighbors under activations too.
-        activation_layer: the module whose output they are; None for the input of the last linear layer.
-        render: turns one sample of the inputs into a picture (array) or a text.
-        class_names: names of the classes 0, 1, 2, ...
         progress: show a progress bar and the plan.
-        seed: seed of random directions, sketch and subset.
+        **settings: see `SweepSettings`.
 
     Returns:
         tables, figures and an HTML view for a notebook.
@@ -180,37 +149,15 @@ def analyze(
         >>> analysis.neighbors.shape
         (60, 4)
     """
-    settings = SweepSettings(
-        k=k,
-        directions=directions,
-        parameters=parameters,
-        thresholds=tuple(thresholds),
-        powers=tuple(powers),
-        projection_dim=projection_dim,
-        index_factory=index_factory,
-        plan=plan,
-        precision=precision,
-        memory_budget=memory_budget,
-        compare_activations=compare_activations,
-        activation_layer=activation_layer,
-        seed=seed,
-    )
+    chosen = SweepSettings(k=k, **settings)
     move = to_device_of(model)
     with borrowed(model, progress) as tell:
-        queries = from_loader(loader, move, max_samples, seed)
-        others = None if reference is None else from_loader(reference, move, max_samples, seed)
+        queries = from_loader(loader, move, chosen.max_samples, chosen.seed)
+        others = None if reference is None else from_loader(reference, move, chosen.max_samples, chosen.seed)
         announce = (lambda text: print(f"netsim: {text}", file=sys.stderr)) if progress else None
-        result = measure_similarity(model, queries, others, settings, render=render, progress=tell, announce=announce)
-    context = {
-        "stage": "analyze",
-        "epoch": None,
-        "global_step": None,
-        "reference": "self" if reference is None else "other",
-        "weights": "raw",
-        "class_names": None if class_names is None else list(class_names),
-    }
+        result = measure_similarity(model, queries, others, chosen, progress=tell, announce=announce)
     pictures = Pictures(result, getattr(loader, "dataset", None), getattr(reference, "dataset", None))
-    return SimilarityAnalysis(make_record(result, settings, context), result, pictures)
+    return SimilarityAnalysis(make_record(result, chosen, {"stage": "analyze"}), result, pictures)
 
 
 def load_run(path: str | os.PathLike[str]) -> SimilarityAnalysis:

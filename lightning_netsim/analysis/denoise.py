@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,20 +15,19 @@ from torch.nn import functional as F
 
 from lightning_netsim._checks import NetsimError, check_choice, expected
 from lightning_netsim.analysis.borrowed import borrowed, to_device_of
-from lightning_netsim.data.batches import class_labels
+from lightning_netsim.data.labels import class_numbers
 from lightning_netsim.data.samples import Samples
-from lightning_netsim.data.sources import Chunk, SampleSource
+from lightning_netsim.data.sources import SampleSource
 from lightning_netsim.estimators import LabelDenoising
 from lightning_netsim.functional import lipschitz_constant
 from lightning_netsim.functional.results import LabelDenoisingResult
 from lightning_netsim.jacobian import PerSampleJacobian
 from lightning_netsim.jacobian.capture import full_float32
-from lightning_netsim.jacobian.feature_batches import GradientFeatureBatch
 from lightning_netsim.measurement.plan import chunk_of, memory_budget
 from lightning_netsim.measurement.progress import Progress
 from lightning_netsim.measurement.sample_table import SampleTable
 from lightning_netsim.measurement.settings import SweepSettings
-from lightning_netsim.measurement.sweep import Sweeper
+from lightning_netsim.measurement.sweep import FeatureReader, Sweeper
 
 TARGETS = ("auto", "classes", "values")
 # The slope of the sigmoid is at most this.
@@ -150,7 +149,7 @@ class _Sweeps:
         progress: Progress,
     ) -> None:
         self.model, self.estimator, self.settings, self.targets = model, estimator, settings, targets
-        self.sweeper = Sweeper(model, settings, progress)
+        self.reader, self.progress = FeatureReader(model, settings), progress
         self.budget = memory_budget(settings)
         self.table = SampleTable(0.0)
         self._last_layer = last_layer
@@ -160,27 +159,29 @@ class _Sweeps:
     def update(self, averaged: Samples) -> None:
         """Give the reference set to the estimator."""
         first = averaged.first()
-        self.sweeper.prepare(first)
-        jacobian = self.sweeper.features(first).jacobian
-        read = self.sweeper.read(first)
-        self.targets = _kind_of(self.targets, read.labels, read.outputs.shape[1])
-        self.sweeper.chunk_size = chunk_of(jacobian, self.budget)
+        self.reader.prepare(first)
+        swept = self.reader.read(first)
+        self.targets = _kind_of(self.targets, swept.read.labels, swept.read.outputs.shape[1])
+        self.sweeper = Sweeper(
+            self.reader, chunk_of(swept.features.jacobian, self.budget), seed=self.settings.seed, progress=self.progress
+        )
         checked = False
-        for chunk, features in self._sweep(averaged.source, "reference"):
+        for swept, _ in self.sweeper.sweep(averaged.source, "reference", lambda swept: None):
+            read, features = swept.read, swept.features
             if not checked and features.jacobian.num_samples:
                 self._check_budget(features.jacobian, averaged.source.num_samples)
                 checked = True
-            read = self.sweeper.read(chunk)
             wanted = _targets_of(read.labels, read.outputs, self.targets)
             self.estimator.update(features.jacobian, wanted[features.valid], _fitted(features.jacobian, self.targets))
             self._see(features.jacobian)
 
     def query(self, source: SampleSource) -> None:
         """Ask the estimator for every query that has a gradient."""
-        for chunk, features in self._sweep(source, "queries"):
-            self.table.add(chunk, replace(self.sweeper.read(chunk), inputs=None), features)
-            self.estimator.query(features.jacobian, _fitted(features.jacobian, self.targets))
-            self._see(features.jacobian)
+        for swept, _ in self.sweeper.sweep(source, "queries", lambda swept: None):
+            jacobian = swept.features.jacobian
+            self.table.add(swept.chunk, replace(swept.read, inputs=None), swept.features)
+            self.estimator.query(jacobian, _fitted(jacobian, self.targets))
+            self._see(jacobian)
 
     def lipschitz(self) -> Tensor | None:
         """Return C of each of the values that are compared with labels, shape (D,), over all samples of both sets.
@@ -192,10 +193,6 @@ class _Sweeps:
         activations, gradients = (torch.cat(column) for column in zip(*self._norms, strict=True))
         constant = lipschitz_constant(self._layer[1].weight.detach(), activations, gradients)
         return constant * _SIGMOID_SLOPE if self.targets == "classes" else constant
-
-    def _sweep(self, source: SampleSource, stage: str) -> Iterator[tuple[Chunk, GradientFeatureBatch]]:
-        for chunk, features, _ in self.sweeper.sweep(source, stage, lambda chunk, features: None):
-            yield chunk, features
 
     def _check_budget(self, jacobian: PerSampleJacobian, num_samples: int | None) -> None:
         """Refuse to keep more gradients, or sums of them, than fit."""
@@ -283,7 +280,7 @@ def _kind_of(targets: str, labels: Any, number: int) -> str:
     """Return "classes" or "values"."""
     if targets != "auto":
         return targets
-    numbers = class_labels(labels)
+    numbers = class_numbers(labels)
     if numbers is None or numbers.ndim != 1:
         return "values"
     # What a binary loss takes.
@@ -322,7 +319,7 @@ def _targets_of(labels: Any, outputs: Tensor, kind: str) -> Tensor:
 
 def _numbers(labels: Any) -> Tensor:
     """Return labels as a tensor, a column as shape (B,)."""
-    found = class_labels(labels)
+    found = class_numbers(labels)
     if found is None:
         try:
             found = torch.as_tensor(labels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,15 @@ from lightning_netsim.data.samples import PICKED_TOGETHER, Samples, check_positi
 from lightning_netsim.data.sources import Chunk
 from lightning_netsim.estimators import NeighborTable
 from lightning_netsim.functional._precision import to_double
-from lightning_netsim.functional.results import KernelNeighborsResult, NeighborCountResult
+from lightning_netsim.functional.results import NeighborCountResult
 from lightning_netsim.jacobian.capture import full_float32
-from lightning_netsim.jacobian.directions import DirectionsLike
 from lightning_netsim.jacobian.feature_batches import GradientFeatureBatch
 from lightning_netsim.measurement.plan import chunk_of, memory_budget
-from lightning_netsim.measurement.result import SampleSet, SimilarityResult
+from lightning_netsim.measurement.progress import Progress
+from lightning_netsim.measurement.result import SimilarityResult
 from lightning_netsim.measurement.sample_table import SampleTable, describe
-from lightning_netsim.measurement.settings import SweepSettings
-from lightning_netsim.measurement.sweep import Sweeper
+from lightning_netsim.measurement.settings import SweepSettings, takes_settings
+from lightning_netsim.measurement.sweep import FeatureReader, Sweeper, Swept
 from lightning_netsim.records.record import Record, write_record
 from lightning_netsim.records.tables import make_record
 from lightning_netsim.report.answers import format_neighbors
@@ -77,20 +77,16 @@ class NeighborAnswer:
         return path
 
 
-def find_neighbors(
+@takes_settings("k", "directions", "parameters", "max_samples", "render", "class_names", "seed")
+def find_neighbors(  # noqa: D417  `takes_settings` tells what k is
     model: nn.Module,
     loader: Iterable[Any],
     queries: Iterable[int],
     reference: Iterable[Any] | None = None,
-    k: int = 10,
+    k: int = SweepSettings.k,
     *,
-    directions: DirectionsLike = "auto",
-    parameters: str | Iterable[str] = "trainable",
-    max_samples: int | None = None,
-    render: Callable[[Any], Any] | None = None,
-    class_names: Iterable[str] | None = None,
     progress: bool = True,
-    seed: int = 0,
+    **settings: Any,
 ) -> NeighborAnswer:
     """Find the exact kernel neighbors and neighbor counts of a few samples, in one sweep over the reference set.
 
@@ -103,15 +99,10 @@ def find_neighbors(
         loader: where the queries are: a DataLoader, an iterable of batches that can be iterated again, or a list of
             DataLoaders, whose positions go on from one to the next.
         queries: positions in the data set of `loader`, each once; the answer has them in ascending order.
-        reference: the samples that are searched and counted, in the same form; None for those of `loader`.
-        k: the number of neighbors.
-        directions: which functions of the outputs are differentiated; see `Directions`.
-        parameters: "trainable", or names of parameters or modules.
-        max_samples: search a fixed random subset of this many reference samples.
-        render: turns one sample of the inputs into a picture (array) or a text.
-        class_names: names of the classes 0, 1, 2, ...
+        reference: the samples that are searched and counted, in the same form; None for those of `loader`. `max_samples` is
+            of these.
         progress: show a progress bar.
-        seed: seed of random directions and subset.
+        **settings: see `SweepSettings`.
 
     Returns:
         tables, a figure and a text; similarities as those of `analyze`, whatever the size of the reference set.
@@ -129,20 +120,18 @@ def find_neighbors(
         >>> answer.neighbors.groupby("index").size().to_dict()
         {3: 5, 17: 5}
     """
-    settings = SweepSettings(k=k, directions=directions, parameters=parameters, compare_activations=False, seed=seed)
+    chosen = SweepSettings(k=k, compare_activations=False, **settings)
     move = to_device_of(model)
     asked = Samples(loader, move)
-    compared = Samples(loader if reference is None else reference, move, max_samples, seed)
-    context = {"stage": None, "reference": "the loader" if reference is None else "the reference"}
+    compared = Samples(loader if reference is None else reference, move, chosen.max_samples, chosen.seed)
     return answer_neighbors(
         model,
         asked,
         compared,
         check_positions("queries", queries, asked.source.extent),
-        settings,
+        chosen,
         same=reference is None,
-        render=render,
-        context={**context, "class_names": None if class_names is None else list(class_names)},
+        context={"reference": "the loader" if reference is None else "the reference"},
         progress=progress,
     )
 
@@ -155,7 +144,6 @@ def answer_neighbors(
     settings: SweepSettings,
     *,
     same: bool,
-    render: Callable[[Any], Any] | None = None,
     context: Mapping[str, Any],
     progress: bool = True,
 ) -> NeighborAnswer:
@@ -166,83 +154,69 @@ def answer_neighbors(
         asked: where the queries are.
         compared: the reference set.
         positions: those of the queries in `asked`, ascending.
-        settings: k, directions, parameters and seed.
+        settings: those that `find_neighbors` takes.
         same: whether both are the same set.
-        render: see `find_neighbors`.
-        context: stage, reference and class_names, for the record.
+        context: stage and reference, for the record.
         progress: show a progress bar.
     """
     start = time.perf_counter()
     if compared.source.num_samples is not None:
         check_neighbors_fit(settings.k, compared.source.num_samples, same)
     with borrowed(model, progress) as tell, full_float32():
-        search = _Search(Sweeper(model, settings, tell), compared, same, render)
-        result = search.run(asked.pick(positions))
+        result = _search(model, asked.pick(positions), compared, settings, same, tell)
     pictures = Pictures(result, asked.dataset, compared.dataset)
-    context = {"epoch": None, "global_step": None, "weights": "raw", **context, "seconds": time.perf_counter() - start}
-    return NeighborAnswer(make_record(result, settings, context), pictures)
+    record = make_record(result, settings, {**context, "seconds": time.perf_counter() - start})
+    return NeighborAnswer(record, pictures)
 
 
-class _Search:
-    """One sweep over a reference set, with the features of the queries in memory."""
-
-    def __init__(self, sweeper: Sweeper, compared: Samples, same: bool, render: Callable[[Any], Any] | None) -> None:
-        self.sweeper, self.compared, self.same, self.render = sweeper, compared, same, render
-        self.budget = memory_budget(sweeper.settings)
-        self.queries = SampleTable(self.budget, render)
-
-    def run(self, asked: list[Chunk]) -> SimilarityResult:
-        """Return what is found for the samples asked for."""
-        self.sweeper.prepare(self.compared.first())
-        features = [batch for chunk in asked for batch in self._features(chunk)]
-        self.sweeper.chunk_size = chunk_of(features[0].jacobian, self.budget)
-        own = self.queries.sample_set().index
-        neighbors, counts, num_seen = self._sweep(features, own)
-        check_neighbors_fit(self.sweeper.settings.k, num_seen, self.same)
-        left_out = num_seen - counts.num_reference + (0 if self.same else int((self.queries.rank == 0).sum()))
-        return SimilarityResult(
-            counts=counts,
-            neighbors=neighbors,
-            activation_neighbors=None,
-            queries=self.queries.sample_set(),
-            reference=self._listed(neighbors),
-            margin=self.queries.margin(),
-            predictions=self.queries.predictions(),
-            norm=self.queries.norm,
-            rank=self.queries.rank,
-            num_left_out=left_out,
-            num_directions=features[0].num_directions,
-            plan={"kind": "queries", "methods": self.sweeper.gradients.operator.ownership.methods()},
-            similarity_error=0.0,
-            sweep_disagreement=None,
-            notes=tuple(sorted(self.sweeper.gradients.notes)),
-            seconds=0.0,
-        )
-
-    def _features(self, chunk: Chunk) -> Iterator[GradientFeatureBatch]:
+def _search(
+    model: nn.Module, asked: list[Chunk], compared: Samples, settings: SweepSettings, same: bool, progress: Progress
+) -> SimilarityResult:
+    """Go through the reference set once, with the features of the samples asked for in memory."""
+    budget = memory_budget(settings)
+    reader, queries = FeatureReader(model, settings), SampleTable(budget, settings.render)
+    reader.prepare(compared.first())
+    own: list[GradientFeatureBatch] = []
+    for chunk in asked:
         for part in chunk.split(PICKED_TOGETHER):
-            features = self.sweeper.features(part)
-            self.queries.add(part, self.sweeper.read(part), features)
-            yield features
+            swept = reader.read(part)
+            queries.add(part, swept.read, swept.features)
+            own.append(swept.features)
+    sample_set, device = queries.sample_set(), own[0].jacobian.outputs.device
+    table = NeighborTable(len(sample_set.index), settings.k, device)
+    soft = torch.zeros(len(sample_set.index), dtype=torch.float64)
+    num_seen = num_valid = 0
 
-    def _sweep(self, asked: list[GradientFeatureBatch], own: Tensor) -> tuple[KernelNeighborsResult, NeighborCountResult, int]:
-        """Return the neighbors and counts, and how many samples there were."""
-        table = NeighborTable(len(own), self.sweeper.settings.k, asked[0].jacobian.outputs.device)
-        soft = torch.zeros(len(own), dtype=torch.float64)
-        num_seen = num_valid = 0
+    def compare(swept: Swept) -> Tensor:
+        return torch.cat([batch.inner(swept.features) for batch in own])
 
-        def compare(chunk: Chunk, features: GradientFeatureBatch) -> Tensor:
-            return torch.cat([batch.inner(features) for batch in asked])
-
-        for chunk, features, similarity in self.sweeper.sweep(self.compared.source, "neighbors", compare):
-            table.offer(similarity, chunk.index, exclude=own if self.same else None)
-            soft += to_double(similarity).nansum(1).cpu()
-            num_seen += len(chunk.index)
-            num_valid += int(features.valid.sum())
-        soft[self.queries.rank == 0] = torch.nan
-        return table.result(recall=1.0), NeighborCountResult(soft, num_valid), num_seen
-
-    def _listed(self, neighbors: KernelNeighborsResult) -> SampleSet:
-        """Return what is known of the samples that are somebody's neighbor; the others are not kept."""
-        listed = torch.unique(neighbors.index)
-        return describe(self.sweeper.model, self.compared, listed[listed >= 0].tolist(), SampleTable(self.budget, self.render))
+    sweeper = Sweeper(reader, chunk_of(own[0].jacobian, budget), seed=settings.seed, progress=progress)
+    for swept, similarity in sweeper.sweep(compared.source, "neighbors", compare):
+        table.offer(similarity, swept.chunk.index, exclude=sample_set.index if same else None)
+        soft += to_double(similarity).nansum(1).cpu()
+        num_seen += len(swept.chunk.index)
+        num_valid += len(swept.valid_ids)
+    check_neighbors_fit(settings.k, num_seen, same)
+    left_out = queries.rank == 0
+    soft[left_out] = torch.nan
+    neighbors = table.result(recall=1.0)
+    # Of the reference set, what is known of the samples that are somebody's neighbor; the others are not kept.
+    listed = torch.unique(neighbors.index)
+    shown = describe(model, compared, listed[listed >= 0].tolist(), SampleTable(budget, settings.render))
+    return SimilarityResult(
+        counts=NeighborCountResult(soft, num_valid),
+        neighbors=neighbors,
+        activation_neighbors=None,
+        queries=sample_set,
+        reference=shown,
+        margin=queries.margin(),
+        predictions=queries.predictions(),
+        norm=queries.norm,
+        rank=queries.rank,
+        num_left_out=num_seen - num_valid + (0 if same else int(left_out.sum())),
+        num_directions=own[0].num_directions,
+        plan={"kind": "queries", "methods": reader.gradients.operator.ownership.methods()},
+        similarity_error=0.0,
+        sweep_disagreement=None,
+        notes=tuple(sorted(reader.gradients.notes)),
+    )

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from lightning_netsim._checks import check_choice, check_positive_int, check_writable, expected
 from lightning_netsim.analysis.borrowed import borrowed, to_device_of
 from lightning_netsim.data.batches import SimilarityBatch, read_batch
+from lightning_netsim.data.labels import is_class_number
 from lightning_netsim.data.samples import Samples, check_positions
 from lightning_netsim.data.sources import Chunk
 from lightning_netsim.jacobian.capture import differentiable, full_float32, without_inference
 from lightning_netsim.jacobian.fallbacks import plain_attention
 from lightning_netsim.jacobian.feature_batches import DenseFeatureBatch
 from lightning_netsim.measurement.plan import chunk_of, memory_budget
-from lightning_netsim.measurement.progress import Progress
 from lightning_netsim.measurement.sample_table import SampleTable, describe
-from lightning_netsim.measurement.settings import SweepSettings
-from lightning_netsim.measurement.sweep import Sweeper
+from lightning_netsim.measurement.settings import SweepSettings, takes_settings
+from lightning_netsim.measurement.sweep import FeatureReader
 from lightning_netsim.report.answers import format_transfer, plot_transfer
 from lightning_netsim.report.figures import save_figure
 from lightning_netsim.report.pictures import Thumbnails, thumbnails
@@ -76,21 +76,18 @@ class TransferAnswer:
         return path
 
 
+@takes_settings("k", "parameters", "max_samples", "render", "class_names", "seed")
 def find_transfer(
     model: nn.Module,
     loader: Iterable[Any],
     query: int,
     change: Tensor | Sequence[float] | None = None,
     reference: Iterable[Any] | None = None,
-    k: int = 10,
+    k: int = SweepSettings.k,
     *,
     directions: str = "all",
-    parameters: str | Iterable[str] = "trainable",
-    max_samples: int | None = None,
-    render: Callable[[Any], Any] | None = None,
-    class_names: Iterable[str] | None = None,
     progress: bool = True,
-    seed: int = 0,
+    **settings: Any,
 ) -> TransferAnswer:
     """Predict how the outputs of all samples move if those of one sample x are moved by v.
 
@@ -107,16 +104,12 @@ def find_transfer(
         query: its position in the data set of `loader`.
         change: v, shape (D,). By default of length 1 and, of several outputs, from the strongest other class (which is the
             predicted one, where that is wrong) towards the label: (e_label − e_other)/√2. Of a single output, upwards: +1.
-        reference: the samples whose moves are predicted; None for those of `loader`.
-        k: how many samples stand in each list of the answer.
+        reference: the samples whose moves are predicted; None for those of `loader`. `max_samples` is of these.
         directions: "all" moves f(x) by v and nothing else, which takes D gradients of that one sample. "change" moves it by v
             along v and leaves its other outputs open, which takes one. Random directions would leave most of v open.
-        parameters: "trainable", or names of parameters or modules: the others are held.
-        max_samples: predict for a fixed random subset of this many samples.
-        render: turns one sample of the inputs into a picture (array) or a text.
-        class_names: names of the classes 0, 1, 2, ...
+        k: how many samples stand in each list of the answer.
         progress: show a progress bar.
-        seed: seed of the subset.
+        **settings: see `SweepSettings`; parameters that are not named are held.
 
     Returns:
         a table of the samples, the most moved first; a figure and a text.
@@ -135,23 +128,19 @@ def find_transfer(
         >>> [round(moved, 3) for moved in answer.samples["moved"]]  # by the bias, which they share
         [0.5, 0.5]
     """
+    chosen = SweepSettings(k=k, compare_activations=False, **settings)
     move = to_device_of(model)
     asked = Samples(loader, move)
-    context = {
-        "reference": "the loader" if reference is None else "the reference",
-        "class_names": None if class_names is None else list(class_names),
-    }
     return answer_transfer(
         model,
         asked,
-        Samples(loader if reference is None else reference, move, max_samples, seed),
+        Samples(loader if reference is None else reference, move, chosen.max_samples, chosen.seed),
         check_positions("query", [query], asked.source.extent)[0],
-        SweepSettings(k=k, parameters=parameters, compare_activations=False, seed=seed),
+        chosen,
         change=change,
         directions=directions,
         same=reference is None,
-        render=render,
-        context=context,
+        context={"reference": "the loader" if reference is None else "the reference"},
         progress=progress,
     )
 
@@ -166,7 +155,6 @@ def answer_transfer(
     change: Tensor | Sequence[float] | None,
     directions: str,
     same: bool,
-    render: Callable[[Any], Any] | None = None,
     context: Mapping[str, Any],
     progress: bool = True,
 ) -> TransferAnswer:
@@ -177,126 +165,97 @@ def answer_transfer(
         asked: where the sample is.
         compared: the reference set.
         position: that of the sample in `asked`.
-        settings: k, parameters and seed.
+        settings: those that `find_transfer` takes.
         change: see `find_transfer`.
         directions: likewise.
         same: whether both sets are the same.
-        render: see `find_transfer`.
-        context: reference and class_names, for the text.
+        context: reference, for the text.
         progress: show a progress bar.
     """
     start = time.perf_counter()
     check_choice("directions", directions, _DIRECTIONS)
     budget = memory_budget(settings)
     with borrowed(model, progress) as tell, full_float32():
-        table = SampleTable(budget, render)
+        table = SampleTable(budget, settings.render)
         shown = describe(model, asked, [position], table)
+        label = None if shown.labels is None else shown.labels[0]
         [chunk] = asked.pick([position])
-        correction = _Correction(model, settings, tell)
-        v = _change(change, correction.outputs(chunk), None if shown.labels is None else shown.labels[0])
-        along, size = correction.take(chunk, compared.first(), v, directions)
-        samples = correction.predict(compared, size)
+        with torch.no_grad():
+            outputs = read_batch(model, chunk.batch, chunk.batch_idx).outputs[0]
+        v = _change(change, outputs, label)
+        step, size = _least_step(model, settings, compared.first(), chunk, v, directions)
+        own = _moves(model, step, settings.seed, chunk)[1][0]
+        length = torch.linalg.vector_norm(v)
+        along = float(own @ v.to(own) / length.to(own) ** 2)
+        done, tables = 0, []
+        torch.manual_seed(settings.seed)  # A data set may draw random numbers too.
+        for whole in compared.source:
+            for part in whole.split(size):
+                tables.append(_rows(part, *_moves(model, step, settings.seed, part), v))
+                done += len(part.index)
+                tell("transfer", done, compared.source.num_samples)
+        samples = pd.concat(tables, ignore_index=True)
         samples = samples[samples["index"] != position] if same else samples
         samples = samples.sort_values(["moved", "index"], ascending=[False, True]).reset_index(drop=True)
-        tables = _tables(samples, settings.k)
-        listed = sorted({int(index) for table in tables.values() for index in table["index"]})
-        others = describe(model, compared, listed, SampleTable(budget, render))
+        lists = _tables(samples, settings.k)
+        listed = sorted({int(index) for rows in lists.values() for index in rows["index"]})
+        others = describe(model, compared, listed, SampleTable(budget, settings.render))
     meta = {
         "query": position,
-        "label": None if shown.labels is None else shown.labels[0],
+        "label": label,
         "prediction": None if shown.labels is None else table.predictions()[0],
         "change": v.tolist(),
         "along": along,
-        "length": correction.length,
+        "length": math.sqrt(sum(float(value.double().square().sum()) for value in step.values())),
         "directions": directions,
         "num_reference": len(samples),
+        "class_names": settings.class_names,
         **context,
         "seconds": time.perf_counter() - start,
     }
     pictures = thumbnails(shown, asked.dataset), thumbnails(others, compared.dataset)
-    return TransferAnswer(samples, correction.step, meta, tables, pictures)
+    return TransferAnswer(samples, step, meta, lists, pictures)
 
 
-class _Correction:
-    """The least change of the parameters that moves one sample, and what it does to others.
+def _least_step(
+    model: nn.Module, settings: SweepSettings, first: Chunk, chunk: Chunk, change: Tensor, directions: str
+) -> tuple[dict[str, Tensor], int]:
+    """Return the least change of the parameters that moves the only sample of a chunk, by name: Δθ = G(x) C(x)⁺ v.
 
-    Args:
-        model: the network, in eval mode.
-        settings: parameters and seed.
-        progress: told about the work as it goes on.
-
-    Attributes:
-        step: the change of each parameter, by name.
+    Also how many samples may be differentiated at a time.
     """
+    length = torch.linalg.vector_norm(change)
+    matrix = (change / length).unsqueeze(1)
+    reader = FeatureReader(model, replace(settings, directions="all" if directions == "all" else matrix))
+    reader.prepare(first)
+    features = reader.read(chunk).features
+    if not bool(features.valid.all()):
+        raise expected("query", "a sample that can be moved", f"{int(chunk.index)}, whose gradient is zero or not finite")
+    # The root is M/√r, and C⁺ = M M.
+    root = features.normalization.root[0].double() * features.rank[0].double().sqrt()
+    target = change.double() if directions == "all" else length.double().unsqueeze(0)
+    weight = root @ root @ target.to(root.device)
+    jacobian = features.jacobian
+    summed = jacobian.weighted_sum(weight.to(jacobian.outputs).reshape(1, -1, 1))
+    size = chunk_of(jacobian, memory_budget(settings, jacobian.outputs.device))
+    return {name: value.squeeze(0) for name, value in summed.items()}, size
 
-    def __init__(self, model: nn.Module, settings: SweepSettings, progress: Progress) -> None:
-        self.model, self.settings, self.progress = model, settings, progress
-        self.step: dict[str, Tensor] = {}
-        self._change = torch.zeros(0)
 
-    @property
-    def length(self) -> float:
-        """Return ‖Δθ‖."""
-        return math.sqrt(sum(float(value.double().square().sum()) for value in self.step.values()))
+def _moves(model: nn.Module, step: Mapping[str, Tensor], seed: int, chunk: Chunk) -> tuple[SimilarityBatch, Tensor]:
+    """Return what was read of a chunk, and G(x)ᵀ Δθ, shape (B, D).
 
-    def outputs(self, chunk: Chunk) -> Tensor:
-        """Return f(x) of the only sample of a chunk, shape (D,)."""
-        with torch.no_grad():
-            return read_batch(self.model, chunk.batch, chunk.batch_idx).outputs[0]
-
-    def take(self, chunk: Chunk, first: Chunk, change: Tensor, directions: str) -> tuple[float, int]:
-        """Find the step for the only sample of a chunk.
-
-        Returns:
-            how far it moves the sample along `change`, in units of its length, and how many samples to move at a time.
-        """
-        length = torch.linalg.vector_norm(change)
-        matrix = (change / length).unsqueeze(1)
-        settings = replace(self.settings, directions="all" if directions == "all" else matrix)
-        sweeper = Sweeper(self.model, settings)
-        sweeper.prepare(first)
-        features = sweeper.features(chunk)
-        if not bool(features.valid.all()):
-            raise expected("query", "a sample that can be moved", f"{int(chunk.index)}, whose gradient is zero or not finite")
-        # The root is M/√r, and C⁺ = M M.
-        root = features.normalization.root[0].double() * features.rank[0].double().sqrt()
-        target = change.double() if directions == "all" else length.double().unsqueeze(0)
-        weight = root @ root @ target.to(root.device)
-        summed = features.jacobian.weighted_sum(weight.to(features.jacobian.outputs).reshape(1, -1, 1))
-        self.step = {name: value.squeeze(0) for name, value in summed.items()}
-        self._change = change
-        moved = self._move(chunk)[1][0]
-        return float(moved @ change.to(moved) / length.to(moved) ** 2), chunk_of(
-            features.jacobian, memory_budget(self.settings, features.jacobian.outputs.device)
-        )
-
-    def predict(self, compared: Samples, size: int) -> pd.DataFrame:
-        """Return one row for each sample of a set."""
-        done, tables = 0, []
-        torch.manual_seed(self.settings.seed)  # A data set may draw random numbers too.
-        for whole in compared.source:
-            for chunk in whole.split(size):
-                read, moves = self._move(chunk)
-                tables.append(_rows(chunk, read, moves, self._change.to(moves)))
-                done += len(chunk.index)
-                self.progress("transfer", done, compared.source.num_samples)
-        return pd.concat(tables, ignore_index=True)
-
-    def _move(self, chunk: Chunk) -> tuple[SimilarityBatch, Tensor]:
-        """Return what was read of a chunk, and G(x)ᵀ Δθ, shape (B, D).
-
-        Σ_i G(x_i) u_i is linear in u, and the derivative with respect to u_i of its product with Δθ is G(x_i)ᵀ Δθ.
-        """
-        torch.manual_seed(self.settings.seed + int(chunk.index[0]))
-        parameters = [self.model.get_parameter(name) for name in self.step]
-        with differentiable(self.model), plain_attention():
-            read = read_batch(self.model, without_inference(chunk.batch), chunk.batch_idx)
-            weight = torch.zeros_like(read.outputs, requires_grad=True)
-            gradients = torch.autograd.grad(read.outputs, parameters, weight, create_graph=True, allow_unused=True)
-            pairs = zip(gradients, self.step.values(), strict=True)
-            products = [(found * step.to(found)).sum() for found, step in pairs if found is not None]
-            [moves] = torch.autograd.grad(torch.stack(products).sum(), [weight])
-        return replace(read, outputs=read.outputs.detach()), moves.detach()
+    Σ_i G(x_i) u_i is linear in u, and the derivative with respect to u_i of its product with Δθ is G(x_i)ᵀ Δθ.
+    """
+    torch.manual_seed(seed + int(chunk.index[0]))
+    parameters = [model.get_parameter(name) for name in step]
+    with differentiable(model), plain_attention():
+        read = read_batch(model, without_inference(chunk.batch), chunk.batch_idx)
+        weight = torch.zeros_like(read.outputs, requires_grad=True)
+        gradients = torch.autograd.grad(read.outputs, parameters, weight, create_graph=True, allow_unused=True)
+        pairs = zip(gradients, step.values(), strict=True)
+        products = [(found * change.to(found)).sum() for found, change in pairs if found is not None]
+        [moves] = torch.autograd.grad(torch.stack(products).sum(), [weight])
+    return replace(read, outputs=read.outputs.detach()), moves.detach()
 
 
 def _change(change: Tensor | Sequence[float] | None, outputs: Tensor, label: Any) -> Tensor:
@@ -309,7 +268,7 @@ def _change(change: Tensor | Sequence[float] | None, outputs: Tensor, label: Any
         return v
     if number == 1:
         return torch.ones(1)
-    if not _is_class(label, number):
+    if not is_class_number(label, number):
         wanted = f"a vector of {number} numbers, since the sample has no label among the classes 0 to {number - 1}"
         raise expected("change", wanted, "None")
     other = outputs.float().cpu().index_fill(0, torch.tensor([int(label)]), -torch.inf).argmax()
@@ -318,12 +277,9 @@ def _change(change: Tensor | Sequence[float] | None, outputs: Tensor, label: Any
     return v / 2**0.5
 
 
-def _is_class(label: Any, number: int) -> bool:
-    return isinstance(label, int) and 0 <= label < number
-
-
 def _rows(chunk: Chunk, read: SimilarityBatch, moves: Tensor, change: Tensor) -> pd.DataFrame:
     """Return the rows of the samples of one chunk."""
+    change = change.to(moves)
     table = SampleTable(budget=0.0)
     table.add(chunk, replace(read, inputs=None), DenseFeatureBatch(moves, normalize=False))
     labels = table.sample_set().labels
@@ -340,7 +296,7 @@ def _rows(chunk: Chunk, read: SimilarityBatch, moves: Tensor, change: Tensor) ->
 def _margins(values: Tensor, labels: list[Any] | None) -> Tensor | None:
     """Return the margins of the outputs and how they change, shape (2, B), from both, shape (2, B, D)."""
     number = values.shape[2]
-    if labels is None or not all(_is_class(label, max(2, number)) for label in labels):
+    if labels is None or not all(is_class_number(label, max(2, number)) for label in labels):
         return None
     own = torch.tensor(labels).long().expand(2, -1).unsqueeze(2)
     if number == 1:

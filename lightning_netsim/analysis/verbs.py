@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from lightning_netsim._checks import check_writable, expected
 from lightning_netsim.analysis.neighbors import NeighborAnswer, answer_neighbors
 from lightning_netsim.analysis.transfer import TransferAnswer, answer_transfer
 from lightning_netsim.data.samples import Move, Samples, check_positions
-from lightning_netsim.measurement.settings import SweepSettings
+from lightning_netsim.measurement.settings import SweepSettings, takes_settings
 from lightning_netsim.records.record import META_FILE
 
 SetName = Literal["train", "val", "test", "predict"]
@@ -38,19 +38,19 @@ class NetsimTrainer(Trainer):
 
     answer: NeighborAnswer | TransferAnswer | None = None
 
-    def neighbors(
+    @takes_settings("k", "directions", "max_samples")
+    def neighbors(  # noqa: D417  `takes_settings` tells what the others are
         self,
         model: LightningModule,
         datamodule: LightningDataModule | None = None,
         query: int | list[int] | str | None = None,
-        k: int = 10,
         ckpt_path: str | None = None,
         set: SetName = "val",
         reference: SetName | None = None,
         directions: int | str = "auto",
-        max_samples: int | None = None,
         output: str | None = None,
         weights_only: bool | None = None,
+        **settings: Any,
     ) -> None:
         """Find the exact neighbors and neighbor counts of a few samples, in one sweep.
 
@@ -58,46 +58,42 @@ class NetsimTrainer(Trainer):
             model: the network.
             datamodule: the data; None for the loaders of the model.
             query: positions of the samples in their data set, separated by commas: 3,17.
-            k: the number of neighbors.
             ckpt_path: the checkpoint to load; by default the network is taken as the configuration makes it.
             set: where the samples are.
             reference: where their neighbors are sought; by default the same set.
-            directions: which functions of the outputs are compared: auto (all of up to four, else four random ones), all, or a
-                number of random directions.
-            max_samples: search a fixed random subset of this many reference samples.
             output: a directory for tables and figure, new or of an earlier answer.
             weights_only: false loads a checkpoint that holds more than tensors and plain values, and has to be trusted.
+            **settings: see `SweepSettings`.
         """
         positions, directory = _positions(query), _output(output)
-        settings = SweepSettings(k=k, directions=directions, compare_activations=False)
-        self._load(model, datamodule, {set, reference or set}, ckpt_path, weights_only)
-        asked = self._samples(model, datamodule, set)
+        chosen = SweepSettings(directions=directions, compare_activations=False, **settings)
+        asked, compared = self._open(model, datamodule, set, reference or set, ckpt_path, weights_only, chosen.max_samples)
         answer = answer_neighbors(
             model,
             asked,
-            self._samples(model, datamodule, reference or set, max_samples),
+            compared,
             check_positions("query", positions, asked.source.extent),
-            settings,
+            chosen,
             same=reference in (None, set),
             context={"stage": set, "reference": reference or set, "class_names": _class_names(datamodule, asked)},
             progress=self.progress_bar_callback is not None,
         )
         self._give(answer, directory)
 
+    @takes_settings("k", "max_samples")
     def transfer(
         self,
         model: LightningModule,
         datamodule: LightningDataModule | None = None,
         query: int | list[int] | str | None = None,
-        k: int = 10,
         ckpt_path: str | None = None,
         set: SetName = "val",
         reference: SetName | None = None,
         change: list[float] | None = None,
         directions: Literal["all", "change"] = "all",
-        max_samples: int | None = None,
         output: str | None = None,
         weights_only: bool | None = None,
+        **settings: Any,
     ) -> None:
         """Predict what else moves if a sample is corrected, in one sweep.
 
@@ -105,28 +101,27 @@ class NetsimTrainer(Trainer):
             model: the network.
             datamodule: the data; None for the loaders of the model.
             query: position of the sample in its data set.
-            k: how many samples stand in each list.
             ckpt_path: the checkpoint to load; by default the network is taken as the configuration makes it.
             set: where the sample is.
             reference: the set whose moves are predicted; by default the same.
             change: how its outputs are to move, one number for each; by default from the strongest other class towards the
                 label.
             directions: all moves its outputs so and not otherwise; change leaves open what does not lie along the change.
-            max_samples: predict for a fixed random subset of this many samples.
             output: a directory for table and figure, new or of an earlier answer.
             weights_only: false loads a checkpoint that holds more than tensors and plain values, and has to be trusted.
+            **settings: see `SweepSettings`; k is how many samples stand in each list.
         """
         positions, directory = _positions(query), _output(output)
         if len(positions) > 1:
             raise expected("query", "the position of one sample", f"{len(positions)}")
-        self._load(model, datamodule, {set, reference or set}, ckpt_path, weights_only)
-        asked = self._samples(model, datamodule, set)
+        chosen = SweepSettings(compare_activations=False, **settings)
+        asked, compared = self._open(model, datamodule, set, reference or set, ckpt_path, weights_only, chosen.max_samples)
         answer = answer_transfer(
             model,
             asked,
-            self._samples(model, datamodule, reference or set, max_samples),
+            compared,
             check_positions("query", positions, asked.source.extent)[0],
-            SweepSettings(k=k, compare_activations=False),
+            chosen,
             change=change,
             directions=directions,
             same=reference in (None, set),
@@ -135,20 +130,22 @@ class NetsimTrainer(Trainer):
         )
         self._give(answer, directory)
 
-    def _load(
+    def _open(
         self,
         model: LightningModule,
         datamodule: LightningDataModule | None,
-        sets: Iterable[str],
+        set: SetName,
+        reference: SetName,
         ckpt_path: str | None,
         weights_only: bool | None,
-    ) -> None:
-        """Bring model and data to where `validate` has them before its first batch."""
+        max_samples: int | None,
+    ) -> tuple[Samples, Samples]:
+        """Bring model and data to where `validate` has them before its first batch; return both sets."""
         parts = [part for part in (datamodule, model) if part is not None]
         for part in parts:
             part.trainer = self
             part.prepare_data()
-        for stage in sorted({_STAGES[name] for name in sets}):
+        for stage in sorted({_STAGES[set], _STAGES[reference]}):
             for part in parts:
                 part.setup(stage)
         model.configure_model()
@@ -157,6 +154,7 @@ class NetsimTrainer(Trainer):
         else:
             _load_checkpoint(model, ckpt_path, weights_only)
         self.precision_plugin.convert_module(model).to(self.strategy.root_device)
+        return self._samples(model, datamodule, set), self._samples(model, datamodule, reference, max_samples)
 
     def _samples(
         self, model: LightningModule, datamodule: LightningDataModule | None, name: str, max_samples: int | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -38,17 +38,13 @@ class EpochMeasurement:
         pl_module: the model.
         settings: what is measured.
         reference: None, "train" or a loader.
-        max_samples: measure a fixed random subset of this many samples.
 
     Raises:
         ValueError: if there is no loader or one whose samples cannot be told apart, or k ≥ N is known already.
     """
 
-    def __init__(
-        self, trainer: Trainer, pl_module: LightningModule, settings: SweepSettings, reference: Any, max_samples: int | None
-    ) -> None:
+    def __init__(self, trainer: Trainer, pl_module: LightningModule, settings: SweepSettings, reference: Any) -> None:
         self.trainer, self.pl_module, self.settings = trainer, pl_module, settings
-        self._max_samples = max_samples
         self.loaders = flat_loaders(trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders)
         self.reference_loader = _training_loader(trainer) if reference == "train" else reference
         self._compares_with_itself = reference is None
@@ -56,7 +52,7 @@ class EpochMeasurement:
         self._check_loaders()
         self._check_size()
         budget = memory_budget(settings)
-        self._collector = Collector(trainer, self.loaders, self._num_batches, max_samples, budget, settings.seed)
+        self._collector = Collector(trainer, self.loaders, self._num_batches, settings.max_samples, budget, settings.seed)
         self._snapshot: WeightSnapshot | None = None
 
     def see(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
@@ -74,7 +70,7 @@ class EpochMeasurement:
         with self._isolated():
             check_model(self.pl_module, batch, batch_idx, self.settings)
 
-    def measure(self, render: Callable[[Any], Any] | None, announce: bool) -> tuple[SimilarityResult, Pictures]:
+    def measure(self, announce: bool) -> tuple[SimilarityResult, Pictures]:
         """Measure the samples seen, leaving everything else as it is."""
         with ExitStack() as stack:
             stack.enter_context(self._isolated())
@@ -88,7 +84,6 @@ class EpochMeasurement:
                 self._collector.source(self.pl_module),
                 self._reference_source(),
                 self.settings,
-                render=render,
                 progress=progress,
                 announce=_say if announce else None,
                 processes=Processes.current(),
@@ -107,7 +102,7 @@ class EpochMeasurement:
     def _reference_source(self) -> SampleSource | None:
         if self.reference_loader is None:
             return None
-        return from_loader(self.reference_loader, transfer(self.trainer), self._max_samples, self.settings.seed)
+        return from_loader(self.reference_loader, transfer(self.trainer), self.settings.max_samples, self.settings.seed)
 
     def _check_loaders(self) -> None:
         if not self.loaders:
@@ -123,9 +118,11 @@ class EpochMeasurement:
 
     def _check_size(self) -> None:
         if self._compares_with_itself:
-            sizes = [num_samples(*pair, self._max_samples) for pair in zip(self.loaders, self._num_batches, strict=True)]
+            sizes = [
+                num_samples(*pair, self.settings.max_samples) for pair in zip(self.loaders, self._num_batches, strict=True)
+            ]
         elif self.reference_loader is not None:
-            sizes = [num_samples(self.reference_loader, float("inf"), self._max_samples)]
+            sizes = [num_samples(self.reference_loader, float("inf"), self.settings.max_samples)]
         else:
             return
         known = [size for size in sizes if size is not None]

@@ -16,9 +16,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_netsim._checks import check_choice, check_positive_int, check_positive_number, check_writable, expected
 from lightning_netsim.callbacks.epoch import EpochMeasurement
 from lightning_netsim.callbacks.publisher import Publisher, print_summary
-from lightning_netsim.jacobian.directions import DirectionsLike
 from lightning_netsim.measurement.result import SimilarityResult
-from lightning_netsim.measurement.settings import SweepSettings
+from lightning_netsim.measurement.settings import SweepSettings, takes_settings
 from lightning_netsim.records.record import RECORDS, Record, read_record
 from lightning_netsim.records.tables import make_record, scalars
 from lightning_netsim.records.view import RecordView
@@ -29,6 +28,7 @@ KEEP = ("all", "last", "best")
 _SHARDED = ("FSDP", "DeepSpeed", "ModelParallel")
 
 
+@takes_settings()
 class SimilarityMonitor(Callback):
     """Show, after every validation epoch, which samples the network treats as the same thing.
 
@@ -46,35 +46,17 @@ class SimilarityMonitor(Callback):
     or the only (B, D) tensor. Compare logits, not probabilities.
 
     Args:
-        k: neighbors of each sample.
-        directions: which functions of the outputs are differentiated: "auto" (all of up to four outputs, else four random
-            directions, whose soft counts correlate at 0.99 with those of all), "all" (the paper's kernel, a
-            backward pass for each), a number of random directions, a (D, d) matrix or a function; see `Directions`.
-        parameters: "trainable", or names of parameters or modules to differentiate with respect to.
         reference: what the neighbors are sought in: None for the validation set itself, "train" for the training set, or a
             loader.
-        thresholds: τ of hard counts #{j : k ≥ τ}: exact where all pairs are compared, else estimated with a measured error.
-        powers: α of power counts Σ_j max(k, 0)^α; likewise.
         every_n_epochs: measure after every n-th epoch only.
-        max_samples: measure a fixed random subset of this many samples (of the reference set too).
         max_overhead: skip epochs so that measuring takes at most this share of the time of the fit, e.g. 0.1.
-        memory_budget: bytes that features may take; None for a quarter of the free memory of the device.
-        projection_dim: the width of the sketches that candidates are found by, before these are compared exactly.
-        index_factory: a faiss `index_factory` string for the search of candidates.
-        plan: "store" compares all pairs, "sketch" only candidates, both with exact features in memory; "reiterate" sweeps
-            again where those do not fit; "auto" takes the one with the shortest expected time within the budget.
-        precision: "float32", or "inherit" to differentiate in the precision in which the model is trained.
-        compare_activations: find the neighbors under activations too.
-        activation_layer: the module whose output they are; None for the input of the last linear layer.
         keep: which records stay on disk: "all", the "last", or the "best" by `monitor`.
         monitor: the logged metric that says which record is best.
         mode: whether the best has the "min" or "max" of it.
         dirpath: where the records go; None for ``<log_dir>/netsim``.
-        render: turns one sample of the inputs into a picture (array) or a text, for the figures.
-        class_names: names of the classes 0, 1, 2, ...; None takes those of the data module or data set.
         figures: whether to draw figures.
         summary: whether to print a summary at the end.
-        seed: seed of random directions, sketch and subset.
+        **settings: see `SweepSettings`.
 
     Raises:
         ValueError: for a value out of range; before training for a strategy that shards the model, a directory that cannot be
@@ -91,60 +73,31 @@ class SimilarityMonitor(Callback):
 
     def __init__(
         self,
-        k: int = 10,
-        directions: DirectionsLike = "auto",
-        parameters: str | list[str] = "trainable",
+        k: int = SweepSettings.k,
+        *,
         reference: str | Iterable[Any] | None = None,
-        thresholds: Iterable[float] = (),
-        powers: Iterable[float] = (),
         every_n_epochs: int = 1,
-        max_samples: int | None = None,
         max_overhead: float | None = None,
-        memory_budget: float | None = None,
-        projection_dim: int = 2048,
-        index_factory: str = "Flat",
-        plan: str = "auto",
-        precision: str = "float32",
-        compare_activations: bool = True,
-        activation_layer: str | None = None,
         keep: str = "all",
         monitor: str | None = None,
         mode: str = "min",
         dirpath: str | os.PathLike[str] | None = None,
-        render: Callable[[Any], Any] | None = None,
-        class_names: list[str] | None = None,
         figures: bool = True,
         summary: bool = True,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
         super().__init__()
-        self.settings = SweepSettings(
-            k=k,
-            directions=directions,
-            parameters=parameters,
-            thresholds=tuple(thresholds),
-            powers=tuple(powers),
-            projection_dim=projection_dim,
-            index_factory=index_factory,
-            plan=plan,
-            precision=precision,
-            memory_budget=memory_budget,
-            compare_activations=compare_activations,
-            activation_layer=activation_layer,
-            seed=seed,
-        )
+        self.settings = SweepSettings(k=k, **settings)
         if isinstance(reference, str):
             check_choice("reference", reference, ("train",))
         self.reference = reference
         self.every_n_epochs = check_positive_int("every_n_epochs", every_n_epochs)
-        self.max_samples = None if max_samples is None else check_positive_int("max_samples", max_samples)
         self.max_overhead = None if max_overhead is None else check_positive_number("max_overhead", max_overhead)
         self.keep = check_choice("keep", keep, KEEP)
         self.monitor, self.mode = monitor, check_choice("mode", mode, ("min", "max"))
         if keep == "best" and monitor is None:
             raise expected("monitor", 'the name of a logged metric for keep="best"', "None", 'For example monitor="val_loss".')
-        self.dirpath, self.render, self.class_names = dirpath, render, class_names
-        self.figures, self.summary = figures, summary
+        self.dirpath, self.figures, self.summary = dirpath, figures, summary
         self.record: Record | None = None
         self.result: SimilarityResult | None = None
         self.history: list[dict[str, float]] = []
@@ -192,36 +145,32 @@ class SimilarityMonitor(Callback):
             rank_zero_warn("SimilarityMonitor: there is no validation, so nothing is measured.")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module)
+        self._scalars = {}
+        due = trainer.sanity_checking or self._is_due(trainer)
+        self._epoch = self._see_loaders(trainer, pl_module) if due else None
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._see(trainer, batch, batch_idx, dataloader_idx)
-
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._see(trainer, batch, batch_idx, dataloader_idx)
+        if self._epoch is None:
+            return
+        if not trainer.sanity_checking:
+            self._epoch.see(batch, batch_idx, dataloader_idx)
+        elif batch_idx == 0:
+            self._epoch.check(batch, batch_idx)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._end_batch(trainer, pl_module, batch_idx, dataloader_idx)
-
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._end_batch(trainer, pl_module, batch_idx, dataloader_idx)
+        if self._epoch is not None and not trainer.sanity_checking and self._epoch.is_last(batch_idx, dataloader_idx):
+            self._measure(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._end_epoch(trainer, pl_module)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._end_epoch(trainer, pl_module)
+        if self._epoch is not None and not trainer.sanity_checking:
+            self._measure(trainer)
+        for name, value in self._scalars.items():
+            # Every process holds the same values.
+            self.log(f"netsim/{name}", value, rank_zero_only=False, sync_dist=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.keep == "best" and self._path is not None and not trainer.sanity_checking:
@@ -234,6 +183,11 @@ class SimilarityMonitor(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._print_summary(trainer)
+
+    on_test_start = on_validation_start
+    on_test_batch_start = on_validation_batch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
 
     def _root(self, trainer: Trainer) -> Path | None:
         """Return the directory of the records; None in a `fast_dev_run`, which leaves nothing behind."""
@@ -249,14 +203,8 @@ class SimilarityMonitor(Callback):
         # The same epoch and step may be validated and tested; one must not replace the other.
         return root / "test" if trainer.state.fn == "test" else root
 
-    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._scalars = {}
-        self._epoch = None
-        if trainer.sanity_checking or self._is_due(trainer):
-            self._epoch = self._see_loaders(trainer, pl_module)
-
     def _see_loaders(self, trainer: Trainer, pl_module: LightningModule) -> EpochMeasurement:
-        return EpochMeasurement(trainer, pl_module, self.settings, self.reference, self.max_samples)
+        return EpochMeasurement(trainer, pl_module, self.settings, self.reference)
 
     def _is_due(self, trainer: Trainer) -> bool:
         if trainer.state.fn != "fit":
@@ -267,31 +215,12 @@ class SimilarityMonitor(Callback):
         # Clocks differ between processes; the decision must not.
         return bool(trainer.strategy.broadcast(due))
 
-    def _see(self, trainer: Trainer, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        if self._epoch is None:
-            return
-        if not trainer.sanity_checking:
-            self._epoch.see(batch, batch_idx, dataloader_idx)
-        elif batch_idx == 0:
-            self._epoch.check(batch, batch_idx)
-
-    def _end_batch(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int, dataloader_idx: int) -> None:
-        if self._epoch is not None and not trainer.sanity_checking and self._epoch.is_last(batch_idx, dataloader_idx):
-            self._measure(trainer, pl_module)
-
-    def _end_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._epoch is not None and not trainer.sanity_checking:
-            self._measure(trainer, pl_module)
-        for name, value in self._scalars.items():
-            # Every process holds the same values.
-            self.log(f"netsim/{name}", value, rank_zero_only=False, sync_dist=False)
-
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _measure(self, trainer: Trainer) -> None:
         """Measure with all processes; the first one writes the record."""
         epoch, self._epoch = self._epoch, None
         if epoch is not None:
             start = time.perf_counter()
-            result, pictures = epoch.measure(self.render, announce=not self._announced)
+            result, pictures = epoch.measure(announce=not self._announced)
             self._announced = True
             if trainer.is_global_zero:
                 self._take(trainer, epoch, result, pictures)
@@ -305,25 +234,24 @@ class SimilarityMonitor(Callback):
             rank_zero_warn(f"SimilarityMonitor: {note}")
         self._noted |= set(result.notes)
         averaged = any(isinstance(callback, WeightAveraging) for callback in getattr(trainer, "callbacks", []))
+        owners = [
+            (getattr(trainer, "datamodule", None), "class_names"),
+            (getattr(epoch.loaders[0], "dataset", None), "classes"),
+        ]
+        names = next(filter(None, [self.settings.class_names, *(getattr(owner, name, None) for owner, name in owners)]), None)
         context = {
             "stage": trainer.state.stage.value if trainer.state.stage else None,
             "epoch": trainer.current_epoch,
             "global_step": trainer.global_step,
             "reference": "self" if self.reference is None else self.reference if isinstance(self.reference, str) else "other",
             "weights": "averaged" if averaged else "raw",
-            "class_names": self._class_names(trainer, epoch),
+            "class_names": None if names is None else [str(name) for name in names],
         }
         self.result, self.record = result, make_record(result, self.settings, context)
         self._scalars = scalars(self.record)
         if trainer.state.fn == "fit":
             self.history.append(RecordView(self.record).history_row())
         self._path = self._publisher.publish(self.record, pictures, self.history, trainer.loggers, trainer.global_step)
-
-    def _class_names(self, trainer: Trainer, epoch: EpochMeasurement) -> list[str] | None:
-        dataset = getattr(epoch.loaders[0], "dataset", None)
-        datamodule = getattr(trainer, "datamodule", None)
-        names = self.class_names or getattr(datamodule, "class_names", None) or getattr(dataset, "classes", None)
-        return None if names is None else [str(name) for name in names]
 
     def _keep_best(self, trainer: Trainer) -> None:
         """Keep the record of the best validation so far only."""

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from lightning_netsim._checks import expected
@@ -94,15 +93,6 @@ def split_batch(batch: Any, remedy: str = _REMEDY) -> tuple[Any, Any, Any]:
             raise expected("batch", "(inputs, labels, ...)", f"an empty {type(batch).__name__}", remedy)
         return batch[0], batch[1] if len(batch) > 1 else None, None
     return batch, None, None
-
-
-def class_labels(labels: Any) -> Tensor | None:
-    """Return the labels of a batch as a tensor, a column as shape (B,); None where there are none that are numbers."""
-    if isinstance(labels, (list, tuple)) and all(isinstance(label, int) for label in labels):
-        labels = torch.tensor(labels)
-    if not isinstance(labels, Tensor):
-        return None
-    return labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
 def _keywords(model: nn.Module, inputs: Mapping[str, Any], remedy: str) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class SampleSource:
         num_samples: how many samples there are, if known.
         positions: their positions in the data set, where these are not 0, 1, 2, ...
         extent: how many positions the data set has, if known; `num_samples` by default.
-        share: (rank, size) -> the part of this set that one of `size` processes takes, in the same batches; None if it cannot
+        split: (rank, size) -> the part of this set that one of `size` processes takes, in the same batches; None if it cannot
             be divided.
     """
 
@@ -66,10 +66,10 @@ class SampleSource:
         num_samples: int | None = None,
         positions: Tensor | None = None,
         extent: int | None = None,
-        share: Callable[[int, int], SampleSource] | None = None,
+        split: Callable[[int, int], SampleSource] | None = None,
     ) -> None:
         self._chunks = chunks
-        self._share = share
+        self._split = split
         self.num_samples = num_samples
         self.positions = positions
         self.extent = num_samples if extent is None else extent
@@ -77,7 +77,7 @@ class SampleSource:
     def __iter__(self) -> Iterator[Chunk]:
         return iter(self._chunks())
 
-    def share(self, rank: int, size: int) -> SampleSource:
+    def split(self, rank: int, size: int) -> SampleSource:
         """Return the part of this set that process `rank` of `size` takes: whole batches, as many as any other process.
 
         Raises:
@@ -85,10 +85,10 @@ class SampleSource:
         """
         if size == 1:
             return self
-        if self._share is None:
+        if self._split is None:
             wanted = "a DataLoader of a data set with an index and a length, since several processes share it"
             raise expected("loader", wanted, "one without", "Use a single device.")
-        return self._share(rank, size)
+        return self._split(rank, size)
 
 
 def fixed_subset(num_samples: int, max_samples: int | None, seed: int) -> Tensor | None:
@@ -162,12 +162,12 @@ def _indexed(
         for index, batch_idx, batch in zip(parts, batches, _in_order(loader, own, size), strict=True):
             yield Chunk(transfer(batch, batch_idx), index, batch_idx)
 
-    def share(rank: int, processes: int) -> SampleSource:
+    def split(rank: int, processes: int) -> SampleSource:
         start, stop = (len(batches) * part // processes for part in (rank, rank + 1))
         return _indexed(loader, transfer, positions, batches[start:stop], size, extent)
 
     whole = len(own) == extent
-    return SampleSource(chunks, len(own), None if whole else own, extent, share)
+    return SampleSource(chunks, len(own), None if whole else own, extent, split)
 
 
 def _num_batches(num_samples: int, size: int) -> int:
@@ -233,10 +233,10 @@ def join_sources(sources: list[SampleSource]) -> SampleSource:
         for source, size, offset in zip(sources, sizes, offsets, strict=True)
     ]
 
-    def share(rank: int, size: int) -> SampleSource:
-        return join_sources([source.share(rank, size) for source in sources])
+    def split(rank: int, size: int) -> SampleSource:
+        return join_sources([source.split(rank, size) for source in sources])
 
-    return SampleSource(chunks, sum(sizes), torch.cat(positions), sum(extents), share)
+    return SampleSource(chunks, sum(sizes), torch.cat(positions), sum(extents), split)
 
 
 def _batch_size(loader: DataLoader[Any]) -> int:

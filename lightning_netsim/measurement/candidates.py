@@ -1,25 +1,126 @@
-"""Compare the candidates that a sketch found exactly, and measure what it missed."""
+"""Rank the candidates that a sketch finds by their exact similarities, and measure what the sketch missed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_netsim.data.processes import Processes
+from lightning_netsim.estimators import KernelNeighbors
 from lightning_netsim.estimators.neighbor_table import settle_ties
 from lightning_netsim.functional.results import KernelNeighborsResult
+from lightning_netsim.jacobian.feature_batches import DenseFeatureBatch
 from lightning_netsim.measurement.plan import TILE
-from lightning_netsim.measurement.ranking import Block
-from lightning_netsim.measurement.swept_set import FeatureStore
+from lightning_netsim.measurement.progress import Progress
+from lightning_netsim.measurement.ranking import Ranked, exchanged
+from lightning_netsim.measurement.settings import SweepSettings
+from lightning_netsim.measurement.swept_set import Block, FeatureStore
 from lightning_netsim.measurement.tiles import tiles
 
 # Candidates are compared while their sketch comes within this many standard errors of the k-th.
 _ERRORS = 3.0
-
 # Candidates that are fetched for each query.
 _FETCHED_FACTOR, _FETCHED_LEAST = 16, 160
+# faiss multiplies large matrices several times as fast as small ones.
+_SEARCHED_AT_A_TIME = 2048
+# Queries and candidates of which all pairs are compared at a time; more where one query has that many.
+_TILED_SAMPLES = 256
+# Reference samples this close to the k-th are as good as it.
+_TIE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Sketches:
+    """The sketches that candidates are searched by.
+
+    Attributes:
+        ids: shape (V,), the valid queries of this process.
+        own: theirs, shape (V, K).
+        reference: those of all reference samples, block by block, with their ids.
+        same: whether the queries are reference samples themselves.
+    """
+
+    ids: Tensor
+    own: Tensor
+    reference: list[tuple[Tensor, Tensor]]
+    same: bool
+
+
+def rank_candidates(
+    sketches: Sketches,
+    audited: FeatureStore,
+    compare: Callable[[Reranking, RecallAudit], None],
+    settings: SweepSettings,
+    processes: Processes,
+    progress: Progress,
+) -> Ranked:
+    """Search candidates by their sketches, compare them exactly, and audit what that gives.
+
+    Args:
+        sketches: of the queries of this process, and of all reference samples.
+        audited: the exact features of some of its queries.
+        compare: gives the exact similarities of the candidates to the reranking, and the exact rows of the audited queries to
+            the audit.
+        settings: k, index, thresholds and powers.
+        processes: those that share the sets.
+        progress: told the number of queries that were searched for.
+    """
+    is_audited = torch.isin(sketches.ids, audited.ids)
+    errors = processes.concatenate(sketch_error(audited, sketches.own[is_audited.to(sketches.own.device)]))
+    error = float(errors.square().mean().sqrt()) if len(errors) else 0.0
+    reranking = Reranking(_search(sketches, settings, progress), settings.k, error)
+    audit = RecallAudit(audited.ids if sketches.same else torch.full_like(audited.ids, -1))
+    compare(reranking, audit)
+    neighbors = reranking.neighbors()
+    listed = neighbors.index[is_audited]
+    return Ranked(
+        sketches.ids,
+        neighbors,
+        *estimate_counts(audit, sketches, is_audited, settings, processes),
+        audit.hits(listed),
+        audit.squared_errors(listed, neighbors.similarity[is_audited]),
+    )
+
+
+def compare_stored(
+    queries: FeatureStore,
+    reference: FeatureStore,
+    audited: FeatureStore,
+    processes: Processes,
+    device: torch.device,
+    reranking: Reranking,
+    audit: RecallAudit,
+) -> None:
+    """Compare candidates whose exact features are all in memory: first the nearest by their sketches, then what may be near."""
+    same, rows = queries is reference, torch.arange(len(queries))
+    for choose in (reranking.first, reranking.rest):
+        chosen = choose()
+        # In one block, every sample is formed as seldom as can be.
+        whole = [] if reference.features is None else [(reference.features, reference.ids)]
+        for block in whole if processes.alone else exchanged(reference.blocks(TILE), processes, device):
+            compare_candidates(reranking, chosen, queries, rows, block, same=same and processes.alone)
+    audit_with(audit, audited, exchanged(reference.blocks(TILE), processes, device))
+
+
+def _search(sketches: Sketches, settings: SweepSettings, progress: Progress) -> KernelNeighborsResult:
+    """Return the shortlists of all own queries."""
+    others = sum(len(ids) for _, ids in sketches.reference) - sketches.same
+    if others <= 0:
+        nobody = torch.full((len(sketches.ids), 1), -1)
+        return KernelNeighborsResult(nobody.float().fill_(torch.nan), nobody)
+    neighbors = KernelNeighbors(shortlist_size(settings.k, others), settings.index_factory, settle_ties=False)
+    for vectors, ids in sketches.reference:
+        neighbors.update(DenseFeatureBatch(vectors, normalize=False), ids)
+    number = len(sketches.own)
+    for start in range(0, number, _SEARCHED_AT_A_TIME):
+        part = slice(start, start + _SEARCHED_AT_A_TIME)
+        queries = DenseFeatureBatch(sketches.own[part], normalize=False)
+        neighbors.query(queries, sketches.ids[part] if sketches.same else None)
+        progress("search", min(part.stop, number), number)
+    return neighbors.compute()
 
 
 def shortlist_size(k: int, num_reference: int) -> int:
@@ -91,10 +192,6 @@ class Reranking:
         return settle_ties(KernelNeighborsResult(similarity.masked_fill(missing, torch.nan), index, recall), self.k)
 
 
-# Reference samples this close to the k-th are as good as it.
-_TIE = 1e-6
-
-
 class RecallAudit:
     """Keep the exact similarities of a few queries to the whole reference set, and measure the recall of a table by them.
 
@@ -127,8 +224,6 @@ class RecallAudit:
         """Return which of the neighbors `index`, shape (A, k), are among the true k, shape (A, k), bool."""
         if not self.num_queries:
             return torch.zeros(0, index.shape[1], dtype=torch.bool)
-        if not self.num_queries:
-            return torch.zeros(0, index.shape[1], dtype=torch.bool)
         similarity, ids = self.rows()
         listed = self._listed(index)
         others = similarity.masked_fill((ids == self._exclude[:, None]) | similarity.isnan(), -torch.inf)
@@ -147,10 +242,6 @@ class RecallAudit:
         similarity, ids = self.rows()
         columns = torch.searchsorted(ids, index.clamp_min(0)).clamp_max(len(ids) - 1)
         return similarity.gather(1, columns).masked_fill(index < 0, -torch.inf)
-
-
-# Queries and candidates of which all pairs are compared at a time; more where one query has that many.
-_TILED_SAMPLES = 256
 
 
 def compare_candidates(
@@ -250,13 +341,7 @@ def sketch_error(audited: FeatureStore, sketches: Tensor) -> Tensor:
 
 
 def estimate_counts(
-    audit: RecallAudit,
-    sketches: Tensor,
-    is_audited: Tensor,
-    reference: list[tuple[Tensor, Tensor]],
-    thresholds: Iterable[float],
-    powers: Iterable[float],
-    processes: Processes,
+    audit: RecallAudit, sketches: Sketches, is_audited: Tensor, settings: SweepSettings, processes: Processes
 ) -> tuple[dict[float, Tensor], dict[float, Tensor], dict[float, float], dict[float, float]]:
     """Estimate hard and power counts from sketches, calibrated on the exact rows of the audited queries.
 
@@ -266,11 +351,9 @@ def estimate_counts(
 
     Args:
         audit: the exact rows of this process's audited queries.
-        sketches: of its queries, shape (Q, K).
-        is_audited: which of them are audited, shape (Q,).
-        reference: sketches and ids of all reference samples.
-        thresholds: τ.
-        powers: α.
+        sketches: of its queries, and of all reference samples.
+        is_audited: which of the queries are audited, shape (Q,).
+        settings: thresholds and powers.
         processes: those that share the sets.
 
     Returns:
@@ -280,31 +363,26 @@ def estimate_counts(
     power: dict[float, Tensor] = {}
     hard_error: dict[float, float] = {}
     power_error: dict[float, float] = {}
-    thresholds, powers = tuple(thresholds), tuple(powers)
-    if not thresholds and not powers:
+    if not settings.thresholds and not settings.powers:
         return hard, power, hard_error, power_error
-    vectors, ids = (torch.cat(column) for column in zip(*reference, strict=True))
-    own = (sketches[is_audited.to(sketches.device)] @ vectors[ids.argsort().to(vectors.device)].mT).cpu()
+    vectors, ids = (torch.cat(column) for column in zip(*sketches.reference, strict=True))
+    own = (sketches.own[is_audited.to(sketches.own.device)] @ vectors[ids.argsort().to(vectors.device)].mT).cpu()
     exact = processes.concatenate(audit.rows()[0] if audit.num_queries else own[:0])
     sketched = processes.concatenate(own)
-    for tau in thresholds:
-        level = _level(sketched, int((exact >= tau).sum()))
-        hard[tau] = _row_sums(sketches, vectors, lambda tile, level=level: (tile >= level).float())  # type: ignore[misc]
+    for tau in settings.thresholds:
+        # At or above this level lie as many of the sketched similarities as of the exact ones at or above τ.
+        number = int((exact >= tau).sum())
+        level = float(sketched.flatten().sort(descending=True).values[number - 1]) if number else torch.inf
+        hard[tau] = _row_sums(sketches.own, vectors, lambda tile, level=level: (tile >= level).float())  # type: ignore[misc]
         hard_error[tau] = _rms((sketched >= level).sum(1) - (exact >= tau).sum(1))
-    for alpha in powers:
+    for alpha in settings.powers:
         raised = sketched.clamp_min(0).pow(alpha)
         wanted = exact.clamp_min(0).pow(alpha)
         scale = float(wanted.sum() / raised.sum().clamp_min(1e-12))
-        power[alpha] = scale * _row_sums(sketches, vectors, lambda tile, alpha=alpha: tile.clamp_min(0).pow(alpha))  # type: ignore[misc]
+        sums = _row_sums(sketches.own, vectors, lambda tile, alpha=alpha: tile.clamp_min(0).pow(alpha))  # type: ignore[misc]
+        power[alpha] = scale * sums
         power_error[alpha] = _rms(scale * raised.sum(1) - wanted.sum(1))
     return hard, power, hard_error, power_error
-
-
-def _level(values: Tensor, number: int) -> float:
-    """Return the level at or above which the `number` largest values lie."""
-    if number == 0:
-        return torch.inf
-    return float(values.flatten().sort(descending=True).values[number - 1])
 
 
 def _row_sums(queries: Tensor, reference: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -18,34 +18,28 @@ from lightning_netsim.measurement.settings import SweepSettings
 
 #: Samples of a tile of all pairs, and of what processes exchange at a time.
 TILE = 512
-
 #: Queries whose exact rows are computed to measure the recall.
 AUDITED_QUERIES = 64
-
 _BUDGET_SHARE = 1 / 4
-
 # Beyond this many samples in a chunk nothing gets faster; on a CPU it leaves the cache.
 _MAX_CHUNK = {"cpu": 64, "cuda": 512}
-
 _CHUNK_SHARE = 1 / 4
-
 # Factors, what the backward pass holds, and formed gradients of one layer: estimated, in multiples of the factors.
 _WORKING_COPIES = 4
-
 _FLOAT_BYTES = 4
-
 # To compare its candidates, a query is multiplied with about so many samples, and as many are read, and formed where they are
 # not stored so, for each query: measured on MNIST, 10,000 images.
 _COMPARED_WITH = 200
-
 _READ_FOR_EACH = 6
-
 # Forming a gradient takes as long as so many times its multiplications in a large product: measured with one shape.
 _FORMING_COST = 2.5
-
 # Another plan has to be so many times as fast as comparing all pairs to be chosen: what is exact is worth that, and the choice
 # then depends less on how busy the machine was when the costs were measured.
 _ALL_PAIRS_WORTH = 1.3
+# A rate is that of the fastest of so many goes: on a busy machine most are slowed down.
+_REPEATS = 12
+# Rows so long leave the cache, and a copy of some of them is new memory every time.
+_COPIED_NUMBERS = 2**19
 
 
 @dataclass(frozen=True)
@@ -163,7 +157,6 @@ class SweepPlan:
         """Return one sentence for the user."""
         many = "an unknown number of" if num_samples is None else f"{num_samples:,}"
         size = f"{self.bytes / 2**20:,.0f} MiB"
-        time = "" if self.seconds is None else f", about {_duration(self.seconds)}"
         how = {
             "store": f"one sweep, exact features stored ({size}), all pairs compared",
             "sketch": f"one sweep, exact features stored ({size}), candidates from {self.num_features:,} sketched features "
@@ -171,10 +164,35 @@ class SweepPlan:
             "reiterate": f"{self.num_sweeps} sweeps, exact features of {self.num_stored:,} samples at a time ({size}), "
             f"candidates from {self.num_features:,} sketched features compared exactly",
         }[self.kind]
+        lasting = ""
+        if self.seconds is not None:
+            minutes = self.seconds / 60
+            lasting = f"{max(self.seconds, 1):.0f} s" if minutes < 1.5 else f"{minutes:.0f} min"
+            lasting = f", about {lasting if minutes < 90 else f'{minutes / 60:.1f} h'}"
         return (
             f"{many} samples, {self.num_directions} direction{'s' * (self.num_directions > 1)}, {self.num_parameters:,} "
-            f"parameters: {how}{time}."
+            f"parameters: {how}{lasting}."
         )
+
+    def as_record(self, chunk_size: int, methods: dict[str, int], budget: float) -> dict[str, Any]:
+        """Return the plan as plain values.
+
+        Args:
+            chunk_size: that which was used in the end: where memory ran out, it was halved.
+            methods: how many parameters are differentiated by each method.
+            budget: bytes that features may take.
+        """
+        return {
+            "kind": self.kind,
+            "chunk_size": chunk_size,
+            "num_features": self.num_features,
+            "num_stored": self.num_stored,
+            "num_sweeps": self.num_sweeps,
+            "bytes": self.bytes,
+            "memory_budget": int(budget),
+            "expected_seconds": self.seconds,
+            "methods": methods,
+        }
 
 
 def memory_budget(settings: SweepSettings, device: torch.device | None = None) -> float:
@@ -202,7 +220,11 @@ def make_plan(
     Raises:
         ValueError: if no plan, or not the one asked for, fits into the budget; with the smallest budget that would do.
     """
-    plans = [plan for plan in _possible_plans(probe, sizes, rates) if _is_wanted(plan, settings)]
+    costs = _Costs(probe, sizes, rates)
+    wanted = {settings.plan} if settings.plan != "auto" else {"store", "sketch", "reiterate"}
+    if settings.plan == "auto" and settings.index_factory != "Flat":
+        wanted.remove("store")  # Who chooses an index wants to have it searched.
+    plans = [plan for plan in costs.plans() if plan.kind in wanted]
     fitting = [plan for plan in plans if plan.bytes <= budget]
     if not plans:
         remedy = 'Use plan="reiterate" or "auto".'
@@ -211,9 +233,13 @@ def make_plan(
         smallest = min(plan.bytes for plan in plans)
         remedy = "Choose a larger `memory_budget`, a smaller `max_samples`, fewer `directions`, or fewer `parameters`."
         raise expected("memory_budget", f"at least {smallest:,} bytes for these features", f"{budget:,.0f}", remedy)
-    chosen = min(fitting, key=_worth)
+
+    def worth(plan: SweepPlan) -> tuple[bool, float]:
+        return plan.seconds is None, (plan.seconds or 0) / (_ALL_PAIRS_WORTH if plan.kind == "store" else 1)
+
+    chosen = min(fitting, key=worth)
     if chosen.kind == "reiterate":
-        chosen = _fill(chosen, probe, sizes, rates, budget)
+        chosen = costs.reiterate(chosen.fast, costs.largest_lot(chosen.fast, budget))
     per_sample = _WORKING_COPIES * probe.working_bytes + probe.packed[chosen.fast].bytes
     chunk = settings.chunk_size or _chunk(per_sample, budget / sizes.processes, device)
     seconds = None if chosen.seconds is None else chosen.seconds / sizes.processes
@@ -235,105 +261,67 @@ def _chunk(bytes_per_sample: float, budget: float, device: torch.device) -> int:
     return max(1, min(most, int(budget * _CHUNK_SHARE / max(1.0, bytes_per_sample))))
 
 
-def _worth(plan: SweepPlan) -> tuple[bool, float]:
-    """Return what plans are compared by: their time, which is unknown for sets of unknown size."""
-    return plan.seconds is None, (plan.seconds or 0) / (_ALL_PAIRS_WORTH if plan.kind == "store" else 1)
+@dataclass(frozen=True)
+class _Costs:
+    """Bytes and seconds of every plan; chunk sizes are yet to be set."""
 
+    probe: Probe
+    sizes: SetSizes
+    rates: Rates
 
-def _is_wanted(plan: SweepPlan, settings: SweepSettings) -> bool:
-    """Return whether the settings allow a plan; who chooses an index wants to have it searched."""
-    return plan.kind == settings.plan if settings.plan != "auto" else plan.kind != "store" or settings.index_factory == "Flat"
+    def plans(self) -> Iterator[SweepPlan]:
+        """Yield every plan in every form, the one that sweeps again with as few queries at a time as can be."""
+        probe, sizes, stored = self.probe, self.sizes, self.sizes.swept
+        for fast, cost in probe.packed.items():
+            if stored is not None:
+                forming = (1 + stored / TILE) * _FORMING_COST * cost.forming
+                seconds = stored * (probe.first + cost.seconds + forming / self.rates.products)
+                seconds += sizes.pairs * cost.products / self.rates.products
+                width = int(cost.bytes / _FLOAT_BYTES)
+                yield self._plan("store", fast, stored, width, cost.bytes * stored, 1, seconds)
+                seconds = stored * (probe.first + cost.seconds) + self._search_seconds(cost)
+                size = (cost.bytes + self._index_bytes) * stored
+                yield self._plan("sketch", fast, stored, probe.sketch_dim, size, 1, seconds)
+            few = AUDITED_QUERIES if sizes.queries is None else min(AUDITED_QUERIES, sizes.queries)
+            yield self.reiterate(fast, few)
 
+    def reiterate(self, fast: bool, lot: int) -> SweepPlan:
+        """Return the plan that keeps the exact features of `lot` queries at a time, and of as many that come next."""
+        probe, cost, swept, queries = self.probe, self.probe.packed[fast], self.sizes.swept, self.sizes.queries
+        size = self._index_bytes * (swept or 1) + 2 * lot * cost.bytes
+        if swept is None or queries is None:
+            return self._plan("reiterate", fast, lot, probe.sketch_dim, size, 2, None)
+        sweeps = 1 + math.ceil(queries / lot)
+        seconds = swept * probe.first + (sweeps - 1) * swept * probe.again + self._search_seconds(cost)
+        return self._plan("reiterate", fast, lot, probe.sketch_dim, size, sweeps, seconds)
 
-def _possible_plans(probe: Probe, sizes: SetSizes, rates: Rates) -> list[SweepPlan]:
-    """Return every plan in every form, with its bytes and seconds; chunk sizes are yet to be set."""
-    stored, plans = sizes.swept, []
-    for fast, cost in probe.packed.items():
-        if stored is not None:
-            forming = (1 + stored / TILE) * _FORMING_COST * cost.forming
-            seconds = stored * (probe.first + cost.seconds + forming / rates.products)
-            seconds += sizes.pairs * cost.products / rates.products
-            plans.append(
-                _plan("store", probe, fast, stored, int(cost.bytes * stored), 1, seconds, int(cost.bytes / _FLOAT_BYTES))
-            )
-            seconds = stored * (probe.first + cost.seconds) + _search_seconds(probe, sizes, rates, cost)
-            size = int((cost.bytes + _index_bytes(probe, sizes)) * stored)
-            plans.append(_plan("sketch", probe, fast, stored, size, 1, seconds, probe.sketch_dim))
-        plans.append(_reiterating(probe, sizes, rates, fast, _smallest_lot(sizes)))
-    return plans
+    def largest_lot(self, fast: bool, budget: float) -> int:
+        """Return how many queries at a time fit, in lots of equal size."""
+        room = int((budget - self._index_bytes * (self.sizes.swept or 1)) / (2 * self.probe.packed[fast].bytes))
+        queries = self.sizes.queries
+        if queries is None:
+            return max(1, room)
+        return max(1, math.ceil(queries / math.ceil(queries / max(1, min(room, queries)))))
 
+    def _plan(
+        self, kind: str, fast: bool, stored: int, width: int, size: float, sweeps: int, seconds: float | None
+    ) -> SweepPlan:
+        probe = self.probe
+        return SweepPlan(kind, 0, fast, stored, width, int(size), sweeps, probe.num_directions, probe.num_parameters, seconds)
 
-def _plan(
-    kind: str, probe: Probe, fast: bool, stored: int, size: int, sweeps: int, seconds: float | None, features: int
-) -> SweepPlan:
-    return SweepPlan(kind, 0, fast, stored, features, size, sweeps, probe.num_directions, probe.num_parameters, seconds)
+    @property
+    def _index_bytes(self) -> float:
+        """Return the bytes of a sketch, which stands in the index and beside it, in every process."""
+        return 2 * _FLOAT_BYTES * self.probe.sketch_dim * self.sizes.processes
 
-
-def _reiterating(probe: Probe, sizes: SetSizes, rates: Rates, fast: bool, lot: int) -> SweepPlan:
-    """Return the plan that keeps the exact features of `lot` queries at a time, and of as many that come next."""
-    cost, swept = probe.packed[fast], sizes.swept
-    size = int(_index_bytes(probe, sizes) * (swept or 1) + 2 * lot * cost.bytes)
-    if swept is None or sizes.queries is None:
-        return _plan("reiterate", probe, fast, lot, size, 2, None, probe.sketch_dim)
-    sweeps = 1 + math.ceil(sizes.queries / lot)
-    seconds = swept * probe.first + (sweeps - 1) * swept * probe.again + _search_seconds(probe, sizes, rates, cost)
-    return _plan("reiterate", probe, fast, lot, size, sweeps, seconds, probe.sketch_dim)
-
-
-def _fill(plan: SweepPlan, probe: Probe, sizes: SetSizes, rates: Rates, budget: float) -> SweepPlan:
-    """Return the same plan with as many queries at a time as fit, in lots of equal size."""
-    room = (budget - _index_bytes(probe, sizes) * (sizes.swept or 1)) / (2 * probe.packed[plan.fast].bytes)
-    queries = sizes.queries
-    most = int(room) if queries is None else min(int(room), queries)
-    lot = max(1, most if queries is None else math.ceil(queries / math.ceil(queries / max(1, most))))
-    return _reiterating(probe, sizes, rates, plan.fast, lot)
-
-
-def _smallest_lot(sizes: SetSizes) -> int:
-    return AUDITED_QUERIES if sizes.queries is None else min(AUDITED_QUERIES, sizes.queries)
-
-
-def _index_bytes(probe: Probe, sizes: SetSizes) -> float:
-    """Return the bytes of a sketch, which stands in the index and beside it, in every process."""
-    return 2 * _FLOAT_BYTES * probe.sketch_dim * sizes.processes
-
-
-def _search_seconds(probe: Probe, sizes: SetSizes, rates: Rates, cost: PackedCost) -> float:
-    """Return the seconds for sketching, searching, comparing the candidates and the audit."""
-    queries, reference = sizes.queries or 0, sizes.reference or 0
-    search = queries * reference * probe.sketch_dim / rates.products
-    compared = queries * (_COMPARED_WITH * cost.products / rates.products + _READ_FOR_EACH * cost.bytes / rates.bytes)
-    audit = min(AUDITED_QUERIES, queries) * reference * cost.products / rates.products
-    forming = (_READ_FOR_EACH * queries + reference) * _FORMING_COST * cost.forming / rates.products
-    return (sizes.swept or 0) * probe.sketch + search + compared + audit + forming
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def plan_record(plan: SweepPlan, methods: dict[str, int], budget: float) -> dict[str, Any]:
-    """Return the plan as plain values for a record."""
-    return {
-        "kind": plan.kind,
-        "chunk_size": plan.chunk_size,
-        "num_features": plan.num_features,
-        "num_stored": plan.num_stored,
-        "num_sweeps": plan.num_sweeps,
-        "bytes": plan.bytes,
-        "memory_budget": int(budget),
-        "expected_seconds": plan.seconds,
-        "methods": methods,
-    }
-
-
-# A rate is that of the fastest of so many goes: on a busy machine most are slowed down.
-_REPEATS = 12
-
-# Rows so long leave the cache, and a copy of some of them is new memory every time.
-_COPIED_NUMBERS = 2**19
+    def _search_seconds(self, cost: PackedCost) -> float:
+        """Return the seconds for sketching, searching, comparing the candidates and the audit."""
+        queries, reference, rates = self.sizes.queries or 0, self.sizes.reference or 0, self.rates
+        search = queries * reference * self.probe.sketch_dim / rates.products
+        compared = queries * (_COMPARED_WITH * cost.products / rates.products + _READ_FOR_EACH * cost.bytes / rates.bytes)
+        audit = min(AUDITED_QUERIES, queries) * reference * cost.products / rates.products
+        forming = (_READ_FOR_EACH * queries + reference) * _FORMING_COST * cost.forming / rates.products
+        return (self.sizes.swept or 0) * self.probe.sketch + search + compared + audit + forming
 
 
 @dataclass(frozen=True)

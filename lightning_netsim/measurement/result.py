@@ -69,7 +69,7 @@ class SimilarityResult:
     similarity_error: float | None
     sweep_disagreement: float | None
     notes: tuple[str, ...]
-    seconds: float
+    seconds: float = 0.0
     margin: Tensor | None = None
     classes: ClassSimilarityResult | None = None
     same_class: Tensor | None = None

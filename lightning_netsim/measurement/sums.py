@@ -8,19 +8,16 @@ import torch
 from torch import Tensor
 
 from lightning_netsim.data.batches import SimilarityBatch, as_column
-from lightning_netsim.data.labels import ClassLabel
+from lightning_netsim.data.labels import ClassLabel, are_classes, are_few
 from lightning_netsim.data.processes import Processes
 from lightning_netsim.estimators import ClassSimilarity, NeighborCount
 from lightning_netsim.estimators.class_similarity import MAX_CLASSES, ClassSums
 from lightning_netsim.jacobian.feature_batches import AbstractFeatureBatch, FeatureSum, UnitFeatureBatch
 from lightning_netsim.measurement.plan import TILE
-from lightning_netsim.measurement.sample_table import are_classes
 from lightning_netsim.measurement.swept_set import SweptSet, joined_ids
 
 # What the sums of classes may take of the budget.
 _CLASSES_SHARE = 1 / 8
-# So few different labels can be classes however few samples there are; more are not if each second sample has its own.
-_FEW_CLASSES = 20
 _NO_ROOM = (
     "The similarity of classes is left out: the sums of their gradients take more than an eighth of the memory budget. "
     "Choose a larger `memory_budget`, fewer `directions` or fewer `parameters`."
@@ -44,7 +41,7 @@ class Counted:
 
 
 class Counting:
-    """What is counted in one measurement: `sum` and `add` chunks of the reference set, `share`, `ask` and `take` queries.
+    """What is counted in one measurement: `sum` and `add` chunks of the reference set, `merge`, `ask` and `take` queries.
 
     Args:
         budget: bytes that features may take in all.
@@ -82,7 +79,7 @@ class Counting:
 
     def sum(self, features: AbstractFeatureBatch, read: SimilarityBatch) -> Summed:
         """Return the sums of a chunk of the reference set, without adding them."""
-        labels = class_labels_of(read) if self._in_passing and self.classes.is_kept else None
+        labels = _class_labels(read) if self._in_passing and self.classes.is_kept else None
         return Summed(features.sum(), {} if labels is None else self.classes.sums(features, labels))
 
     def add(self, summed: Summed, num_samples: int) -> None:
@@ -90,34 +87,28 @@ class Counting:
         self.count.add(summed.total, num_samples)
         self.classes.add(summed.by_class)
 
-    def share(self, reference: SweptSet, processes: Processes) -> None:
+    def merge(self, reference: SweptSet, processes: Processes) -> None:
         """Complete the sums after the first sweep over the reference set, and make those of all processes one."""
         self.count.share(processes)
         labels = reference.table.class_labels()
         self._labels = labels or {}
-        if not self._are_classes(labels, processes):
+        held = processes.gather(None if labels is None else (set(labels.values()), len(labels)))
+        known = [part for part in held if part is not None]
+        number = len(set().union(*(names for names, _ in known)))
+        classified = len(known) == len(held)
+        if classified and not (number <= MAX_CLASSES and are_few(number, sum(count for _, count in known))):
+            self._notes.add(f"The similarity of classes is left out: there are {number:,} different labels.")
+            classified = False
+        if not classified:
             self.classes.drop()
         if self.classes.is_kept and not self._in_passing:
             for features, ids in reference.store.blocks(TILE):
                 self.classes.update(UnitFeatureBatch(features), self._labels_of(ids))
         self.classes.share(processes)
 
-    def _are_classes(self, labels: dict[int, ClassLabel] | None, processes: Processes) -> bool:
-        """Return whether the labels of all processes are classes: not each sample has its own."""
-        held = processes.gather(None if labels is None else (set(labels.values()), len(labels)))
-        known = [part for part in held if part is not None]
-        if len(known) < len(held):
-            return False
-        number, samples = len(set().union(*(names for names, _ in known))), sum(count for _, count in known)
-        if number <= MAX_CLASSES and (number <= _FEW_CLASSES or number <= samples / 2):
-            return True
-        self._notes.add(f"The similarity of classes is left out: there are {number:,} different labels.")
-        return False
-
-    def ask(self, features: AbstractFeatureBatch, labels: list[ClassLabel] | None) -> Counted:
+    def ask(self, features: AbstractFeatureBatch, read: SimilarityBatch) -> Counted:
         """Return the counts of some queries, without taking them."""
-        own = self.classes.query(features, labels) if labels is not None and self.classes.is_kept else None
-        return Counted(features.dot(self.count.total), own)
+        return self._ask(features, _class_labels(read))
 
     def take(self, counted: Counted, valid: Tensor, ids: Tensor) -> None:
         """Take the counts of the valid ones of some queries; `ids` are those of the valid ones."""
@@ -127,13 +118,17 @@ class Counting:
 
     def take_reference(self, features: AbstractFeatureBatch, ids: Tensor) -> None:
         """Take the counts of samples of the reference set, which are queries too."""
-        self.take(self.ask(features, self._labels_of(ids) if self._labels else None), features.valid, ids)
+        self.take(self._ask(features, self._labels_of(ids) if self._labels else None), features.valid, ids)
+
+    def _ask(self, features: AbstractFeatureBatch, labels: list[ClassLabel] | None) -> Counted:
+        own = self.classes.query(features, labels) if labels is not None and self.classes.is_kept else None
+        return Counted(features.dot(self.count.total), own)
 
     def _labels_of(self, ids: Tensor) -> list[ClassLabel]:
         return [self._labels[position] for position in ids.tolist()]
 
 
-def class_labels_of(read: SimilarityBatch) -> list[ClassLabel] | None:
+def _class_labels(read: SimilarityBatch) -> list[ClassLabel] | None:
     """Return the labels of a batch; None if they are no classes."""
     labels = as_column(read.labels, len(read.outputs), "labels")
     return labels if are_classes(labels) else None

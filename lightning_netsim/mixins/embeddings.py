@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_netsim._checks import check_labels, expected
-from lightning_netsim.data.batches import class_labels, find_views, split_batch
+from lightning_netsim.data.batches import find_views, split_batch
+from lightning_netsim.data.labels import class_numbers
 from lightning_netsim.data.trees import batch_size
 from lightning_netsim.estimators import PseudoLabels
 from lightning_netsim.functional._precision import unit_rows
@@ -71,7 +72,7 @@ class EmbeddingRegularizer(AbstractLayerRegularizer):
     def _labels_of(self, module: LightningModule, batch: Any, embeddings: Tensor) -> Tensor:
         """Return the label of each row: views of all samples come one after the other."""
         inputs, given, _ = split_batch(batch)
-        views, labels = find_views(inputs), class_labels(given)
+        views, labels = find_views(inputs), class_numbers(given)
         size = batch_size(views[0] if views else inputs) or (0 if labels is None else len(labels))
         num_views = len(embeddings) // size if size else 0
         if not num_views or len(embeddings) % size:

@@ -19,12 +19,12 @@ from lightning_netsim._checks import expected
 from lightning_netsim.data.batches import (
     HasSimilarityStep,
     SimilarityBatch,
-    class_labels,
     find_outputs,
     read_batch,
     run_model,
     split_batch,
 )
+from lightning_netsim.data.labels import class_numbers
 from lightning_netsim.data.trees import tensors
 from lightning_netsim.jacobian import Directions, JacobianOperator, PerSampleJacobian
 from lightning_netsim.jacobian.capture import Call, differentiable
@@ -170,7 +170,7 @@ class SimilarityRegularizer(AbstractRegularizer):
             directions = _default_directions(run.module, seen) if self._directions is None else self._directions
             forward = _Forward(run.module)
             operator = JacobianOperator(run.module, forward, directions, self._parameters, self._seed, create_graph=True)
-            operator.prepare(run.inputs, class_labels(seen.labels))
+            operator.prepare(run.inputs, class_numbers(seen.labels))
         return operator
 
     def _gradients(self, run: _Run, operator: JacobianOperator, reason: str) -> GradientBatch:
@@ -251,7 +251,7 @@ class _Run:
 
     def gradients(self, operator: JacobianOperator, seen: SimilarityBatch) -> GradientBatch:
         """Return the gradients of the outputs that were seen."""
-        labels = class_labels(seen.labels)
+        labels = class_numbers(seen.labels)
 
         def compute() -> PerSampleJacobian:
             with alone(self.module):
@@ -313,4 +313,4 @@ def _why_run_again(module: LightningModule, operator: JacobianOperator) -> str:
 def _default_directions(module: LightningModule, seen: SimilarityBatch) -> str | int:
     """Return the directions of the criterion; one at random where there are no labels, or no other output to contrast with."""
     wanted: str | int = getattr(module.similarity_criterion, "directions", 1)
-    return wanted if class_labels(seen.labels) is not None and seen.outputs.shape[1] > 1 else 1
+    return wanted if class_numbers(seen.labels) is not None and seen.outputs.shape[1] > 1 else 1

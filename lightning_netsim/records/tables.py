@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from lightning_netsim.data.labels import are_classes, are_of_classes
 from lightning_netsim.functional.results import ClassSimilarityResult, KernelNeighborsResult
 from lightning_netsim.jacobian import Directions
 from lightning_netsim.measurement.result import SampleSet, SimilarityResult
-from lightning_netsim.measurement.sample_table import are_classes
 from lightning_netsim.measurement.settings import SweepSettings
 from lightning_netsim.records.record import SCHEMA_VERSION, Record
 
@@ -26,14 +26,23 @@ def make_record(result: SimilarityResult, settings: SweepSettings, context: Mapp
     Args:
         result: what was found.
         settings: how it was measured.
-        context: what only the caller knows: stage, epoch, global_step, reference, weights, class_names.
+        context: what only the caller knows, where it differs from an analysis of plain weights: stage, epoch, global_step,
+            reference, weights, class_names.
     """
     activations = result.activation_neighbors
+    usual = {
+        "stage": None,
+        "epoch": None,
+        "global_step": None,
+        "reference": "self" if result.compares_with_itself else "other",
+        "weights": "raw",
+        "class_names": settings.class_names,
+    }
     return Record(
         samples=_samples(result),
         neighbors=_neighbors(result.neighbors, result.queries, result.reference),
         activation_neighbors=None if activations is None else _neighbors(activations, result.queries, result.reference),
-        meta={**_meta(result, settings), **context},
+        meta={**_meta(result, settings), **usual, **context},
         classes=None if result.classes is None else _classes(result.classes),
     )
 
@@ -80,10 +89,6 @@ def _samples(result: SimilarityResult) -> pd.DataFrame:
     return table
 
 
-# Fewer samples say nothing about whether outputs are classes.
-_ENOUGH_TO_TELL = 32
-
-
 def _classes(found: ClassSimilarityResult) -> pd.DataFrame:
     """Return the long form: one row for each ordered pair of classes."""
     number = len(found.classes)
@@ -95,14 +100,6 @@ def _classes(found: ClassSimilarityResult) -> pd.DataFrame:
             "num_samples": found.num_samples.repeat_interleave(number).numpy(),
         }
     )
-
-
-def are_of_classes(predictions: list[Any], labels: list[Any]) -> bool:
-    """Return whether the largest outputs can be classes: those of embeddings lie beyond the labels, and hardly agree."""
-    whole = all(isinstance(value, int) for value in (*predictions, *labels))
-    if not whole or len(labels) < _ENOUGH_TO_TELL or max(labels) < 0 or max(predictions) < 2 * (max(labels) + 1):
-        return True
-    return float(np.mean(np.equal(predictions, labels))) > 0.05
 
 
 def _same_class_fraction(result: SimilarityResult) -> np.ndarray[Any, Any]:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from lightning_netsim.data.batches import (
     SimilarityBatch,
     as_column,
-    class_labels,
     find_outputs,
     find_views,
     read_batch,
@@ -238,10 +237,3 @@ def test_a_column_of_another_length_is_refused(values: Any) -> None:
 )
 def test_views_are_several_tensors_of_one_shape(inputs: Any, count: int) -> None:
     assert len(find_views(inputs)) == count
-
-
-def test_labels_as_a_tensor() -> None:
-    assert class_labels([3, 1]).tolist() == [3, 1]  # type: ignore[union-attr]
-    assert class_labels(torch.tensor([[3], [1]])).tolist() == [3, 1]  # type: ignore[union-attr]
-    assert class_labels(["a", "b"]) is None
-    assert class_labels(None) is None

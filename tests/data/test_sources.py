@@ -228,16 +228,16 @@ def test_a_list_of_batches_is_counted() -> None:
 def test_processes_share_whole_batches() -> None:
     source = from_loader(DataLoader(dataset(10), 3), lambda batch, batch_idx: (batch[0], batch_idx))
     for size in (1, 2, 3, 6):
-        parts = [list(source.share(rank, size)) for rank in range(size)]
+        parts = [list(source.split(rank, size)) for rank in range(size)]
         chunks = [chunk for part in parts for chunk in part]
         assert [chunk.index.tolist() for chunk in chunks] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
         assert [chunk.batch_idx for chunk in chunks] == [0, 1, 2, 3]
-        assert sum(source.share(rank, size).num_samples or 0 for rank in range(size)) == 10
+        assert sum(source.split(rank, size).num_samples or 0 for rank in range(size)) == 10
     joined = join_sources([source, from_loader(DataLoader(dataset(4), 2), first)])
-    shares = [joined.share(rank, 2) for rank in range(2)]
+    shares = [joined.split(rank, 2) for rank in range(2)]
     assert sorted(index for share in shares for index in read(share)[1]) == list(range(14))
     with pytest.raises(ValueError, match="Expected `loader` to be a DataLoader of a data set with an index"):
-        from_batches([VALUES]).share(0, 2)
+        from_batches([VALUES]).split(0, 2)
 
 
 def test_joined_sources_of_unknown_length() -> None:

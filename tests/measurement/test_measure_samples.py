@@ -127,7 +127,7 @@ def test_seconds_notes_and_methods_are_recorded() -> None:
 
 def test_render_makes_the_pictures() -> None:
     model, inputs = cases.build("mlp_2")
-    result = measure_similarity(model, source(inputs), settings=SweepSettings(k=2), render=lambda x: f"{float(x[0]):.3f}")
+    result = measure_similarity(model, source(inputs), settings=SweepSettings(k=2, render=lambda x: f"{float(x[0]):.3f}"))
     assert result.queries.shown == [f"{float(x[0]):.3f}" for x in inputs]
 
 

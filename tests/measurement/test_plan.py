@@ -18,7 +18,6 @@ from lightning_netsim.measurement.plan import (
     make_plan,
     measure_rates,
     memory_budget,
-    plan_record,
 )
 from lightning_netsim.measurement.settings import SweepSettings
 
@@ -150,7 +149,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_record() -> None:
-    record = plan_record(plan(1000), {"layer": 4}, 1e9 + 0.5)
+    record = plan(1000).as_record(16, {"layer": 4}, 1e9 + 0.5)
     assert record["methods"] == {"layer": 4}
     assert record["memory_budget"] == 1_000_000_000
     assert record["kind"] == "store"

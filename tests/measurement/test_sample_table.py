@@ -182,7 +182,7 @@ def test_values_have_no_margin(labels: Any) -> None:
 def test_the_margin_of_several_processes_is_the_same_in_each() -> None:
     values, nothing = table({"outputs": torch.randn(3, 2), "labels": torch.rand(3, 2)}), SampleTable(1e9)
     tables = [values, nothing]
-    class_oracles.in_threads(lambda processes: tables[processes.rank].share(processes), 2)
+    class_oracles.in_threads(lambda processes: tables[processes.rank].merge(processes), 2)
     assert [made.margin() for made in tables] == [None, None]
 
 

@@ -17,7 +17,7 @@ from lightning_netsim.jacobian.feature_batches import DenseFeatureBatch
 from lightning_netsim.measurement.measure import measure_similarity
 from lightning_netsim.measurement.result import SimilarityResult
 from lightning_netsim.measurement.settings import SweepSettings
-from lightning_netsim.measurement.sums import Counting, class_labels_of
+from lightning_netsim.measurement.sums import Counting
 from lightning_netsim.measurement.swept_set import SweptSet
 from tests import cases, class_oracles, oracles
 from tests.measuring import classifier, loader, oracle, whole
@@ -297,32 +297,13 @@ def test_an_analysis_shows_the_table() -> None:
     close(torch.tensor(analysis.samples["other_class_similarity"].to_numpy()), means[1])
 
 
-@pytest.mark.parametrize(
-    ("labels", "wanted"),
-    [
-        (torch.tensor([3, 1]), [3, 1]),
-        (torch.tensor([[3], [1]]), [3, 1]),
-        (["a", 2], ["a", 2]),
-        ([True, False], [True, False]),
-        ([torch.tensor(1), torch.tensor(0)], [1, 0]),
-        ([0.0, 1.0], None),
-        (torch.tensor([0.0, 1.0]), None),
-        (torch.zeros(2, 3), None),
-        ([None, 1], None),
-        (None, None),
-    ],
-)
-def test_which_labels_are_classes(labels: Any, wanted: list[Any] | None) -> None:
-    assert class_labels_of(SimilarityBatch(torch.zeros(2, 3), labels)) == wanted
-
-
 def test_queries_are_joined_with_their_ids() -> None:
     counting, batch = Counting(1e9, in_passing=True), DenseFeatureBatch(torch.tensor([[1.0, 0], [0, 0], [0, 1]]))
     read = SimilarityBatch(torch.zeros(3, 2), torch.tensor([4, 4, 5]))
     counting.add(counting.sum(batch, read), 2)
     assert [len(part) for part in (*counting.soft, *counting.own)] == [0, 0, 0, 0]
     for labels, ids in (([4, 4, 5], [10, 12]), (None, [7, 3]), ([5, 4, 4], [1, 2])):
-        counting.take(counting.ask(batch, labels), batch.valid, torch.tensor(ids))
+        counting.take(counting.ask(batch, SimilarityBatch(torch.zeros(3, 2), labels)), batch.valid, torch.tensor(ids))
     assert counting.soft[0].tolist() == [1] * 6
     assert counting.soft[1].tolist() == [10, 12, 7, 3, 1, 2]
     assert counting.own[0].tolist() == [1, 1, 0, 0]
@@ -348,7 +329,7 @@ def shared(*labels: Any) -> list[Counting]:
         swept(counting, DenseFeatureBatch(torch.ones(len(own), 1)), own, start)
         for counting, own, start in zip(countings, labels, starts, strict=True)
     ]
-    class_oracles.in_threads(lambda processes: countings[processes.rank].share(sets[processes.rank], processes), len(labels))
+    class_oracles.in_threads(lambda processes: countings[processes.rank].merge(sets[processes.rank], processes), len(labels))
     return countings
 
 

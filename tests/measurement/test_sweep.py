@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_netsim.data.sources import Chunk
 from lightning_netsim.measurement.measure import measure_similarity
 from lightning_netsim.measurement.settings import SweepSettings
-from lightning_netsim.measurement.sweep import Sweeper
+from lightning_netsim.measurement.sweep import FeatureReader
 from tests.measuring import check_counts, classifier, source
 
 
@@ -77,12 +77,21 @@ def test_autocast_reaches_the_forward_pass_only_where_it_is_inherited(precision:
     assert difference < 0.5
 
 
-def test_features_of_a_chunk_are_those_of_its_samples() -> None:
+def test_a_chunk_is_read_once_with_all_that_belongs_to_it() -> None:
     model, inputs = classifier(), torch.randn(6, 6)
-    sweeper = Sweeper(model, SweepSettings(compare_activations=False))
+    calls: list[int] = []
+    model.register_forward_hook(lambda module, args, output: calls.append(len(output)))
+    reader = FeatureReader(model, SweepSettings())
     chunk = Chunk(inputs, torch.arange(6))
-    sweeper.prepare(chunk)
-    features = sweeper.features(chunk)
-    again = sweeper.features(chunk, features.normalization)
-    assert torch.equal(features.inner(again), features.inner(features))
-    assert torch.equal(sweeper.read(chunk).outputs, model(inputs))
+    reader.prepare(chunk)
+    calls.clear()
+    swept = reader.read(chunk, activations=True)
+    assert calls == [6]
+    again = reader.read(chunk, swept.features.normalization)
+    assert torch.equal(swept.features.inner(again.features), swept.features.inner(swept.features))
+    assert torch.equal(swept.read.outputs, model(inputs))
+    assert swept.activations is not None
+    torch.testing.assert_close(swept.activations.vectors(), torch.nn.functional.normalize(model[:4](inputs)))
+    assert again.activations is None
+    assert swept.name == (0, 6)
+    assert swept.valid_ids.tolist() == list(range(6))

@@ -14,7 +14,7 @@ from lightning_netsim.measurement.result import SampleSet, SimilarityResult
 from lightning_netsim.measurement.settings import SweepSettings
 from lightning_netsim.records import tables
 from lightning_netsim.records.record import SCHEMA_VERSION, read_record, write_record
-from lightning_netsim.records.tables import are_of_classes, make_record, scalars
+from lightning_netsim.records.tables import make_record, scalars
 
 NAN = float("nan")
 
@@ -53,22 +53,6 @@ def made(queries: SampleSet, reference: SampleSet | None = None, **changes: Any)
 
 SETTINGS = SweepSettings(k=2, directions="all", thresholds=(0.9,), powers=(1.5,))
 INDEX = [3, 5, 7, 9]
-
-
-@pytest.mark.parametrize(
-    ("predictions", "labels", "shown"),
-    [
-        ([0, 3] * 20, [0, 1] * 20, True),
-        ([2, 63] * 20, [0, 1] * 20, False),  # The 64th output of an embedding is no class.
-        ([2, 63] * 19 + [0, 1], [0, 1] * 20, False),  # Some of them agree with the labels by chance.
-        ([0, 999] * 20, [0, 1] * 20, True),  # Of a thousand classes, data may hold two.
-        ([63], [0], True),  # One sample says nothing.
-        ([0, 40] * 20, ["a", "b"] * 20, True),
-        ([0, 40] * 20, [-1] * 40, True),
-    ],
-)
-def test_predictions_are_shown_where_outputs_can_be_classes(predictions: list[Any], labels: list[Any], shown: bool) -> None:
-    assert are_of_classes(predictions, labels) == shown
 
 
 def test_predictions_that_are_no_classes_are_no_column(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +193,10 @@ def test_meta_holds_settings_findings_and_context() -> None:
         "seconds": 0.5,
         "epoch": 4,
         "stage": "test",
+        "global_step": None,
+        "reference": "other",
+        "weights": "raw",
+        "class_names": None,
     }
     assert {key: meta[key] for key in wanted} == wanted
     assert set(meta) == {*wanted, "versions"}
