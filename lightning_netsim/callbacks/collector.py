@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from lightning_netsim.data import trees
 from lightning_netsim.data.sources import (
     Chunk,
     SampleSource,
-    fixed_subset,
     from_loader,
     is_indexed,
     is_sequential,
@@ -47,17 +47,23 @@ class Collector:
         budget: float,
         seed: int,
     ) -> None:
-        self._trainer = trainer
-        self._loaders = loaders
         self._num_batches = [None if size == float("inf") else int(size) for size in num_batches]
+        self._read_again = [
+            from_loader(loader, transfer(trainer, number), max_samples, seed, _in_all_processes(loader, limit))
+            for number, (loader, limit) in enumerate(zip(loaders, self._num_batches, strict=True))
+        ]
         self._max_samples = max_samples
         self._room = budget
-        self._seed = seed
-        # Several processes each see their own share: one of them reads the whole set.
+        self._can_read_again = all(is_indexed(loader) for loader in loaders)
+        # Several processes each see their own part: one of them reads the whole set.
         self._keeps = trainer.world_size == 1 and all(is_sequential(loader) or not is_indexed(loader) for loader in loaders)
         self._kept: list[list[Chunk]] = [[] for _ in loaders]
         self._seen = [0] * len(loaders)
-        self._subsets = [self._subset(loader, limit) for loader, limit in zip(loaders, self._num_batches, strict=True)]
+
+    @property
+    def num_samples(self) -> int | None:
+        """Return how many samples are measured; None where a data set has no length."""
+        return join_sources(self._read_again).num_samples
 
     @property
     def length_is_known(self) -> bool:
@@ -78,7 +84,7 @@ class Collector:
             return
         index = torch.arange(start, start + size)
         chunk = Chunk(batch, index, batch_idx, dataloader_idx)
-        subset = self._subsets[dataloader_idx]
+        subset = self._read_again[dataloader_idx].positions
         wanted = torch.isin(index, subset) if subset is not None else index < (self._max_samples or start + size)
         if not bool(wanted.any()):
             return
@@ -89,8 +95,8 @@ class Collector:
             self._kept[dataloader_idx].append(Chunk(kept, chunk.index, batch_idx, dataloader_idx))
             return
         self._keeps = False
-        self._kept = [[] for _ in self._loaders]
-        if not all(is_indexed(loader) for loader in self._loaders):
+        self._kept = [[] for _ in self._seen]
+        if not self._can_read_again:
             raise expected(
                 "memory_budget",
                 "enough to keep the validation batches of a loader that cannot be read again in order",
@@ -101,52 +107,24 @@ class Collector:
     def source(self, pl_module: LightningModule) -> SampleSource:
         """Return the samples of the epoch."""
         if not self._keeps:
-            return join_sources(
-                [
-                    from_loader(
-                        loader, transfer(self._trainer, number), self._max_samples, self._seed, total_batches(loader, limit)
-                    )
-                    for number, (loader, limit) in enumerate(zip(self._loaders, self._num_batches, strict=True))
-                ]
-            )
-        return join_sources(
-            [_kept_source(kept, seen, pl_module.device) for kept, seen in zip(self._kept, self._seen, strict=True)]
-        )
-
-    def _subset(self, loader: Any, limit: int | None) -> Tensor | None:
-        size = num_samples(loader, float("inf") if limit is None else limit, None)
-        return None if size is None else fixed_subset(size, self._max_samples, self._seed)
+            return join_sources(self._read_again)
+        return join_sources([_kept_source(*pair, pl_module.device) for pair in zip(self._kept, self._seen, strict=True)])
 
 
 def _kept_source(kept: list[Chunk], seen: int, device: torch.device) -> SampleSource:
-    index = torch.cat([chunk.index for chunk in kept]) if kept else torch.tensor([], dtype=torch.int64)
-    whole = len(index) == seen
+    """Return the batches that were kept of one loader, of which so many samples were seen."""
+    index = torch.cat([torch.zeros(0, dtype=torch.int64), *(chunk.index for chunk in kept)])
     return SampleSource(
-        lambda: (Chunk(trees.moved(c.batch, device), c.index, c.batch_idx, c.dataloader) for c in kept),
+        lambda: (replace(chunk, batch=trees.moved(chunk.batch, device)) for chunk in kept),
         len(index),
-        None if whole else index,
+        None if len(index) == seen else index,
         extent=seen,
     )
 
 
-def total_batches(loader: Any, num_batches: int | None) -> int | None:
+def _in_all_processes(loader: Any, num_batches: int | None) -> int | None:
     """Return how many batches of a loader all processes together take, where each takes `num_batches`; None if unknown."""
     return None if num_batches is None else num_batches * getattr(getattr(loader, "sampler", None), "num_replicas", 1)
-
-
-def num_samples(loader: Any, num_batches: float, max_samples: int | None) -> int | None:
-    """Return how many samples of a loader are measured; None where its data set has no length.
-
-    Args:
-        loader: the loader.
-        num_batches: how many of its batches each process takes; infinite if unknown.
-        max_samples: the size of the subset; None for all.
-    """
-    if not is_indexed(loader):
-        return None
-    limit = None if num_batches == float("inf") else int(num_batches)
-    source = from_loader(loader, lambda batch, batch_idx: batch, max_samples, limit_batches=total_batches(loader, limit))
-    return source.num_samples
 
 
 def transfer(trainer: Trainer, dataloader_idx: int = 0) -> Callable[[Any, int], Any]:

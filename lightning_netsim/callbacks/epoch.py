@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
-from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
+from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_netsim._checks import check_neighbors_fit, expected
-from lightning_netsim.callbacks.collector import Collector, WeightSnapshot, num_samples, transfer
+from lightning_netsim.callbacks.collector import Collector, WeightSnapshot, transfer
 from lightning_netsim.data.processes import Processes
 from lightning_netsim.data.sources import SampleSource, from_loader, is_indexed
 from lightning_netsim.jacobian.isolation import mute, unchanged
 from lightning_netsim.measurement.measure import check_model, measure_similarity
 from lightning_netsim.measurement.plan import memory_budget
-from lightning_netsim.measurement.progress import Progress, between_bars, progress_bar
+from lightning_netsim.measurement.progress import Progress, progress_bar
 from lightning_netsim.measurement.result import SimilarityResult
 from lightning_netsim.measurement.settings import SweepSettings
 from lightning_netsim.report.pictures import Pictures
@@ -47,12 +47,18 @@ class EpochMeasurement:
         self.trainer, self.pl_module, self.settings = trainer, pl_module, settings
         self.loaders = flat_loaders(trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders)
         self.reference_loader = _training_loader(trainer) if reference == "train" else reference
-        self._compares_with_itself = reference is None
-        self._num_batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
         self._check_loaders()
-        self._check_size()
+        self._reference: SampleSource | None = None
+        if self.reference_loader is not None:
+            self._reference = from_loader(self.reference_loader, transfer(trainer), settings.max_samples, settings.seed)
+        num_batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
         budget = memory_budget(settings)
-        self._collector = Collector(trainer, self.loaders, self._num_batches, settings.max_samples, budget, settings.seed)
+        self._collector = Collector(trainer, self.loaders, num_batches, settings.max_samples, budget, settings.seed)
+        size = self._collector.num_samples if reference is None else None
+        if self._reference is not None:
+            size = self._reference.num_samples
+        if size is not None:
+            check_neighbors_fit(settings.k, size, reference is None)
         self._snapshot: WeightSnapshot | None = None
 
     def see(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
@@ -70,7 +76,7 @@ class EpochMeasurement:
         with self._isolated():
             check_model(self.pl_module, batch, batch_idx, self.settings)
 
-    def measure(self, announce: bool) -> tuple[SimilarityResult, Pictures]:
+    def measure(self, announce: Callable[[str], None] | None) -> tuple[SimilarityResult, Pictures]:
         """Measure the samples seen, leaving everything else as it is."""
         with ExitStack() as stack:
             stack.enter_context(self._isolated())
@@ -82,10 +88,10 @@ class EpochMeasurement:
             result = measure_similarity(
                 self.pl_module,
                 self._collector.source(self.pl_module),
-                self._reference_source(),
+                self._reference,
                 self.settings,
                 progress=progress,
-                announce=_say if announce else None,
+                announce=announce,
                 processes=Processes.current(),
             )
         if result.queries.ids is None and not all(is_indexed(loader) for loader in self.loaders):
@@ -99,51 +105,26 @@ class EpochMeasurement:
             mute(self.pl_module, LightningModule)  # What the forward pass would log is not of this epoch.
             yield
 
-    def _reference_source(self) -> SampleSource | None:
-        if self.reference_loader is None:
-            return None
-        return from_loader(self.reference_loader, transfer(self.trainer), self.settings.max_samples, self.settings.seed)
-
     def _check_loaders(self) -> None:
         if not self.loaders:
             raise expected("loader", "at least one validation loader", "none")
-        loop: Any = _evaluation_loop(self.trainer)
+        trainer = self.trainer
+        evaluation = trainer.test_loop if trainer.testing else trainer.validate_loop
+        loop: Any = trainer.fit_loop.epoch_loop.val_loop if trainer.state.fn == "fit" else evaluation
         if len(self.loaders) > 1 and not loop._is_sequential:
             remedy = 'Return a list of loaders, or use CombinedLoader(..., mode="sequential").'
             raise expected("loader", "validation loaders gone through one after the other", "a combination of them", remedy)
         loaders = self.loaders if self.reference_loader is None else [*self.loaders, self.reference_loader]
-        if self.trainer.world_size > 1 and not all(is_indexed(loader) for loader in loaders):
+        if trainer.world_size > 1 and not all(is_indexed(loader) for loader in loaders):
             wanted = "a DataLoader of a data set with an index and a length, since several processes share it"
             raise expected("loader", wanted, "one without", "Use a single device.")
-
-    def _check_size(self) -> None:
-        if self._compares_with_itself:
-            sizes = [
-                num_samples(*pair, self.settings.max_samples) for pair in zip(self.loaders, self._num_batches, strict=True)
-            ]
-        elif self.reference_loader is not None:
-            sizes = [num_samples(self.reference_loader, float("inf"), self.settings.max_samples)]
-        else:
-            return
-        known = [size for size in sizes if size is not None]
-        if len(known) == len(sizes):
-            check_neighbors_fit(self.settings.k, sum(known), self._compares_with_itself)
-
-
-def _say(text: str) -> None:
-    with between_bars():
-        rank_zero_info(f"SimilarityMonitor: {text}")
 
 
 def flat_loaders(loaders: Any) -> list[Any]:
     """Return the loaders of a collection of them in order."""
     if loaders is None:
         return []
-    if isinstance(loaders, CombinedLoader):
-        return list(loaders.flattened)
-    if isinstance(loaders, dict):
-        return list(loaders.values())
-    return list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]
+    return list((loaders if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders)).flattened)
 
 
 def _training_loader(trainer: Trainer) -> Any:
@@ -156,36 +137,22 @@ def _training_loader(trainer: Trainer) -> Any:
     return loaders[0]
 
 
-def _evaluation_loop(trainer: Trainer) -> Any:
-    if trainer.state.fn == "fit":
-        return trainer.fit_loop.epoch_loop.val_loop
-    return trainer.test_loop if trainer.testing else trainer.validate_loop
-
-
 @contextmanager
 def shown_progress(trainer: Trainer) -> Iterator[Progress | None]:
     """Yield the function that shows progress in the style of the Trainer's bar; None where it shows none."""
     bar = trainer.progress_bar_callback
-    if isinstance(bar, RichProgressBar) and bar.is_enabled and bar.progress is not None:
-        yield from _rich(bar)
-    elif isinstance(bar, TQDMProgressBar) and bar.is_enabled:
+    if isinstance(bar, TQDMProgressBar) and bar.is_enabled:
         with progress_bar(position=2) as tell:
             yield tell
+    elif isinstance(bar, RichProgressBar) and bar.is_enabled and bar.progress is not None:
+        rich = bar.progress
+        task = rich.add_task("netsim", total=1.0)
+        try:
+            yield lambda stage, done, total: rich.update(
+                task, description=f"netsim {stage}", completed=done, total=total or float("inf")
+            )
+        finally:
+            # Removing a task would shift the numbers by which the Trainer's bar finds its own.
+            rich.update(task, visible=False)
     else:
         yield None
-
-
-def _rich(bar: RichProgressBar) -> Iterator[Progress]:
-    progress = bar.progress
-    if progress is None:
-        return
-    task = progress.add_task("netsim", total=1.0)
-
-    def tell(stage: str, done: int, total: int | None) -> None:
-        progress.update(task, description=f"netsim {stage}", completed=done, total=total or float("inf"))
-
-    try:
-        yield tell
-    finally:
-        # Removing a task would shift the numbers by which the Trainer's bar finds its own.
-        progress.update(task, visible=False)

@@ -11,11 +11,12 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_netsim._checks import check_choice, check_positive_int, check_positive_number, check_writable, expected
 from lightning_netsim.callbacks.epoch import EpochMeasurement
 from lightning_netsim.callbacks.publisher import Publisher, print_summary
+from lightning_netsim.measurement.progress import between_bars
 from lightning_netsim.measurement.result import SimilarityResult
 from lightning_netsim.measurement.settings import SweepSettings, takes_settings
 from lightning_netsim.records.record import RECORDS, Record, read_record
@@ -220,7 +221,7 @@ class SimilarityMonitor(Callback):
         epoch, self._epoch = self._epoch, None
         if epoch is not None:
             start = time.perf_counter()
-            result, pictures = epoch.measure(announce=not self._announced)
+            result, pictures = epoch.measure(None if self._announced else _announce)
             self._announced = True
             if trainer.is_global_zero:
                 self._take(trainer, epoch, result, pictures)
@@ -270,3 +271,8 @@ class SimilarityMonitor(Callback):
             kept = self._best if self.keep == "best" and self._path is not None else None
             record, path = (self.record, self._path) if kept is None else (read_record(kept[1]), Path(kept[1]))
             print_summary(trainer, record, path)
+
+
+def _announce(text: str) -> None:
+    with between_bars():
+        rank_zero_info(f"SimilarityMonitor: {text}")

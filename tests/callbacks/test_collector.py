@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_netsim._checks import NetsimError
-from lightning_netsim.callbacks.collector import Collector, WeightSnapshot, num_samples, total_batches
+from lightning_netsim.callbacks.collector import Collector, WeightSnapshot
 from tests.callbacks.runs import Batches, Points, Stream
 from tests.callbacks.small import points
 
@@ -130,15 +130,16 @@ def test_a_loader_of_whole_batches_is_numbered_by_sample() -> None:
 
 
 def test_the_number_of_samples_is_that_of_all_processes() -> None:
-    assert num_samples(points(), 3, None) == 22
-    assert num_samples(points(), 2, None) == 16
-    assert num_samples(points(), INF, 5) == 5
-    assert num_samples(DataLoader(Stream(), batch_size=8), INF, 5) is None
+    def number(loader: Any, num_batches: float, max_samples: int | None = None) -> int | None:
+        return Collector(fake_trainer(), [loader], [num_batches], max_samples, 1e9, 0).num_samples
+
+    assert number(points(), 3) == 22
+    assert number(points(), 2) == 16
+    assert number(points(), INF, 5) == 5
+    assert number(DataLoader(Stream(), batch_size=8), INF, 5) is None
     shared = DataLoader(Points(11), batch_size=2, sampler=DistributedSampler(Points(11), 2, 0, shuffle=False))
-    assert total_batches(shared, 3) == 6
-    assert total_batches(shared, None) is None
-    assert num_samples(shared, 3, None) == 11
-    assert num_samples(shared, 2, None) == 8
+    assert number(shared, 3) == 11
+    assert number(shared, 2) == 8
 
 
 def test_a_snapshot_puts_weights_in_place_and_takes_them_out_again() -> None:
