@@ -113,17 +113,6 @@ def test_left_out_rows_have_no_neighbors_and_are_nobodys(bad: float, chunk_size:
     assert bool(result.similarity[keep, 3].isnan().all())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_features_are_compared_in_higher_precision(dtype: torch.dtype) -> None:
-    features = unit_features(4, 30, k=16).to(dtype)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = kernel_neighbors(features, k=5)
-    full = kernel_neighbors(features.float(), k=5)
-    assert half.similarity.dtype == torch.float32
-    assert torch.equal(half.index, full.index)
-    assert torch.equal(half.similarity, full.similarity)
-
-
 def test_empty_query_and_bad_input() -> None:
     features = unit_features(5, 4)
     empty = kernel_neighbors(features[:0], features, k=2)
