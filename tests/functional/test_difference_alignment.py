@@ -131,15 +131,6 @@ def test_alignment_against_the_loop(norm: str, difference: str, labels: str, pai
     check(found, wanted, x)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_equidistant_classes_are_aligned_in_distance_alone(norm: str) -> None:
-    corners, labels = torch.eye(4, dtype=torch.float64)[[0, 1, 1, 2, 3]], torch.tensor([0, 1, 1, 2, 3])
-    assert float(difference_alignment_loss(corners, labels, norm=norm)) == pytest.approx(0, abs=1e-12)
-    for difference in ("abs", "signed"):
-        assert float(difference_alignment_loss(corners, labels, difference=difference, norm=norm)) > 0.5
-    assert float(difference_alignment_loss(corners * torch.tensor([1.0, 2, 1, 1]), labels, norm=norm)) > 0.1
-
-
 def test_equal_embeddings_have_a_finite_gradient() -> None:
     for difference in DIFFERENCES:
         x = torch.zeros(4, 3, requires_grad=True)

@@ -10,9 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lightning_netsim._checks import NetsimError
 from lightning_netsim.functional import (
-    effective_rank,
     inverse_root,
     kernel_matrix,
     normalized_kernel_matrix,
@@ -92,8 +90,6 @@ def test_inverse_root_takes_another_floor() -> None:
     gram = torch.diag(torch.tensor([1.0, 1e-3]))
     assert inverse_root(gram, floor=1e-2)[1].item() == 1
     assert inverse_root(gram, floor=1e-4)[1].item() == 2
-    with pytest.raises(NetsimError, match="Expected `floor` to be in"):
-        inverse_root(gram, floor=1.0)
 
 
 @pytest.mark.parametrize("bad", [0.0, math.nan, math.inf])
@@ -241,12 +237,6 @@ def test_a_sample_with_zero_or_nan_gradient_is_nan_and_alone(scalar: str) -> Non
     orthonormal, rank = orthonormal_gradients(jacobian)
     assert rank.tolist() == [2, 0, 0, 2, 2]
     assert bool((orthonormal[[1, 2]] == 0).all())
-
-
-def test_effective_rank() -> None:
-    ranks = effective_rank(torch.tensor([1, 2, 0]), torch.tensor([2, 8]))
-    assert ranks[:2].flatten().tolist() == pytest.approx([2**0.5, 8**0.5, 2, 4])
-    assert bool(ranks[2].isnan().all())
 
 
 # Properties

@@ -170,9 +170,6 @@ BAD_LABELS: dict[str, tuple[Any, str]] = {
     "missing": (None, "but got none"),
     "numbers that are not whole": (torch.zeros(5), r"but got shape \(5,\) of torch.float32"),
     "too few": (torch.zeros(4).long(), r"but got shape \(4,\) of torch.int64"),
-    "too many": (torch.zeros(6).long(), r"but got shape \(6,\) of torch.int64"),
-    "one column": (torch.zeros(5, 1).long(), r"but got shape \(5, 1\) of torch.int64"),
-    "one number": (torch.tensor(1), r"but got shape \(\) of torch.int64"),
     "a list": ([0, 0, 1, 1, 1], "but got list"),
 }
 
@@ -187,25 +184,11 @@ def test_labels_that_do_not_fit_are_refused_in_one_sentence(kind: str, fault: st
     assert "\n" not in str(caught.value)
 
 
-def test_labels_may_be_of_any_whole_kind() -> None:
-    model, inputs = network(), torch.randn(4, 4).double()
-    wanted = GroupSimilarityLoss()(batch_of(model, inputs, torch.tensor([0, 0, 1, 1])))
-    for labels in (
-        torch.tensor([False, False, True, True]),
-        torch.tensor([7, 7, 10**12, 10**12]),
-        torch.tensor([2, 2, 9, 9]).byte(),
-    ):
-        assert torch.equal(GroupSimilarityLoss()(batch_of(model, inputs, labels)), wanted)
-
-
 TRANSFORMS: dict[str, tuple[Callable[[Tensor], Any], bool]] = {
     "fewer samples": (lambda x: x[:3], False),
-    "more samples": (lambda x: torch.cat([x, x]), False),
     "no tensor": (lambda x: None, False),
     "another shape": (lambda x: x[..., :2], False),
     "another shape of each sample": (lambda x: x[:2], True),
-    "shapes that differ": (lambda x: x[: 2 + int(x[0] > 0)], True),
-    "a number for each sample": (lambda x: x.sum(), True),
     "no tensor for each sample": (lambda x: 1.0, True),
 }
 

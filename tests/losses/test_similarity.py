@@ -35,12 +35,6 @@ def _image_network() -> cases.Case:
     return model, torch.randn(6, 1, 8, 8)
 
 
-def _max_pool() -> cases.Case:
-    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 3)), torch.randn(
-        6, 2, 6, 6
-    )
-
-
 class Reader(nn.Module):
     """Tokens, attention between them, and a norm."""
 
@@ -59,21 +53,15 @@ def _reader() -> cases.Case:
     return Reader(), torch.tensor([[1, 2, 2, 0], [3, 4, 1, 6], [0, 5, 5, 3], [2, 1, 6, 0], [4, 4, 1, 3]])
 
 
-EXTRA = {"image_network": _image_network, "max_pool": _max_pool, "reader": _reader}
+EXTRA = {"image_network": _image_network, "reader": _reader}
 MODELS: dict[str, Any] = {
     "image_network": "all",
-    "max_pool": 1,
     "mlp_10": 2,
     "conv2d_dilation_stride": "all",
     "conv2d_depthwise": "contrast",
     "conv2d_same": 1,
-    "conv1d": "target",
-    "conv3d": "all",
     "transposed2d": "all",
-    "transposed1d": 1,
     "layer_norm": 2,
-    "group_norm": "all",
-    "instance_norm": "all",
     "rms_norm": "contrast",
     "batch_norm": "all",
     "reader": "contrast",
@@ -81,12 +69,9 @@ MODELS: dict[str, Any] = {
     "attention": "all",
     "transformer_layer": 1,
     "lstm": "all",
-    "gru": 1,
     "shared_parameter": "all",
-    "tied_through_function": 2,
     "called_twice": "all",
     "bare_parameter": "all",
-    "inplace_relu": 1,
     "weight_norm": "all",
     "keywords": "target",
     "softmax": "all",
