@@ -20,8 +20,7 @@ from lightning_netsim.analysis.borrowed import borrowed, to_device_of
 from lightning_netsim.data.batches import SimilarityBatch, read_batch
 from lightning_netsim.data.samples import Samples, check_positions
 from lightning_netsim.data.sources import Chunk
-from lightning_netsim.jacobian.capture import differentiable, full_float32, without_inference
-from lightning_netsim.jacobian.fallbacks import plain_attention
+from lightning_netsim.jacobian.capture import differentiable, full_float32, plain_attention, without_inference
 from lightning_netsim.jacobian.feature_batches import DenseFeatureBatch
 from lightning_netsim.measurement.plan import chunk_of, memory_budget
 from lightning_netsim.measurement.progress import Progress
