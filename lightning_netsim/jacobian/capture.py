@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,19 +172,15 @@ def _holds_inference_tensors(model: nn.Module) -> bool:
 def full_float32() -> Iterator[None]:
     """Switch off autocast, and the rounding of factors to ten bits that CUDA devices do by default in convolutions."""
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv"))  # noqa: B009
-    saved = [backend.fp32_precision for backend in backends]
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     with ExitStack() as stack:
         stack.enter_context(torch.autocast("cpu", enabled=False))
         if accelerator is not None:
             stack.enter_context(torch.autocast(accelerator.type, enabled=False))
-        try:
-            for backend in backends:
-                backend.fp32_precision = "ieee"
-            yield
-        finally:
-            for backend, precision in zip(backends, saved, strict=True):
-                backend.fp32_precision = precision
+        for backend in backends:
+            stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
+            backend.fp32_precision = "ieee"
+        yield
 
 
 @contextmanager
@@ -196,14 +192,10 @@ def differentiable(model: nn.Module | None = None) -> Iterator[None]:
     Args:
         model: what is to be run, if it may hold tensors that it cached in inference mode.
     """
-    cloning = torch.is_inference_mode_enabled() or (model is not None and _holds_inference_tensors(model))
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(full_float32())
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if cloning:
-            stack.enter_context(_CloneInferenceTensors())
+    caches = torch.is_inference_mode_enabled() or (model is not None and _holds_inference_tensors(model))
+    copying = _CloneInferenceTensors() if caches else nullcontext()
+    eager = torch.compiler.set_stance("force_eager")
+    with torch.inference_mode(False), torch.enable_grad(), full_float32(), eager, copying:
         yield
 
 

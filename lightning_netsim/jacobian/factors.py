@@ -448,8 +448,12 @@ class OuterFactor(AbstractFactor):
             return deltas * (self.inputs[:, 0] @ other.inputs[:, 0].mT)
         products = self.inputs.shape[1] * other.inputs.shape[0] * other.inputs.shape[1]
         at_a_time = max(1, WORKING_BYTES // max(1, products * self.inputs.element_size()))
-        parts = zip(*(torch.split(part, at_a_time) for part in self.parts), strict=True)
-        return torch.cat([_trace_of_positions(inputs, deltas, other) for inputs, deltas in parts])
+        traces = []
+        for inputs, deltas in zip(*(torch.split(part, at_a_time) for part in self.parts), strict=True):
+            by_delta = torch.einsum("iosp,jotp->isjt", deltas, other.deltas)
+            by_input = torch.einsum("isq,jtq->isjt", inputs, other.inputs)
+            traces.append((by_delta * by_input).sum((1, 3)))
+        return torch.cat(traces)
 
     def _trace_of_formed(self, other: OuterFactor) -> Tensor:
         """Return tr(GᵀG') of each pair from gradients that are formed for some rows of the weight at a time.
@@ -508,10 +512,3 @@ class OuterFactor(AbstractFactor):
         columns = direction.shape[0]
         moved = torch.unflatten(self.inputs @ direction.flatten(2).flatten(0, 1).mT, 2, (columns, -1))
         return torch.einsum("bdtp,btcp->bdc", self.deltas, moved)
-
-
-def _trace_of_positions(inputs: Tensor, deltas: Tensor, other: OuterFactor) -> Tensor:
-    """Return tr(GᵀG') of each pair from the inner products of all positions."""
-    by_delta = torch.einsum("iosp,jotp->isjt", deltas, other.deltas)
-    by_input = torch.einsum("isq,jtq->isjt", inputs, other.inputs)
-    return (by_delta * by_input).sum((1, 3))
