@@ -282,7 +282,7 @@ class PerSampleJacobian:
         return self.outputs.new_zeros(shape) if total is None else total
 
     def _columns(self, widths: Mapping[str, int], make: Callable[[str, AbstractFactor], Tensor]) -> Tensor:
-        """Return what is made of each parameter side by side, shape (B, d, ...); zeros where the outputs do not depend on it."""
+        """Return what is made of each parameter, side by side; zeros where the outputs do not depend on it."""
         size = (self.num_samples, self.num_directions)
         parts = [
             make(name, self._factors[name]) if name in self._factors else self.outputs.new_zeros(*size, widths[name])
