@@ -16,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_netsim.data import trees
 
+#: What a module was called with: positional arguments and keywords.
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 #: δ at each floating-point output of a call, shape (B, d, ...); None where nothing depends on that output.
 Deltas = tuple[Tensor | None, ...]
 
@@ -110,7 +112,7 @@ class Pass:
         forward: inputs -> projected outputs (B, d).
         inputs: the batch.
         calls: the calls of each watched module on which the outputs depend, each with its δ.
-        batch: B.
+        projected: the projected outputs, shape (B, d).
         create_graph: whether the gradients stay on the graph.
     """
 
@@ -118,8 +120,13 @@ class Pass:
     forward: Callable[[Any], Tensor]
     inputs: Any
     calls: dict[nn.Module, list[tuple[Call, Deltas]]]
-    batch: int
+    projected: Tensor
     create_graph: bool
+
+    @property
+    def batch(self) -> int:
+        """Return B."""
+        return len(self.projected)
 
     def carries_batch(self, leaf: Any) -> bool:
         """Return whether dimension 0 of `leaf` stands for the samples."""

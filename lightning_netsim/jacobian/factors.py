@@ -66,11 +66,6 @@ class AbstractFactor(ABC):
         """Return the number of bytes that the factor keeps."""
         return sum(part.nbytes for part in self.parts)
 
-    @property
-    def padding(self) -> tuple[int, ...]:
-        """Return, for each part, the number that stands where there is no gradient."""
-        return tuple(0 for _ in self.parts)
-
     def select(self, index: Tensor | slice) -> AbstractFactor:
         """Return the samples `index`: shape (B',), int64, or a slice, which copies nothing."""
         if isinstance(index, slice):
@@ -131,14 +126,15 @@ class AbstractFactor(ABC):
 
     def clear(self, start: int, stop: int) -> None:
         """Make the gradients of the samples from `start` to before `stop` zero."""
-        for part, number in zip(self.parts, self.padding, strict=True):
-            part[start:stop] = number
+        for part in self.parts:
+            part[start:stop] = 0
 
     def _padded_to(self, shapes: Sequence[tuple[int, ...]]) -> AbstractFactor:
+        """Return the factor with zeros beside its parts: where δ is zero, there is no gradient."""
         parts = []
-        for part, shape, number in zip(self.parts, shapes, self.padding, strict=True):
+        for part, shape in zip(self.parts, shapes, strict=True):
             missing = [size for wanted, have in zip(shape, part.shape[1:], strict=True) for size in (wanted - have, 0)]
-            parts.append(F.pad(part, missing[::-1], value=number) if any(missing) else part)
+            parts.append(F.pad(part, missing[::-1]) if any(missing) else part)
         return self.with_parts(parts)
 
     def joined(self, others: Sequence[AbstractFactor]) -> AbstractFactor:

@@ -57,17 +57,16 @@ def _write(tensor: Tensor, contents: Tensor) -> None:
 @contextmanager
 def muted(model: nn.Module, kind: type[nn.Module]) -> Iterator[None]:
     """Make `log` of every module of a class do nothing inside the block."""
-    modules = [module for module in model.modules() if isinstance(module, kind)]
-    saved = [vars(module).get("log") for module in modules]
+    saved = [(vars(module), vars(module).get("log")) for module in model.modules() if isinstance(module, kind)]
     mute(model, kind)
     try:
         yield
     finally:
-        for module, log in zip(modules, saved, strict=True):
+        for attributes, log in saved:
             if log is None:
-                del vars(module)["log"]
+                del attributes["log"]
             else:
-                vars(module)["log"] = log
+                attributes["log"] = log
 
 
 def mute(model: nn.Module, kind: type[nn.Module]) -> None:

@@ -227,7 +227,7 @@ class JacobianOperator:
             raise expected("forward", "a function that runs the modules of `model`", "one that calls none of them")
         projected = self.directions.project(outputs, labels)
         reached = differentiate(calls, projected, create_graph)
-        one_pass = Pass(self.model, self._projected_forward, (inputs, labels), reached, len(outputs), create_graph)
+        one_pass = Pass(self.model, self._projected_forward, (inputs, labels), reached, projected, create_graph)
         factors, failures = find_factors(one_pass, self.ownership.paths())
         # In the precision of the parameters, float32 at least.
         dtypes = [parameter.dtype for parameter in self.ownership.parameters.values()]

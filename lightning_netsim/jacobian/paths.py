@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_netsim._checks import expected
 from lightning_netsim.data import trees
-from lightning_netsim.jacobian.capture import Call, Deltas, Pass, plain_attention
+from lightning_netsim.jacobian.capture import Arguments, Deltas, Pass, plain_attention
 from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor, sum_of_calls
 from lightning_netsim.jacobian.layers import KNOWN_LAYERS
 
@@ -174,11 +174,16 @@ def _formed(one_pass: Pass, method: Method, module: nn.Module, names: Sequence[s
     """Return the gradients of parameters without a factored form, of a module or of the whole model."""
     found: list[dict[str, Tensor]] = []
     if method is Method.MODEL_VMAP:
-        found.append(_model_by_vmap(one_pass, names))
+        # One call whose output is the projected outputs: their gradient by themselves is the identity.
+        projected = one_pass.projected
+        identity = torch.eye(projected.shape[1], dtype=projected.dtype, device=projected.device).expand(one_pass.batch, -1, -1)
+        inner = [f"model.{name}" for name in names]
+        gradients = _by_vmap(one_pass, _Runner(one_pass), inner, ((one_pass.inputs,), {}), (identity,))
+        found.append(dict(zip(names, (gradients[name] for name in inner), strict=True)))
     elif method is Method.MODEL_LOOP:
         found.append(_model_by_loop(one_pass, names))
     else:
-        find = _module_by_vmap if method is Method.MODULE_VMAP else _module_by_loop
+        find = _by_vmap if method is Method.MODULE_VMAP else _module_by_loop
         for call, deltas in one_pass.calls.get(module, []):
             if not all(delta is None or one_pass.carries_batch(delta) for delta in deltas):
                 raise PathError("Dimension 0 of the module's output is not the batch.")
@@ -186,7 +191,7 @@ def _formed(one_pass: Pass, method: Method, module: nn.Module, names: Sequence[s
                 raise PathError("No input of the module has the batch as dimension 0.")
             if not call.arguments_unchanged():
                 raise PathError("An input of the module was overwritten after the call.")
-            found.append(find(one_pass, module, names, call, deltas))
+            found.append(find(one_pass, module, names, (call.args, call.kwargs), deltas))
     if not found:
         return {}
     return {name: sum_of_calls(DenseFactor(_kept(gradients[name], one_pass)) for gradients in found) for name in names}
@@ -198,9 +203,11 @@ def _kept(tensor: Tensor, one_pass: Pass) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _module_by_vmap(one_pass: Pass, module: nn.Module, names: Sequence[str], call: Call, deltas: Deltas) -> dict[str, Tensor]:
-    """Differentiate one call of `module` alone, all samples at once: for each name, shape (B, d, *shape)."""
-    batched, joined = one_pass.apart((call.args, call.kwargs))
+def _by_vmap(
+    one_pass: Pass, module: nn.Module, names: Sequence[str], arguments: Arguments, deltas: Deltas
+) -> dict[str, Tensor]:
+    """Differentiate a call of `module` alone, all samples at once: for each name, shape (B, d, *shape)."""
+    batched, joined = one_pass.apart(arguments)
     parameters = {name: module.get_parameter(name) for name in names}
 
     def one_sample(rows: list[Tensor], cotangents: list[Tensor]) -> dict[str, Tensor]:
@@ -214,36 +221,20 @@ def _module_by_vmap(one_pass: Pass, module: nn.Module, names: Sequence[str], cal
     return found
 
 
-def _module_by_loop(one_pass: Pass, module: nn.Module, names: Sequence[str], call: Call, deltas: Deltas) -> dict[str, Tensor]:
-    """Differentiate one call of `module` alone, sample by sample; result as in `_module_by_vmap`."""
+def _module_by_loop(
+    one_pass: Pass, module: nn.Module, names: Sequence[str], arguments: Arguments, deltas: Deltas
+) -> dict[str, Tensor]:
+    """Differentiate a call of `module` alone, sample by sample; result as in `_by_vmap`."""
     # An alias of each parameter: where the inputs depend on the same parameter, that path belongs to another call.
     values = {name: module.get_parameter(name).view_as(module.get_parameter(name)) for name in names}
 
     def one_sample(number: int) -> tuple[list[Tensor], list[list[Tensor]]]:
-        args, kwargs = one_pass.sample((call.args, call.kwargs), number)
+        args, kwargs = one_pass.sample(arguments, number)
         rows = [delta[number] for delta in deltas if delta is not None]
         outputs = _reached(functional_call(module, values, args, kwargs), deltas)
         return outputs, [[row[column].unsqueeze(0) for row in rows] for column in range(len(rows[0]))]
 
     return _by_loop(one_pass, values, one_sample)
-
-
-def _model_by_vmap(one_pass: Pass, names: Sequence[str]) -> dict[str, Tensor]:
-    """Differentiate the projected outputs of the whole model, all samples at once: for each name, shape (B, d, *shape)."""
-    runner = _Runner(one_pass)
-    batched, joined = one_pass.apart(one_pass.inputs)
-    parameters = {f"model.{name}": one_pass.model.get_parameter(name) for name in names}
-
-    def one_sample(rows: list[Tensor]) -> dict[str, Tensor]:
-        sample = joined(rows)
-        outputs, pull = vjp(lambda values: functional_call(runner, values, (sample,), tie_weights=True), parameters)[:2]
-        identity = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
-        gradients: dict[str, Tensor] = vmap(lambda row: pull(row.unsqueeze(0))[0])(identity)
-        return gradients
-
-    with plain_attention():
-        found = vmap(one_sample)(batched)
-    return {name: found[f"model.{name}"] for name in names}
 
 
 class _Runner(nn.Module):
@@ -259,7 +250,7 @@ class _Runner(nn.Module):
 
 
 def _model_by_loop(one_pass: Pass, names: Sequence[str]) -> dict[str, Tensor]:
-    """Differentiate the projected outputs of the whole model, sample by sample; result as in `_model_by_vmap`."""
+    """Differentiate the projected outputs of the whole model, sample by sample; result as in `_by_vmap`."""
 
     def one_sample(number: int) -> tuple[list[Tensor], list[list[Tensor]]]:
         outputs = one_pass.forward(one_pass.sample(one_pass.inputs, number))

@@ -197,6 +197,11 @@ def test_the_derivative_of_formed_convolution_gradients(name: str, directions: i
             assert got is not None
             close(got, right, 1e-12)
     assert pull_gradients(*factor.parts, cotangent, factor.geometry, (False, True))[0] is None
+    unformed, rows = convolution(name, directions), torch.randn(directions, *factor.shape, dtype=torch.float64)
+    dense = unformed.with_parts(unformed.parts).dense()
+    near(unformed.dot(rows), dense @ rows.flatten(1).mT)
+    near(unformed.trace_dot(rows), (dense * rows.flatten(1)).sum((1, 2)))
+    near(unformed.weighted_sum(rows.new_ones(3, directions, 2)).flatten(1)[1], dense.sum((0, 1)))
     check_products(factor, 2)
     if factor.geometry.groups == 1:
         near(factor._gram_by_pixels(), factor.dense() @ factor.dense().mT)
