@@ -183,26 +183,3 @@ def test_a_direction_that_does_not_fit_is_refused(direction: Any, got: str) -> N
     )
     with pytest.raises(NetsimError, match=message):
         JacobianOperator(model).tangent(inputs, direction)
-
-
-class _Doubled(torch.autograd.Function):
-    """An operation without a forward-mode derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x * 2
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad * 2
-
-
-def test_an_operation_without_a_forward_mode_derivative_has_a_tangent() -> None:
-    inputs = torch.randn(5, 4, dtype=torch.float64)
-    first, last = nn.Linear(4, 3).double(), nn.Linear(3, 2).double()
-    found, wanted = (
-        JacobianOperator(nn.Sequential(first, nn.Tanh(), cases.Lambda(double), last)).tangent(inputs, inputs).materialize()
-        for double in (_Doubled.apply, lambda x: x * 2)
-    )
-    assert wanted.any()
-    close(found, wanted, 1e-12)
