@@ -97,6 +97,9 @@ def test_notes_recommend_logits() -> None:
     logits = GradientFeatures(model[0], directions="all")
     logits(inputs)
     assert not logits.notes
+    positive = GradientFeatures(nn.Sequential(model[0], nn.Softplus()), directions="all")
+    positive(inputs)
+    assert not positive.notes
     # Directions may be fewer than outputs, but probabilities stay probabilities.
     few = GradientFeatures(model, directions=2)
     few(inputs)

@@ -58,6 +58,10 @@ def test_each_parameter_takes_the_cheapest_path_that_is_right(name: str) -> None
 
 
 def test_a_module_is_a_known_layer_if_it_does_nothing_beside_it() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
     watched = nn.Linear(3, 2)
     watched.register_forward_pre_hook(lambda module, args: None)
     parent = nn.Linear(3, 2)
@@ -65,7 +69,7 @@ def test_a_module_is_a_known_layer_if_it_does_nothing_beside_it() -> None:
     extended = nn.Linear(3, 2)
     extended.scale = nn.Parameter(torch.ones(1))
     known = [nn.Linear(3, 2), cases.Subclassed(3, 2), nn.InstanceNorm2d(3, affine=True)]
-    others = [cases.LowRank(3, 2), weight_norm(nn.Linear(3, 2)), nn.Bilinear(3, 2, 2), watched, parent, extended]
+    others = [Doubled(3, 2), cases.LowRank(3, 2), weight_norm(nn.Linear(3, 2)), nn.Bilinear(3, 2, 2), watched, parent, extended]
     assert [is_known_layer(module) for module in (*known, *others)] == [True] * len(known) + [False] * len(others)
     assert Ownership(cases.build("shared_parameter")[0]).path("first.weight").method.name == "MODEL_VMAP"
 
