@@ -9,8 +9,8 @@ import pytest
 
 PUBLIC = {
     "lightning_netsim": """
-        ActivationFeatures ContrastiveMixin DenoisedLabels DifferenceAlignmentMixin EmbeddingMetrics GradientFeatures IssueReport
-        JacobianOperator KernelNeighbors KernelNeighborsResult LabelDenoising MMDMixin NeighborAnswer NeighborCount
+        ActivationFeatures ContrastiveMixin DenoisedLabels DifferenceAlignmentMixin EmbeddingMetrics GradientFeatures
+        IssueReport JacobianOperator KernelNeighbors KernelNeighborsResult LabelDenoising MMDMixin NeighborAnswer NeighborCount
         NeighborCountResult NeighborIndex NetsimError PerSampleJacobian RareFirstSampler ReviewedDataset SimilarityAnalysis
         SimilarityBatch SimilarityMixin SimilarityMonitor TransferAnswer __version__ analyze apply_review denoise_labels
         find_issues find_neighbors find_transfer kernel_neighbors load_run neighbor_count pairwise_similarity
