@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import MNIST
 
-from benchmarks.resnet20 import ResNet20, load_resnet20
+from lab.data import read_cifar
+from lab.networks import IMAGENET_MEAN, IMAGENET_STD, ResNet20, load_resnet20
+from lightning_netsim._checks import NetsimError
 from lightning_netsim.demos import MNISTNetwork
 from lightning_netsim.jacobian import Directions
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TRAINING_STEPS = 300
 
 
@@ -124,18 +124,16 @@ def cifar(data_dir: str, number: int, chunk_size: int = 64) -> Problem:
         number: N. Up to 1,000 images come from the test set, up to 4,000 from the training set.
         chunk_size: images differentiated at a time.
     """
-    subset, weights = Path(data_dir, "cifar10/cifar10_subset.npz"), Path(data_dir, "weights/resnet20-12fca82f.th")
-    if weights.is_file():
-        network, trained = load_resnet20(weights), "trained weights"
-    else:
+    try:
+        network, trained = load_resnet20(data_dir), "trained weights"
+    except NetsimError:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network, trained = ResNet20().eval(), "initial weights"
     images, what = random_images(number, (3, 32, 32)), "random images"
-    if subset.is_file():
-        part = "test" if number <= 1_000 else "train"
-        with np.load(subset) as arrays:
-            found = torch.from_numpy(arrays[f"x_{part}"][:number]).permute(0, 3, 1, 2).contiguous()
+    part = "test" if number <= 1_000 else "train"
+    with contextlib.suppress(NetsimError):
+        found = read_cifar(data_dir, part)[0][:number]
         if len(found) == number:
             images, what = found, f"CIFAR-10 {part}{'ing' if part == 'train' else ''} images"
     return Problem(network, images, f"{what}, {trained}", IMAGENET_MEAN, IMAGENET_STD, chunk_size)

@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from benchmarks.resnet20 import load_resnet20
+from lab.networks import load_resnet20
 from lightning_netsim._checks import expected
 from lightning_netsim.demos import DigitsDataModule, DigitsNetwork, MNISTDataModule, MNISTNetwork
 from lightning_netsim.demos.photographs import find_photographs, read_photograph
@@ -138,7 +138,7 @@ class Problem:
             path = Path(self.data_dir) / "weights" / "resnet20-12fca82f.th"
             if not path.is_file():
                 raise expected("data_dir", "a directory with weights/resnet20-12fca82f.th in it", repr(self.data_dir))
-            return nn.Sequential(Standardized(), load_resnet20(path)).eval()
+            return nn.Sequential(Standardized(), load_resnet20(self.data_dir)).eval()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return self._train(DigitsNetwork() if self.name == "digits" else MNISTNetwork())

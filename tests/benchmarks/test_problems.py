@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.problems import cifar, mnist
-from benchmarks.resnet20 import ResNet20
+from lab.networks import ResNet20
 from tests.benchmarks.conftest import NOWHERE
 
 

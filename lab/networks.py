@@ -1,4 +1,4 @@
-"""The ResNet-20 of the CIFAR-10 experiments, whose trained weights are published by others."""
+"""Networks that several scripts measure on: a small one for MNIST, and a ResNet-20 whose trained weights others published."""
 
 from __future__ import annotations
 
@@ -7,6 +7,27 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lightning_netsim._checks import expected
+
+# The mean and deviation of the colors of ImageNet, which published networks expect to be taken out.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class SmallNetwork(nn.Sequential):
+    """Map images of 28×28 pixels to ten logits, by two convolutions with stride 2 and two linear layers: 27,690 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 8, kernel_size=5, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, kernel_size=3, stride=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(400, 64),
+            nn.ReLU(),
+            nn.Linear(64, 10),
+        )
 
 
 class Block(nn.Module):
@@ -57,8 +78,15 @@ class ResNet20(nn.Module):
         return logits
 
 
-def load_resnet20(path: Path) -> ResNet20:
-    """Return the network with the weights of a file whose keys begin with `module.`, in evaluation mode."""
+def load_resnet20(data_dir: str | Path) -> ResNet20:
+    """Return the network with the weights of `weights/resnet20-12fca82f.th`, in evaluation mode.
+
+    Raises:
+        NetsimError: if there is no such file.
+    """
+    path = Path(data_dir, "weights", "resnet20-12fca82f.th")
+    if not path.is_file():
+        raise expected("data_dir", "a directory with weights/resnet20-12fca82f.th in it", repr(str(data_dir)))
     network = ResNet20()
     weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     network.load_state_dict({name.removeprefix("module."): value for name, value in weights.items()})
