@@ -11,19 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from lightning_netsim import PerSampleJacobian, per_sample_jacobian
-from lightning_netsim.demos import MNISTDataModule
 from lightning_netsim.estimators import LabelDenoising
 from lightning_netsim.functional.results import LabelDenoisingResult
 from lightning_netsim.jacobian.feature_batches import GradientFeatureBatch
 
 CLASSES = 10
 BATCH_SIZE, LEARNING_RATE = 50, 2e-3
-
-
-def load_digits(data_dir: str) -> tuple[Tensor, Tensor]:
-    """Return the training images of MNIST, shape (N, 1, 28, 28), from 0 to 1, and their classes, shape (N,)."""
-    images, classes = MNISTDataModule(data_dir).load_sets()[0].tensors
-    return images, classes
 
 
 def small_network(channels: int, side: int, outputs: int, convolutions: int = 2, width: int = 8) -> nn.Sequential:
