@@ -228,7 +228,9 @@ def follow(study: Study, settings: dict[float, Setting]) -> dict[str, Any]:
 
 def write_table(study: Study, name: str, axis: str, found: dict[str, Any]) -> None:
     titles = ("spread/max d, training", "held-out", "max d", "loss, training", "held-out", "gap", "change of the gap", "R@1, %")
-    means = {key: [Mean(*pair) for pair in zip(found[key], found[f"{key}_se"], strict=True)] for key in (*DIGITS, "recall_test")}
+    means = {
+        key: [Mean(*pair) for pair in zip(found[key], found[f"{key}_se"], strict=True)] for key in (*DIGITS, "recall_test")
+    }
     rows: list[list[object]] = [
         [
             f"{place:g}",

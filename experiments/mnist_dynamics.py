@@ -306,7 +306,11 @@ def write_tables(study: Study, figures: dict[str, Any]) -> None:
 def write_paper_tables(study: Study, size: str, steps: list[str], variants: dict[str, Any], changes: dict[str, Any]) -> None:
     weights = variants_of("paper", int(size))
     rows = [
-        [name, f"{weights[name]:g}" if weights.get(name) else "", *(f"{row[step]['mean']:.1f} ± {row[step]['sd']:.1f}" for step in steps)]
+        [
+            name,
+            f"{weights[name]:g}" if weights.get(name) else "",
+            *(f"{row[step]['mean']:.1f} ± {row[step]['sd']:.1f}" for step in steps),
+        ]
         for name, row in variants.items()
     ]
     rows += [[f"*{name}, read off the paper*", "", *(f"*{values[step]}*" for step in steps)] for name, values in PAPER.items()]

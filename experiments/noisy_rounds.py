@@ -256,7 +256,9 @@ def write_tables(study: Study, found: dict[str, dict[str, Any]]) -> None:
         study.table(setting, (title, "after round 1", "2", "3", "N_S/N in round 1", "2", "3"), rows, ["", *[".3f"] * 6])
         for update in ("output", "nearest", "smoothed"):
             row = summary["observation"][update]
-            cells: list[object] = [f"{row[f'most_neighbors_{name}']} of {row['seeds']}" for name in ("most_gain", "best_labels")]
+            cells: list[object] = [
+                f"{row[f'most_neighbors_{name}']} of {row['seeds']}" for name in ("most_gain", "best_labels")
+            ]
             cells += [row[f"neighbors_and_{name}_over_rounds"] for name in ("gain", "network_error")]
             cells.append(Mean(row["gain_of_last_round"], row["its_error"]))
             cells.append(", ".join(f"{means[f'{update}_neighbors_and_error_{number}'].mean:.2f}" for number in numbers))

@@ -59,6 +59,7 @@ ALIGNED = ("cluster-free", "cluster-used")
 FIGURES = {"knn": 100, "probe": 100, "nmi": 1}
 JUDGES = {"knn": "k-NN", "probe": "linear probe"}
 
+
 @dataclass(frozen=True)
 class Setting:
     """How a network is trained: "SimCLR" alone, or with alignment of one kind or the other and its weight λ."""

@@ -5,8 +5,8 @@ and Simplifying Perceptual Distances, CVPR 2021. On a triplet of a reference and
 people find the second nearer, a distance with d0 to the first and d1 to the second scores 1 − h where d0 < d1, h where d1 < d0,
 and ½ where they are equal; its agreement is the mean over triplets.
 
-    python experiments/two_afc.py --data-dir DIRECTORY [--quick] [--out DIRECTORY]
-    python experiments/two_afc.py --triplets FILE
+    python experiments/images/two_afc.py --data-dir DIRECTORY [--quick] [--out DIRECTORY]
+    python experiments/images/two_afc.py --triplets FILE
 
 DIRECTORY/live holds scores.csv and the JPEG images of the LIVE database (release 2): for each image its reference and the
 difference mean opinion score (DMOS), 0 for no difference and larger for worse. Triplets are made of two images with h = 1 where
@@ -16,17 +16,15 @@ scores are less than --least-gap apart are left out, as the same image was rated
 
 FILE is a CSV file with the columns reference, first, second and h: file names, as seen from the directory of the file.
 
-Distances that draw random weights are drawn several times. Prints a table, writes the distances (`distances.csv`), and prints
-as its last line one JSON object.
+Distances that draw random weights are drawn several times. Beside the table it writes the distances (`distances.csv`).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,14 +38,22 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure, structural_similarity_index_measure
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from experiments.images.vgg_weights import LAYERS, read_vgg_weights
+from lab import Size, Study, mean_of, script, spearman
 from lightning_netsim._checks import expected
 from lightning_netsim.estimators import SlicedWassersteinDistance
 from lightning_netsim.losses import PatchMMDLoss, RandomNetworkLoss, VGGLoss
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from experiments.vgg_weights import LAYERS, read_vgg_weights
-
+SIZES = {
+    "triplets": Size("", None, "in place of LIVE: a CSV file with the columns reference, first, second, h"),
+    "weights": Size("", None, "VGG-19 (normalized) up to conv3_1; by default DATA_DIR/weights/vgg19_normalised_conv3_1.pth"),
+    "shrink": Size(2, 8, "what the sides of images are divided by"),
+    "draws": Size(3, 2, "draws of each random distance"),
+    "least_gap": Size(0.05, None, "between the scores of two images that are compared"),
+    "only": Size(("",), None, "names of distances; L2 is always among them, and all if none are named"),
+}
 # Below this size of the shorter side, MS-SSIM with five scales and windows of 11 pixels is not defined.
 LEAST_MS_SSIM = 161
 WIDTH, DEPTH, NUM_FEATURES, BANDWIDTH = 128, 3, 512, 0.6
@@ -296,60 +302,40 @@ def _interval(values: Tensor) -> list[float]:
 
 def rank_correlations(distances: Tensor, judgments: Judgments) -> dict[str, float]:
     """Return Spearman's ρ of distance and DMOS: `spearman_within`, the mean over references, and `spearman`, of all pairs."""
-    table = pd.DataFrame({"owner": judgments.owners.tolist(), "score": judgments.scores})
+    owners = judgments.owners.tolist()
+    places = [[place for place, one in enumerate(owners) if one == owner] for owner in dict.fromkeys(owners)]
     found: dict[str, list[float]] = {"spearman_within": [], "spearman": []}
-    for draw in distances:
-        table["distance"] = draw.tolist()
-        each = [some["distance"].corr(some["score"], method="spearman") for _, some in table.groupby("owner")]
+    for draw in distances.tolist():
+        each = [spearman([draw[i] for i in some], [judgments.scores[i] for i in some]) for some in places]
         found["spearman_within"].append(sum(each) / len(each))
-        found["spearman"].append(table["distance"].corr(table["score"], method="spearman"))
-    return {name: round(sum(values) / len(values), 4) for name, values in found.items()}
+        found["spearman"].append(spearman(draw, judgments.scores))
+    return {name: round(mean_of(values).mean, 4) for name, values in found.items()}
 
 
-def print_table(found: Mapping[str, Mapping[str, Any]]) -> None:
+def write_table(study: Study, found: Mapping[str, Mapping[str, Any]]) -> None:
     shares = {"agreement": "one reference", "across": "two references"}
     ranks = {"spearman_within": "ρ, one", "spearman": "ρ, all"}
     shares, ranks = ({key: title for key, title in some.items() if key in found["L2"]} for some in (shares, ranks))
     titles = [part for title in shares.values() for part in (f"{title}, %", "95 %", "minus L2")] + list(ranks.values())
-    print(f"\n| distance | {' | '.join(titles)} |\n|---|{'---:|' * len(titles)}")
+    rows = []
     for name, row in found.items():
-        cells = []
+        cells: list[object] = []
         for key in shares:
             spread = "" if name in FIXED else f" ± {100 * row[f'{key}_spread']:.1f}"
             low, high, less, more = (100 * value for value in row[f"{key}_interval"] + row[f"{key}_gain_interval"])
             gain = "" if name == "L2" else f"{less:+.1f} to {more:+.1f}"
             cells += [f"{100 * row[key]:.1f}{spread}", f"{low:.1f} to {high:.1f}", gain]
-        print(f"| {name} | {' | '.join(cells + [f'{row[key]:.3f}' for key in ranks])} |")
+        rows.append([name, *cells, *(row[key] for key in ranks)])
+    study.table("agreement", ("distance", *titles), rows, ["", *[""] * (3 * len(shares)), ".3f", ".3f"][: len(titles) + 1])
 
 
 def read_weights(options: argparse.Namespace) -> Mapping[str, Tensor] | None:
     """Return the weights of VGG; None, and say so, where no file is named and there is none beside the data."""
-    if options.weights is not None:
-        return read_vgg_weights(options.weights)
-    path = Path(options.data_dir or "") / "weights" / "vgg19_normalised_conv3_1.pth"
-    if path.is_file():
-        return read_vgg_weights(path)
+    path = Path(options.data_dir, "weights", "vgg19_normalised_conv3_1.pth")
+    if options.weights or path.is_file():
+        return read_vgg_weights(options.weights or path)
     print(f"There is no {path}: trained VGG networks are left out. Name a file with --weights.")
     return None
-
-
-def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data-dir", help="directory with live/scores.csv in it")
-    source.add_argument("--triplets", type=Path, help="CSV file with the columns reference, first, second, h")
-    parser.add_argument("--weights", help="vgg19_normalised_conv3_1.pth; DIRECTORY/weights/ of --data-dir by default")
-    parser.add_argument("--quick", action="store_true", help="small images, two draws: only to see that it works")
-    parser.add_argument("--shrink", type=int, help="what the sides of images are divided by (2)")
-    parser.add_argument("--draws", type=int, help="draws of each random distance (3)")
-    parser.add_argument("--least-gap", type=float, default=0.05, help="between the scores of two images that are compared")
-    parser.add_argument("--only", nargs="+", help="names of distances; L2 is always among them")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--out", type=Path, default=Path("runs/two_afc"), help="directory of the distances")
-    options = parser.parse_args(arguments)
-    options.shrink = options.shrink or (8 if options.quick else 2)
-    options.draws = options.draws or (2 if options.quick else 3)
-    return options
 
 
 def measure_all(
@@ -369,29 +355,27 @@ def measure_all(
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the experiment and return the figures of its last line."""
-    options = read_arguments(arguments)
-    torch.set_num_threads(options.threads)
+@script(SIZES)
+def main(study: Study) -> dict[str, Any]:
+    options = study.options
     judgments = read_triplets(options.triplets) if options.triplets else read_live(options.data_dir, options.least_gap)
     within = int((judgments.owners[judgments.triplets].diff() == 0).sum())
     print(f"{len(judgments.pairs)} images; {within} triplets of one reference, {len(judgments.triplets) - within} of two.")
-    recipes = make_distances(read_weights(options))
-    if options.only:
-        recipes = {name: recipe for name, recipe in recipes.items() if name in ("L2", *options.only)}
+    wanted = set(options.only) - {""}
+    recipes = {
+        name: recipe for name, recipe in make_distances(read_weights(options)).items() if not wanted or name in {"L2", *wanted}
+    }
     distances = measure_all(recipes, judgments, options)
     found = {name: judge(draws, judgments, distances["L2"]) for name, draws in distances.items()}
-    print_table(found)
+    write_table(study, found)
     table = pd.DataFrame([[path.name for path in pair] for pair in judgments.pairs], columns=["reference", "image"])
     table = table.assign(**{name: draws.mean(0).numpy() for name, draws in distances.items()})
     options.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out / "distances.csv", index=False)
     print(f"\nThe distances, means over draws, are in {options.out}/distances.csv")
     figures: dict[str, Any] = {key: {name: row[key] for name, row in found.items()} for key in found["L2"]}
-    figures |= {"images": len(judgments.pairs), "triplets": [within, len(judgments.triplets) - within]}
-    figures["options"] = {name: getattr(options, name) for name in ("shrink", "draws", "least_gap")}
-    print(json.dumps(figures))
-    return figures
+    counts = {"images": len(judgments.pairs), "triplets": [within, len(judgments.triplets) - within]}
+    return figures | counts | {"options": study.sizes}
 
 
 if __name__ == "__main__":

@@ -8,16 +8,13 @@ After Amir and Weiss, Understanding and Simplifying Perceptual Distances, CVPR 2
 - depth: the kernel, rescaled to [0, 1], falls with the depth of the network at every angle;
 - mixture: the image with the least mean MMD to two textures has patches that are distributed as those of both together.
 
-    python experiments/kernel_equivalence.py [--data-dir DIRECTORY] [--quick] [--out DIRECTORY]
+    python experiments/images/kernel_equivalence.py [--data-dir DIRECTORY] [--quick] [--out DIRECTORY]
 
-DIRECTORY/kodak holds the Kodak photographs; without them, images are smooth noise. Prints the tables, writes a figure, and
-prints as its last line one JSON object.
+DIRECTORY/kodak holds the Kodak photographs; with `--noise`, images are smooth noise. Beside the tables it writes a figure.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -25,21 +22,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from experiments.images.generalized_image_mean import crop_center, mean_under
+from lab import Size, Study, script
+from lab.data import read_photographs
+from lab.figures import draw_pictures
 from lightning_netsim.functional import arc_cosine, arc_cosine_kernel, exact_patch_mmd, gaussian_kernel, sliced_wasserstein
 from lightning_netsim.functional.mmd import Kernel
 from lightning_netsim.losses import PatchMMDLoss, RandomNetworkLoss
 from lightning_netsim.report import style
 from lightning_netsim.report.pictures import to_image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from experiments.image_means import mean_under, read_photographs
-
+SIZES = {
+    "widths": Size((64, 128, 256, 512, 1024, 2048), (64, 256), "of the networks"),
+    "numbers": Size((32, 64, 128, 256, 512, 1024, 2048), (64, 512), "of random features"),
+    "draws": Size(12, 2, "of each network"),
+    "feature_draws": Size(60, 4, "of random features"),
+    "steps": Size(300, 10, "of each minimization"),
+    "noise": Size(False, None, "take smooth noise in place of photographs"),
+}
 BANDWIDTH, PATCH = 0.6, 3
 # Of the images whose MMD is computed exactly: 24 × 24 patches in four windows.
 SIDE, WINDOW, STRIDE, SHIFT = 26, 16, 8, 4
@@ -71,7 +80,7 @@ def load_pairs(photographs: Sequence[Tensor] | None, count: int) -> tuple[Tensor
         wide = smooth_noise(count, size, seed=0)
     else:
         chosen = photographs[:: len(photographs) // count][:count]
-        wide = torch.stack([F.avg_pool2d(_square(photograph, 2 * size), 2) for photograph in chosen])
+        wide = torch.stack([F.avg_pool2d(crop_center(photograph, 2 * size), 2) for photograph in chosen])
     first, moved = wide[:, :, :SIDE, :SIDE], wide[:, :, :SIDE, SHIFT:]
     return first.repeat(2, 1, 1, 1), torch.cat([moved, first.roll(1, 0)])
 
@@ -91,11 +100,6 @@ def load_textures(photographs: Sequence[Tensor] | None) -> dict[str, Tensor]:
         )
         for name, places in TEXTURES.items()
     }
-
-
-def _square(photograph: Tensor, side: int) -> Tensor:
-    top, left = ((size - side) // 2 for size in photograph.shape[1:])
-    return photograph[:, top : top + side, left : left + side]
 
 
 def scaled(images: Tensor) -> Tensor:
@@ -130,8 +134,7 @@ def deviations(estimates: Tensor, exact: Tensor) -> dict[str, float]:
 
 def slope(series: dict[int, dict[str, float]]) -> float:
     """Return the exponent with which the error changes, by least squares of the logarithms."""
-    x, y = (torch.tensor(some, dtype=torch.float64).log() for some in (list(series), [row["error"] for row in series.values()]))
-    return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+    return float(np.polyfit(np.log(list(series)), np.log([row["error"] for row in series.values()]), 1)[0])
 
 
 @torch.no_grad()
@@ -228,42 +231,39 @@ def check_mixture(textures: Tensor, steps: int) -> tuple[dict[str, Any], dict[st
     return found, images
 
 
-def print_networks(found: dict[int, dict[int, dict[str, float]]]) -> None:
-    print("\nNetworks against infinite width: relative error of the distance, % (mean); k before pooling, mean of the draws")
-    print(f"| width | {' | '.join(f'depth {depth} | k' for depth in found)} |\n|---:|{'---:|' * (2 * len(found))}")
-    for width in next(iter(found.values())):
-        cells = [
-            f"{100 * row['error']:.1f} ({100 * row['mean']:+.1f}) | {row['kernel']:.4f}"
-            for row in (series[width] for series in found.values())
+def write_tables(
+    study: Study,
+    networks: dict[int, dict[int, dict[str, float]]],
+    features: dict[int, dict[str, float]],
+    mixture: dict[str, Any],
+) -> None:
+    rows: list[list[object]] = [[str(number), 100 * row["error"], 100 * row["bias"]] for number, row in features.items()]
+    rows.append(["slope", slope(features), ""])
+    study.table("features", ("r", "error of one draw, %", "of the mean of all draws, %"), rows, ("", ".2f", ".2f"), left=0)
+    rows = [
+        [str(width)]
+        + [
+            cell
+            for series in networks.values()
+            for cell in (f"{100 * series[width]['error']:.1f} ({100 * series[width]['mean']:+.1f})", series[width]["kernel"])
         ]
-        print(f"| {width} | {' | '.join(cells)} |")
-    print(f"| slope | {' | '.join(f'{slope(series):.2f} |' for series in found.values())} |")
-
-
-def print_features(found: dict[int, dict[str, float]]) -> None:
-    print("\nPatch MMD by random features against the exact one")
-    print("| r | error of one draw, % | of the mean of all draws, % |\n|---:|---:|---:|")
-    for number, row in found.items():
-        print(f"| {number} | {100 * row['error']:.2f} | {100 * row['bias']:.2f} |")
-    print(f"| slope | {slope(found):.2f} | |")
-
-
-def print_mixture(found: dict[str, dict[str, Any]]) -> None:
-    columns = ("both together", "first", "second", "mean image: both together")
-    print(
-        "\nMinimizers of the mean distance to two textures: squared MMD, then SWD of patches, in units of that of the textures"
-    )
-    print(f"| textures, loss | {' | '.join(columns)} | {' | '.join('SWD: ' + column for column in columns)} |")
-    print(f"|---|{'---:|' * (2 * len(columns))}")
-    for textures, row in found.items():
+        for width in next(iter(networks.values()))
+    ]
+    rows.append(["slope", *(cell for series in networks.values() for cell in (f"{slope(series):.2f}", ""))])
+    head = ["width", *(title for depth in networks for title in (f"depth {depth}", "k"))]
+    study.table("networks", head, rows, ["", *["", ".4f"] * len(networks)], left=0)
+    rows = []
+    for textures, row in mixture.items():
         for name in LOSSES:
             mmd, swd = row[name]["minimizer"], row[name]["minimizer_swd"]
-            cells = [f"{mmd[key]:.4f}" for key in ("mixture", "first", "second")] + [f"{row[name]['mean']['mixture']:.3f}"]
-            cells += [f"{swd[key]:.3f}" for key in ("mixture", "first", "second")] + [f"{row['mean_swd']['mixture']:.3f}"]
-            print(f"| {textures}, {name} | {' | '.join(cells)} |")
+            means = row[name]["mean"]["mixture"], row["mean_swd"]["mixture"]
+            rows.append([f"{textures}, {name}", *mmd.values(), means[0], *swd.values(), means[1]])
+    columns = ("both together", "first", "second", "mean image: both together")
+    head = ["textures, loss", *columns, *("SWD: " + column for column in columns)]
+    study.table("mixtures", head, rows, ["", *[".4f"] * 3, *[".3f"] * 5])
 
 
-def draw_errors(axes: Any, series: dict[str, dict[int, dict[str, float]]], label: str) -> None:
+def draw_errors(axes: Axes, series: dict[str, dict[int, dict[str, float]]], label: str) -> None:
     """Draw errors in percent against a number, and a line that falls as one over its root."""
     for (name, points), color in zip(series.items(), style.CYCLE, strict=False):
         places = list(points)
@@ -278,17 +278,15 @@ def draw_errors(axes: Any, series: dict[str, dict[int, dict[str, float]]], label
     low, high = axes.get_ylim()
     ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100) if low < tick < high]
     axes.set_yticks(ticks, [str(tick) for tick in ticks])
-    axes.set_xlabel(label)
-    axes.set_ylabel("relative error, %")
+    axes.set(xlabel=label, ylabel="relative error, %")
     axes.legend(fontsize=7)
 
 
-def draw_kernels(axes: Any) -> None:
+def draw_kernels(axes: Axes) -> None:
     angles, kernels = rescaled_kernels()
     for depth in (1, 2, 3, 5, 10):
         axes.plot(torch.rad2deg(angles), kernels[depth - 1], color=style.CYCLE[depth - 1], label=f"depth {depth}")
-    axes.set_xlabel("angle of two patches, degrees")
-    axes.set_ylabel("kernel, rescaled")
+    axes.set(xlabel="angle of two patches, degrees", ylabel="kernel, rescaled")
     axes.legend(fontsize=7)
 
 
@@ -298,49 +296,27 @@ def plot(
     pictures: dict[str, tuple[Tensor, dict[str, Tensor]]],
 ) -> Figure:
     """Draw the errors, the kernels, and the minimizers beside their textures."""
-    size, gap, left = 1.35, 0.06, 1.25
-    height = 4.35 + len(pictures) * (size + gap)
+    side = 1.35
+    height = 4.35 + len(pictures) * (side + 0.06)
     reading = (
         "Top: random networks against the infinite one, random features against the exact kernel (root mean square over draws "
         "and pairs), and the kernel by depth. Bottom: images with the least mean distance to two textures."
     )
+    rows = {
+        name.replace(", ", ",\n"): {
+            title: to_image(image)
+            for title, image in {"first": some[0], "second": some[1], "their mean": some.mean(0), **images}.items()
+        }
+        for name, (some, images) in pictures.items()
+    }
     with style.styled():
         figure = style.new_figure(10, height, "Random networks, random features and the patch MMD", reading)
-        bottom = height - 3.55
-        axes = [style.add_axes(figure, start, bottom, 10 - start - 2.45, 1.0) for start in (0.7, 4.0, 7.3)]
+        axes = [style.add_axes(figure, start, height - 3.55, 10 - start - 2.45, 1.0) for start in (0.7, 4.0, 7.3)]
         draw_errors(axes[0], {f"depth {depth}": series for depth, series in networks.items()}, "width of the network")
         draw_errors(axes[1], {"Gaussian kernel": features}, "random features")
         draw_kernels(axes[2])
-        canvas = style.add_canvas(figure)
-        for row, (name, (textures, images)) in enumerate(pictures.items()):
-            top = 4.3 + row * (size + gap)
-            canvas.text(0.25, top + size / 2, name.replace(", ", ",\n"), va="center", fontsize=8.5)
-            shown = {"first": textures[0], "second": textures[1], "their mean": textures.mean(0), **images}
-            for column, (title, image) in enumerate(shown.items()):
-                box = (left + column * (size + gap), top, size, size)
-                style.draw_thumbnail(canvas, to_image(image), box)
-                if row == 0:
-                    canvas.text(box[0], top - 0.05, title, va="bottom", fontsize=8.5)
+        draw_pictures(style.add_canvas(figure), rows, (1.25, 4.3), side, 0.06)
     return figure
-
-
-def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data-dir", help="directory with kodak/kodim01.png to kodim24.png in it; smooth noise without")
-    parser.add_argument("--quick", action="store_true", help="few draws and steps: only to see that it works")
-    parser.add_argument("--widths", type=int, nargs="+", help="of the networks (64 to 2048)")
-    parser.add_argument("--draws", type=int, help="of each network (12)")
-    parser.add_argument("--feature-draws", type=int, help="of random features (60)")
-    parser.add_argument("--steps", type=int, help="of each minimization (300)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--out", type=Path, default=Path("runs/kernel_equivalence"), help="directory of the figure")
-    options = parser.parse_args(arguments)
-    full = {"widths": [64, 128, 256, 512, 1024, 2048], "draws": 12, "feature_draws": 60, "steps": 300}
-    quick = {"widths": [64, 256], "draws": 2, "feature_draws": 4, "steps": 10}
-    for name, value in (quick if options.quick else full).items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    return options
 
 
 def rounded(value: Any) -> Any:
@@ -350,29 +326,21 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the experiment and return the figures of its last line."""
-    options = read_arguments(arguments)
-    torch.set_num_threads(options.threads)
-    photographs = read_photographs(options.data_dir) if options.data_dir else None
+@script(SIZES)
+def main(study: Study) -> dict[str, Any]:
+    options = study.options
+    photographs = None if options.noise else read_photographs(options.data_dir)
     pairs = load_pairs(photographs, count=4)
-    numbers = [64, 512] if options.quick else [32, 64, 128, 256, 512, 1024, 2048]
-    features = check_features(pairs, numbers, options.feature_draws)
-    print_features(features)
+    features = check_features(pairs, options.numbers, options.feature_draws)
     networks = check_networks(pairs, options.widths, options.draws)
-    print_networks(networks)
     rise = float(rescaled_kernels()[1][:, 1:-1].diff(dim=0).max())
-    print(f"\nFrom depth to depth up to {DEEPEST}, at {ANGLES - 2} angles, the rescaled kernel changes by at most {rise:+.1e}")
-    mixture, pictures = {}, {}
-    every = load_textures(photographs)
+    print(f"From depth to depth up to {DEEPEST}, at {ANGLES - 2} angles, the rescaled kernel changes by at most {rise:+.1e}")
+    every, mixture, pictures = load_textures(photographs), {}, {}
     for name in list(every)[: 1 if options.quick else None]:
-        textures = every[name]
-        mixture[name], images = check_mixture(textures, options.steps)
-        pictures[name] = (textures, images)
-    print_mixture(mixture)
-    options.out.mkdir(parents=True, exist_ok=True)
-    style.save_figure(plot(networks, features, pictures), options.out / "kernel_equivalence.png", dpi=80)
-    print(f"\nThe figure is in {options.out}/")
+        mixture[name], images = check_mixture(every[name], options.steps)
+        pictures[name] = (every[name], images)
+    write_tables(study, networks, features, mixture)
+    study.figure(plot(networks, features, pictures), dpi=80)
     figures = rounded(
         {
             "network": {str(depth): {str(width): row for width, row in some.items()} for depth, some in networks.items()},
@@ -381,11 +349,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             "features_slope": slope(features),
             "rise_with_depth": rise,
             "mixture": mixture,
-            "options": {name: getattr(options, name) for name in ("widths", "draws", "feature_draws", "steps")},
         }
     )
-    print(json.dumps(figures))
-    return dict(figures)
+    return figures | {"options": study.sizes}
 
 
 if __name__ == "__main__":

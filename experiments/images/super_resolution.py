@@ -6,17 +6,14 @@ squared error of pixels (L2), and from there on a copy of it by each loss; all c
 term that is added to every loss, and the bandwidth of MMD, are those with the least sliced Wasserstein distance (SWD) on three
 more photographs, for networks of the first seed; six others are then judged by PSNR, SSIM and SWD.
 
-    python experiments/super_resolution.py --data-dir DIRECTORY --weights FILE [--quick] [--out DIRECTORY]
+    python experiments/images/super_resolution.py --data-dir DIRECTORY [--weights FILE] [--quick] [--out DIRECTORY]
 
-Prints the tables, writes a picture and every run (`runs.csv`, `networks/`), and prints as its last line one JSON object. Runs
-that stand in `runs.csv` already are not repeated: an interrupted experiment goes on where it was; delete the directory to start
-again.
+Beside the tables it writes a picture and every run (`runs.csv`, `networks/`). Runs that stand in `runs.csv` already are not
+repeated: an interrupted experiment goes on where it was; delete the directory to start again.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import sys
 import time
@@ -28,12 +25,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from torchvision.transforms.v2.functional import center_crop
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from experiments.images.vgg_weights import LAYERS, read_vgg_weights
+from lab import Mean, Size, Study, mean_of, script
+from lab.figures import pictures
 from lightning_netsim._checks import expected
 from lightning_netsim.demos import SuperResolutionNetwork, SuperResolver
 from lightning_netsim.demos.photographs import (
@@ -47,14 +48,18 @@ from lightning_netsim.demos.photographs import (
 from lightning_netsim.estimators import SlicedWassersteinDistance
 from lightning_netsim.functional import laplacian_pyramid
 from lightning_netsim.losses import PatchMMDLoss, VGGLoss
-from lightning_netsim.report import style
-from lightning_netsim.report.pictures import to_image
+from lightning_netsim.report.pictures import Thumbnail, to_image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from experiments.run_log import RunLog, mean_and_error
-from experiments.vgg_weights import LAYERS, read_vgg_weights
-
+SIZES = {
+    "blocks": Size(4, 1, "residual blocks of the network"),
+    "width": Size(32, 8, "channels of the network"),
+    "crop_size": Size(64, None, "sides of the crops"),
+    "start_steps": Size(3000, 20, "steps of L2 before the losses part"),
+    "steps": Size(150, 2, "steps of each loss"),
+    "patches": Size(256, 16, "patches of each tile and level that are compared"),
+    "seeds": Size((1000, 0), (0,), "of the networks; the first one chooses the settings"),
+    "weights": Size("", None, "VGG-19 (normalized) up to conv3_1; by default DATA_DIR/weights/vgg19_normalised_conv3_1.pth"),
+}
 # Places of the photographs in the set: kodim04, 08, ... are judged in the end, kodim02, 10 and 18 choose the settings.
 TEST, VALIDATION = (3, 7, 11, 15, 19, 23), (1, 9, 17)
 BATCH_SIZE = 8
@@ -189,29 +194,19 @@ def judge(network: nn.Module, photographs: Sequence[Tensor], patches: int) -> di
 class Runs:
     """Trained and judged networks, by setting and seed: their figures are kept in a log, their weights beside it."""
 
-    def __init__(
-        self, out: Path, photographs: Photographs, weights: dict[str, Tensor] | str, options: argparse.Namespace
-    ) -> None:
-        self.log = RunLog(out / "runs.csv")
-        self.networks = out / "networks" / f"{options.blocks}x{options.width}, crops of {options.crop_size}"
-        self.photographs = photographs
-        self.weights = weights
-        self.options = options
-        self.size = {name: getattr(options, name) for name in ("blocks", "width", "crop_size", "start_steps", "patches")}
+    def __init__(self, study: Study, photographs: Photographs, weights: dict[str, Tensor]) -> None:
+        self.log, self.options, self.photographs, self.weights = study.log, study.options, photographs, weights
+        self.networks = study.options.out / "networks" / f"{self.options.blocks}x{self.options.width}, {self.options.crop_size}"
+        self.size = {name: study.sizes[name] for name in ("blocks", "width", "crop_size", "start_steps", "patches")}
 
-    def of(self, setting: Setting, part: str, steps: int, seeds: Sequence[int]) -> list[dict[str, float]]:
+    def of(self, setting: Setting, part: str, seeds: Sequence[int]) -> list[dict[str, float]]:
         """Return what the networks of all seeds are worth on the photographs of "validation" or "test"."""
-        return [
-            self.log.get(
-                {"part": part, "setting": str(setting), "seed": seed, "steps": steps, **self.size},
-                partial(self._run, setting, part, steps, seed),
-            )
-            for seed in seeds
-        ]
+        key = {"part": part, "setting": str(setting), "steps": self.options.steps, **self.size}
+        return self.log.by_seed(key, seeds, partial(self._run, setting, part))
 
     def bicubic(self, part: str) -> list[dict[str, float]]:
         """Return what interpolation is worth."""
-        key = {"part": part, "setting": "bicubic", "seed": "", "steps": 0, **self.size}
+        key = {"part": part, "setting": "bicubic", "steps": 0, **self.size, "seed": ""}
         return [self.log.get(key, lambda: self._judge(Bicubic(), part) | {"seconds": 0.0})]
 
     def floor(self) -> float:
@@ -219,25 +214,25 @@ class Runs:
         originals = [pair[1] for pair in WholePhotographs(self.photographs.test)]
         return patch_distances(originals, originals, self.options.patches)["swd"]
 
-    def network(self, setting: Setting, steps: int, seed: int) -> SuperResolutionNetwork:
+    def network(self, setting: Setting, seed: int) -> SuperResolutionNetwork:
         """Return the trained network, from its file if there is one."""
-        name = f"{setting}, {steps} steps after {self.options.start_steps}, seed {seed}"
-        return self._kept(name, seed, partial(self._tune, setting, steps, seed))
+        name = f"{setting}, {self.options.steps} steps after {self.options.start_steps}, seed {seed}"
+        return self._kept(name, seed, partial(self._tune, setting, seed))
 
-    def _run(self, setting: Setting, part: str, steps: int, seed: int) -> dict[str, float]:
+    def _run(self, setting: Setting, part: str, seed: int) -> dict[str, float]:
         self._start(seed)  # its time is not that of the loss
         begin = time.perf_counter()
-        network = self.network(setting, steps, seed)
+        network = self.network(setting, seed)
         seconds = time.perf_counter() - begin
         return self._judge(network, part) | {"seconds": seconds}
 
     def _judge(self, network: nn.Module, part: str) -> dict[str, float]:
         return judge(network, getattr(self.photographs, part), self.options.patches)
 
-    def _tune(self, setting: Setting, steps: int, seed: int) -> SuperResolutionNetwork:
+    def _tune(self, setting: Setting, seed: int) -> SuperResolutionNetwork:
         model = self._new(seed, setting.criterion(self.weights, seed), setting.pixel_weight)
         model.network.load_state_dict(self._start(seed).state_dict())
-        return train(model, self._crops(steps), seed + 500)  # crops other than those of the beginning
+        return train(model, self._crops(self.options.steps), seed + 500)  # crops other than those of the beginning
 
     def _start(self, seed: int) -> SuperResolutionNetwork:
         steps = self.options.start_steps
@@ -263,119 +258,76 @@ class Runs:
         return network
 
 
-def choose(
-    runs: Runs, grid: Grid, steps: int, seeds: Sequence[int]
-) -> tuple[dict[str, Setting], dict[str, list[dict[str, float]]]]:
+def choose(runs: Runs, grid: Grid, seeds: Sequence[int]) -> tuple[dict[str, Setting], dict[str, list[dict[str, float]]]]:
     """Choose weight of L2 and bandwidth of each loss by the SWD on the validation photographs."""
     tried: dict[str, list[dict[str, float]]] = {"bicubic": runs.bicubic("validation")}
     chosen = {}
     for loss, pairs in grid.items():
         settings = [Setting(loss, weight, bandwidth) for weight, bandwidth in pairs]
-        found = {setting: runs.of(setting, "validation", steps, seeds) for setting in settings}
+        found = {setting: runs.of(setting, "validation", seeds) for setting in settings}
         tried |= {str(setting): rows for setting, rows in found.items()}
         chosen[loss] = min(settings, key=lambda setting: sum(row["swd"] for row in found[setting]))
     return chosen, tried
 
 
-def summarize(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+def summarize(rows: Sequence[dict[str, float]]) -> dict[str, Mean]:
     """Return mean and standard error of each figure."""
-    return {name: [round(value, 5) for value in mean_and_error([row[name] for row in rows])] for name in rows[0]}
+    return {name: round(mean_of(rows, name), 5) for name in rows[0]}
 
 
-def print_table(title: str, found: dict[str, dict[str, list[float]]]) -> None:
-    levels = [name for name in next(iter(found.values())) if name.startswith("swd_")]
-    columns = ("PSNR, dB", "SSIM", "SWD", "detail", *(f"SWD {name[4:]}" for name in levels))
-    print(f"\n{title}\n| loss | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
-    digits = {"psnr": 2, "detail": 2} | dict.fromkeys(("ssim", "swd", *levels), 4)
+def write_table(study: Study, part: str, found: dict[str, dict[str, Mean]], bold: Sequence[str] = ()) -> None:
+    """Write the figures, on test photographs with their errors and the levels of the SWD; the names in `bold` were chosen."""
+    levels = [name for name in next(iter(found.values())) if name.startswith("swd_")] if part == "test" else []
+    rows: list[list[object]] = []
     for name, row in found.items():
-        cells = [
-            f"{row[key][0]:.{digits[key]}f}" + (f" ± {row[key][1]:.{digits[key]}f}" if row[key][1] and key in FIGURES else "")
-            for key in (*FIGURES, "detail", *levels)
-        ]
-        print(f"| {name} | {' | '.join(cells)} |")
+        main = [row[key] if row[key].error and part == "test" else row[key].mean for key in FIGURES]
+        rows.append([f"**{name}**" if name in bold else name, *main, *(row[key].mean for key in ("detail", *levels))])
+    head = ("loss", "PSNR, dB", "SSIM", "SWD", "detail", *(f"SWD {name[4:]}" for name in levels))
+    study.table(part, head, rows, ("", ".2f", ".4f", ".4f", ".2f", *[".4f"] * len(levels)), part)
 
 
-def draw(networks: dict[str, nn.Module], photographs: Photographs) -> Figure:
-    """Draw details of photographs that were not learned from, as every network enlarges them, and as they are."""
-    size, gap, top, left = 1.25, 0.06, 0.95, 0.25
-    names = ["reduced", *networks, "original"]
-    width, height = left + len(names) * (size + gap) + 0.2, top + len(SHOWN) * (size + gap) + 0.15
+def details(networks: dict[str, nn.Module], photographs: Photographs) -> dict[str, dict[str, Thumbnail]]:
+    """Return details of photographs that were not learned from, as every network enlarges them, and as they are."""
+    found = {}
+    for name, (y, x) in SHOWN.items():
+        pair = WholePhotographs(photographs.test)[photographs.test_names.index(name)]
+        images = {"reduced": pair[0].repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)}
+        images |= {loss: enlarge(network, pair) for loss, network in networks.items()}
+        images["original"] = pair[1]
+        small = TILE in pair[1].shape  # A quick run takes the middle of each photograph.
+        found[name.removesuffix(".png")] = {
+            loss: to_image(center_crop(image, [DETAIL, DETAIL]) if small else image[:, y : y + DETAIL, x : x + DETAIL])
+            for loss, image in images.items()
+        }
+    return found
+
+
+@script(SIZES)
+def main(study: Study) -> dict[str, Any]:
+    options = study.options
+    photographs = Photographs.load(options.data_dir, TILE if options.quick else None)
+    runs = Runs(study, photographs, read_vgg_weights(options.weights, options.data_dir))
+    grid = {loss: pairs[:1] for loss, pairs in GRID.items()} if options.quick else GRID
+    chosen, tried = choose(runs, grid, options.seeds[:1])
+    best = [str(setting) for loss, setting in chosen.items() if len(grid[loss]) > 1]
+    write_table(study, "validation", {name: summarize(rows) for name, rows in tried.items()}, best)
+    rows = {"bicubic": runs.bicubic("test")}
+    rows |= {loss: runs.of(setting, "test", options.seeds) for loss, setting in chosen.items()}
+    found = {loss: summarize(some) for loss, some in rows.items()}
+    write_table(study, "test", found)
+    print(f"\nSWD of the originals from themselves, by other patches: {(floor := runs.floor()):.4f}")
+    networks = {loss: runs.network(setting, options.seeds[0]) for loss, setting in chosen.items()}
+    shown = details({"bicubic": Bicubic()} | networks, photographs)
     reading = (
         f"Details of {DETAIL}×{DETAIL} pixels of held-out photographs, enlarged four times by networks trained by these losses."
     )
-    with style.styled():
-        figure = style.new_figure(width, height, "Super-resolution ×4", reading)
-        canvas = style.add_canvas(figure)
-        for row, (name, (y, x)) in enumerate(SHOWN.items()):
-            pair = WholePhotographs(photographs.test)[photographs.test_names.index(name)]
-            reduced = pair[0].repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
-            images = [reduced, *(enlarge(network, pair) for network in networks.values()), pair[1]]
-            for column, image in enumerate(images):
-                shown = (
-                    center_crop(image, [DETAIL, DETAIL]) if TILE in image.shape else image[:, y : y + DETAIL, x : x + DETAIL]
-                )
-                box = (left + column * (size + gap), top + row * (size + gap), size, size)
-                style.draw_thumbnail(canvas, to_image(shown), box)
-                if row == 0:
-                    canvas.text(box[0], top - 0.05, names[column], va="bottom", fontsize=8.5)
-    return figure
-
-
-def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("--data-dir", required=True, help="directory with kodak/kodim01.png to kodim24.png in it")
-    parser.add_argument("--weights", help="vgg19_normalised_conv3_1.pth; DIRECTORY/weights/ of --data-dir by default")
-    parser.add_argument("--quick", action="store_true", help="a few steps of a small network: only to see that it works")
-    parser.add_argument("--blocks", type=int, help="residual blocks of the network (4)")
-    parser.add_argument("--width", type=int, help="channels of the network (32)")
-    parser.add_argument("--crop-size", type=int, default=64, help="sides of the crops")
-    parser.add_argument("--start-steps", type=int, help="steps of L2 before the losses part (3,000)")
-    parser.add_argument("--steps", type=int, help="steps of each loss (150)")
-    parser.add_argument("--patches", type=int, help="patches of each tile and level that are compared (256)")
-    parser.add_argument("--seeds", type=int, nargs="+", help="of the networks; the first one chooses the settings (0 1)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--out", type=Path, default=Path("runs/super_resolution"), help="directory of the log and the picture")
-    options = parser.parse_args(arguments)
-    if options.weights is None:
-        options.weights = str(Path(options.data_dir) / "weights" / "vgg19_normalised_conv3_1.pth")
-    full = {"blocks": 4, "width": 32, "start_steps": 3000, "steps": 150, "patches": 256, "seeds": [0, 1]}
-    quick = {"blocks": 1, "width": 8, "start_steps": 20, "steps": 2, "patches": 16, "seeds": [0]}
-    for name, value in (quick if options.quick else full).items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    return options
-
-
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the experiment and return the figures of its last line."""
-    options = read_arguments(arguments)
-    torch.set_num_threads(options.threads)
-    photographs, weights = (
-        Photographs.load(options.data_dir, TILE if options.quick else None),
-        read_vgg_weights(options.weights),
-    )
-    runs = Runs(options.out, photographs, weights, options)
-    grid = {loss: pairs[:1] for loss, pairs in GRID.items()} if options.quick else GRID
-    chosen, tried = choose(runs, grid, options.steps, options.seeds[:1])
-    print_table("Validation", {name: summarize(rows) for name, rows in tried.items()})
-    rows = {"bicubic": runs.bicubic("test")}
-    rows |= {loss: runs.of(setting, "test", options.steps, options.seeds) for loss, setting in chosen.items()}
-    found = {loss: summarize(some) for loss, some in rows.items()}
-    print_table("Test", found)
-    print(f"\nSWD of the originals from themselves, by other patches: {(floor := runs.floor()):.4f}")
-    networks = {loss: runs.network(setting, options.steps, options.seeds[0]) for loss, setting in chosen.items()}
-    style.save_figure(draw({"bicubic": Bicubic()} | networks, photographs), options.out / "super_resolution.png", dpi=100)
-    print(f"\nThe picture and all runs are in {options.out}/")
-    figures: dict[str, Any] = {name: {loss: row[name][0] for loss, row in found.items()} for name in FIGURES}
-    names = ("blocks", "width", "crop_size", "start_steps", "steps", "patches", "seeds")
-    figures |= {
+    study.figure(pictures("Super-resolution ×4", reading, shown))
+    return {name: {loss: row[name].mean for loss, row in found.items()} for name in FIGURES} | {
         "swd_floor": round(floor, 5),
         "setting": {loss: str(setting) for loss, setting in chosen.items()},
         "test": found,
-        "options": {name: getattr(options, name) for name in names},
+        "options": study.sizes,
     }
-    print(json.dumps(figures))
-    return figures
 
 
 if __name__ == "__main__":

@@ -12,17 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lab.networks import IMAGENET_MEAN, IMAGENET_STD
 from lightning_netsim._checks import expected
 
-# The normalization of torchvision's networks: x ↦ (x − mean) / std for each color.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 # Layers of the file and of torchvision, from conv1_1 to conv3_1.
 PLACES = {2: 0, 5: 2, 9: 5, 12: 7, 16: 10}
 LAYERS = ("conv1_2", "conv2_2", "conv3_1")
 
 
-def read_vgg_weights(path: str | Path) -> dict[str, Tensor]:
+def read_vgg_weights(path: str | Path, data_dir: str | Path = "") -> dict[str, Tensor]:
     """Return a state dict for torchvision's VGG-19, from conv1_1 to conv3_1, whose input has torchvision's normalization.
 
     With A and a the weight and bias of the 1×1 convolution, W and b those of conv1_1 and x = std·x_n + mean, conv1_1 sees
@@ -30,7 +28,8 @@ def read_vgg_weights(path: str | Path) -> dict[str, Tensor]:
     original wherever no border is seen: borders are padded with zeros there, by reflection in the original.
 
     Args:
-        path: the file; its keys are 0.weight (3, 3, 1, 1), 2.weight (64, 3, 3, 3), 5, 9, 12, 16, and biases.
+        path: the file, or nothing; its keys are 0.weight (3, 3, 1, 1), 2.weight (64, 3, 3, 3), 5, 9, 12, 16, and biases.
+        data_dir: where `weights/vgg19_normalised_conv3_1.pth` is read if no file is named.
 
     Returns:
         `features.0.weight`, `features.0.bias` and so on for 0, 2, 5, 7, 10, float32.
@@ -38,6 +37,7 @@ def read_vgg_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         NetsimError: if there is no such file, or it holds something else.
     """
+    path = path or Path(data_dir, "weights", "vgg19_normalised_conv3_1.pth")
     if not Path(path).is_file():
         raise expected(
             "weights",
@@ -56,7 +56,7 @@ def read_vgg_weights(path: str | Path) -> dict[str, Tensor]:
     }
     color, shift = state["0.weight"].double().flatten(1), state["0.bias"].double()
     first = state["2.weight"].double()
-    mean, std = torch.tensor(MEAN, dtype=torch.float64), torch.tensor(STD, dtype=torch.float64)
+    mean, std = (torch.tensor(some, dtype=torch.float64) for some in (IMAGENET_MEAN, IMAGENET_STD))
     weight = torch.einsum("ochw,cd,d->odhw", first, color, std)
     bias = state["2.bias"].double() + first.sum(dim=(2, 3)) @ (color @ mean + shift)
     return found | {"features.0.weight": weight.float(), "features.0.bias": bias.float()}
