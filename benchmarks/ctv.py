@@ -21,9 +21,9 @@ one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import common
-from benchmarks.common import Bound, Seconds, Size
 from benchmarks.problems import mnist
+from lab import Bound, Seconds, Size, Study, medians, ratio, script, time_interleaved
 from lightning_netsim.demos import MNISTNetwork
 from lightning_netsim.functional import ctv_norm
 from lightning_netsim.losses import DifferenceAlignmentLoss, MetricLearningLoss
@@ -48,7 +47,14 @@ SIZES = {
     "images": Size(256, 32, "images in a batch"),
     "steps": Size(31, 3, "timings of each training step"),
 }
-BOUNDS = {"speedup_pairwise": Bound(30, at_least=True), "regularizer_ratio": Bound(1.15)}
+BOUNDS = {
+    "speedup_pairwise": Bound(
+        30,
+        at_least=True,
+        what="CTV norm and its gradient against the vectorized pairwise form, the lesser of L1 and squared L2",
+    ),
+    "regularizer_ratio": Bound(1.15, what="training step with the alignment of differences, in units of the same without"),
+}
 NORMS = ("l1", "squared_l2", "l2")
 HELD_AT_ONCE = 4
 """Of the tensor of all pairs, that the pairwise form of the squared norm holds in its backward pass: measured."""
@@ -125,11 +131,9 @@ def time_forms(number: int, options: argparse.Namespace, names: Sequence[str]) -
     for norm in NORMS:
         forms = {name: FORMS[name] for name in names if norm != "l2" or name in ("ours", "pdist")}
         if len(forms) > 1:
-            functions = {
-                name: lambda form=form, norm=norm: value_and_gradient(form, differences, norm) for name, form in forms.items()
-            }
+            functions = {name: partial(value_and_gradient, form, differences, norm) for name, form in forms.items()}
             # The check has warmed them up; tensors of gigabytes are new to the process each time.
-            seconds[norm] = common.time_interleaved(functions, options.rounds, warm_up=False)[0]
+            seconds[norm] = time_interleaved(functions, options.rounds, warm_up=False)[0]
     return seconds
 
 
@@ -145,15 +149,15 @@ def measure_norm(options: argparse.Namespace) -> dict[str, Any]:
     seconds = time_forms(number, options, ("ours", "pairs", "pdist") if fits else ("ours", "pdist"))
     halved = time_forms(half, options, ("ours", "broadcast"))
     speedups = {
-        "pairs": {norm: common.ratio(each, "pairs", "ours") for norm, each in seconds.items() if "pairs" in each},
-        "pdist": {norm: common.ratio(each, "pdist", "ours") for norm, each in seconds.items()},
-        "broadcast": {norm: common.ratio(each, "broadcast", "ours") for norm, each in halved.items()},
+        "pairs": {norm: ratio(each, "pairs", "ours") for norm, each in seconds.items() if "pairs" in each},
+        "pdist": {norm: ratio(each, "pdist", "ours") for norm, each in seconds.items()},
+        "broadcast": {norm: ratio(each, "broadcast", "ours") for norm, each in halved.items()},
     }
     return {
         "speedup_pairwise": min(speedups["pairs"].values()) if fits else None,
         "speedups": speedups,
-        "median_seconds": {norm: common.medians(each) for norm, each in seconds.items()},
-        "median_seconds_half": {norm: common.medians(each) for norm, each in halved.items()},
+        "median_seconds": {norm: medians(each) for norm, each in seconds.items()},
+        "median_seconds_half": {norm: medians(each) for norm, each in halved.items()},
         "disagreement": error,
         "num_differences": {"all": number, "half": half, "many": options.many},
         "coordinates": options.coordinates,
@@ -161,30 +165,25 @@ def measure_norm(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def measure_many(options: argparse.Namespace) -> dict[str, Any]:
+def measure_many(study: Study) -> dict[str, Any]:
     """Run our form where the pairwise one has no room, and count what that would need for one tensor of pairs."""
+    options = study.options
     differences = random_differences(options.many, options.coordinates)
-    functions = {norm: lambda norm=norm: value_and_gradient(ctv_norm, differences, norm) for norm in NORMS}
-    seconds, _ = common.time_interleaved(functions, rounds=1, warm_up=False)
+    functions = {norm: partial(value_and_gradient, ctv_norm, differences, norm) for norm in NORMS}
+    seconds, _ = time_interleaved(functions, rounds=1, warm_up=False)
     return {
-        "seconds_many": common.medians(seconds),
-        "peak_megabytes_many": dict(zip(NORMS, peaks(NORMS, options), strict=True)),
+        "seconds_many": medians(seconds),
+        "peak_megabytes_many": dict(zip(NORMS, study.peaks([([norm], {}) for norm in NORMS]), strict=True)),
         "pair_megabytes_many": round(pair_bytes(options.many, options.coordinates) / 1e6),
         "machine_megabytes": round(psutil.virtual_memory().total / 1e6),
     }
 
 
-def peaks(norms: Sequence[str], options: argparse.Namespace) -> list[float]:
-    """Return the peak growth of memory in MB while our form is computed of many differences, in a fresh process each."""
-    sizes = ["--many", str(options.many), "--coordinates", str(options.coordinates), "--threads", str(options.threads)]
-    return common.peaks_megabytes(__file__, [["--measure-memory", norm, *sizes] for norm in norms])
-
-
-def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
-    """Compute one norm in this process, a small one first."""
+def weigh(options: argparse.Namespace, norm: str) -> Callable[[], object]:
+    """Return the computation of one norm of many differences; a small one comes first."""
     differences = random_differences(options.many, options.coordinates)
-    value_and_gradient(ctv_norm, differences[:64], options.measure_memory)
-    return common.growth_megabytes(lambda: value_and_gradient(ctv_norm, differences, options.measure_memory))
+    value_and_gradient(ctv_norm, differences[:64], norm)
+    return partial(value_and_gradient, ctv_norm, differences, norm)
 
 
 class Step:
@@ -218,6 +217,18 @@ LOSSES: Mapping[str, Callable[[], MetricLearningLoss]] = {
         "ProxyAnchorLoss", {"num_classes": NUM_CLASSES, "embedding_size": EMBEDDING_SIZE}
     ),
 }
+LABELS = {
+    "ours": "`ctv_norm`",
+    "pairs": "`m[first] - m[second]` of all pairs",
+    "broadcast": "`m.unsqueeze(1) - m.unsqueeze(0)`",
+    "pdist": "`torch.pdist`, which forms no differences",
+}
+LABELED = {
+    "plain": "none",
+    "chain": "`DifferenceAlignmentLoss()`, along a chain",
+    "all_pairs": "of all pairs",
+    "vectors": "along a chain, vectors and L2",
+}
 ALIGNMENTS: Mapping[str, Callable[[], DifferenceAlignmentLoss | None]] = {
     "plain": lambda: None,
     "chain": DifferenceAlignmentLoss,
@@ -234,9 +245,9 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
         steps = {kind: Step(problem.inputs(), loss(), alignment()) for kind, alignment in ALIGNMENTS.items()}
         for step in steps.values():  # Twice: the first step of Adam makes its state.
             step()
-        seconds, _ = common.time_interleaved(steps, options.steps)
-        found[name] = common.medians(seconds)
-        ratios[name] = {kind: common.ratio(seconds, kind, "plain") for kind in steps if kind != "plain"}
+        seconds, _ = time_interleaved(steps, options.steps)
+        found[name] = medians(seconds)
+        ratios[name] = {kind: ratio(seconds, kind, "plain") for kind in steps if kind != "plain"}
     return {
         "regularizer_ratio": max(each["chain"] for each in ratios.values()),
         "regularizer_ratios": ratios,
@@ -246,38 +257,36 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def print_figures(figures: dict[str, Any]) -> None:
-    for size, key in (("all", "median_seconds"), ("half", "median_seconds_half")):
-        rows = [
-            (f"{norm}: {form}", value, value / seconds["ours"])
-            for norm, seconds in figures[key].items()
-            for form, value in seconds.items()
-        ]
-        number, coordinates = figures["num_differences"][size], figures["coordinates"]
-        common.print_table((f"{number:,} differences of {coordinates}", "seconds", "in units of ours"), rows)
-    many = [(norm, value, figures["peak_megabytes_many"][norm]) for norm, value in figures["seconds_many"].items()]
-    common.print_table((f"ours, {figures['num_differences']['many']:,} differences", "seconds", "peak memory, MB"), many)
-    print(f"One tensor of their pairs: {figures['pair_megabytes_many']:,} MB; machine: {figures['machine_megabytes']:,} MB.")
-    for name, seconds in figures["median_seconds_step"].items():
-        rows = [
-            (kind, value, 1.0 if kind == "plain" else figures["regularizer_ratios"][name][kind])
-            for kind, value in seconds.items()
-        ]
-        common.print_table((f"step, {name}", "seconds", "in units of plain"), rows)
-
-
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark and return the figures of its last line."""
-    parser = common.make_parser(__doc__, SIZES)
-    parser.add_argument("--measure-memory", choices=NORMS, help=argparse.SUPPRESS)
-    options = common.read_arguments(parser, SIZES, arguments)
-    if options.measure_memory:
-        megabytes = measure_memory(options)
-        print(json.dumps(megabytes))
-        return megabytes
-    figures = measure_steps(options) | measure_norm(options) | measure_many(options)
-    print_figures(figures)
-    return common.finish(figures, BOUNDS, options)
+@script(SIZES, BOUNDS, threads=2, weigh=weigh, page="benchmarks")
+def main(study: Study) -> dict[str, Any]:
+    """Time training steps, then the norm and what it needs."""
+    figures = measure_steps(study.options) | measure_norm(study.options) | measure_many(study)
+    numbers = figures["num_differences"]
+    rows = [
+        (f"{LABELS[form]}, `{norm}`", numbers[size], 1000 * value, value / seconds["ours"])
+        for size, key in (("all", "median_seconds"), ("half", "median_seconds_half"))
+        for norm, seconds in figures[key].items()
+        for form, value in seconds.items()
+    ]
+    study.table("ctv", ("form", "differences", "milliseconds", "in units of ours"), rows)
+    many = [
+        (f"`ctv_norm`, `{norm}`", value, figures["peak_megabytes_many"][norm])
+        for norm, value in figures["seconds_many"].items()
+    ]
+    many += [
+        ("one tensor of all pairs", None, figures["pair_megabytes_many"]),
+        ("this machine", None, figures["machine_megabytes"]),
+    ]
+    study.table("ctv_many", (f"{numbers['many']:,} differences", "seconds", "MB"), many)
+    rows = []
+    for kind, label in LABELED.items():
+        cells = []
+        for loss, seconds in figures["median_seconds_step"].items():
+            cells += [1000 * seconds[kind], figures["regularizer_ratios"][loss].get(kind, 1.0)]
+        rows.append((label, *cells))
+    head = [title for loss in figures["median_seconds_step"] for title in (f"`{loss}`, milliseconds", "in units of none")]
+    study.table("ctv_steps", ("alignment", *head), rows)
+    return figures
 
 
 if __name__ == "__main__":

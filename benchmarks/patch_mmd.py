@@ -21,10 +21,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import common
-from benchmarks.common import Bound, Seconds, Size
+from lab import Bound, Size, Study, medians, ratio, script, time_interleaved
 from lightning_netsim.functional import exact_patch_mmd, gaussian_kernel, squared_mmd
 from lightning_netsim.losses import PatchMMDLoss, VGGLoss
 
@@ -50,16 +48,27 @@ SIZES = {
     "rounds": Size(11, 2, "timings of each method"),
 }
 BOUNDS = {
-    "speedup_vgg19": Bound(1.5, 3, at_least=True),
-    "peak_mb": Bound(60),
-    "rff_error": Bound(0.02),
-    "ratio_geomloss": Bound(1.0),
-    "disagreement_geomloss": Bound(1e-6),
+    "speedup_vgg19": Bound(
+        1.5,
+        3,
+        at_least=True,
+        what="patch MMD of 512 random features, value and gradient, against VGG-19 up to conv5_3 on the same images",
+    ),
+    "peak_mb": Bound(60, what="peak memory of that patch MMD above its images, MB"),
+    "rff_error": Bound(0.02, what="relative error of the mean of 60 draws of 512 features against the exact patch MMD"),
+    "ratio_geomloss": Bound(1.0, what="Gaussian MMD, time in units of geomloss's, the greater of two sizes"),
+    "disagreement_geomloss": Bound(1e-6, what="relative difference from twice geomloss's value, and of the gradients"),
 }
 BANDWIDTH, WINDOW, STRIDE = 0.6, 32, 16
 EXACT_SIDE, COORDINATES = 50, 64
 # Standard errors by which a mean of draws may be off: beyond, a method computes something else.
 TOLERANCE = 6
+
+LABELS = {
+    "ours": "`PatchMMDLoss`",
+    "autograd": "the same, with phases, by `conv2d`, `cos`, `avg_pool2d` and autograd",
+    "vgg19": "`VGGLoss`, VGG-19 up to conv5_3",
+}
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -141,20 +150,21 @@ def measure_error(options: argparse.Namespace) -> dict[str, Any]:
     return {"rff_error": first, "errors": errors, "spreads": spreads, "draws": options.draws}
 
 
-def measure_images(options: argparse.Namespace) -> dict[str, Any]:
+def measure_images(study: Study) -> dict[str, Any]:
     """Time all losses of images and look at their memory."""
+    options = study.options
     input, target = (natural_images(options.images, options.side, seed) for seed in (1, 2))
     losses = make_losses(options)
     functions = {name: partial(value_and_gradient, loss, input, target) for name, loss in losses.items()}
-    seconds, _ = common.time_interleaved(functions, options.rounds)
+    seconds, _ = time_interleaved(functions, options.rounds)
     first, naive = f"ours_{options.features}", f"autograd_{options.features}"
-    megabytes = peaks(list(losses), options)
+    megabytes = dict(zip(losses, study.peaks([([name], {}) for name in losses]), strict=True))
     return {
-        "speedup_vgg19": common.ratio(seconds, "vgg19", first),
-        "speedup_autograd": common.ratio(seconds, naive, first),
+        "speedup_vgg19": ratio(seconds, "vgg19", first),
+        "speedup_autograd": ratio(seconds, naive, first),
         "peak_mb": megabytes[first],
         "peak_megabytes": megabytes,
-        "median_seconds": common.medians(seconds),
+        "median_seconds": medians(seconds),
         "images": options.images,
         "side": options.side,
         "features": options.features,
@@ -162,19 +172,12 @@ def measure_images(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def peaks(names: Sequence[str], options: argparse.Namespace) -> dict[str, float]:
-    """Return the peak growth of memory in MB while a loss and its gradient are computed, in a fresh process each."""
-    sizes = [f"--{name}={getattr(options, name)}" for name in ("images", "side", "features", "threads")]
-    found = common.peaks_megabytes(__file__, [["--measure-memory", name, *sizes] for name in names])
-    return dict(zip(names, found, strict=True))
-
-
-def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
-    """Compute one loss in this process, of small images first."""
-    loss = make_losses(options)[options.measure_memory]
+def weigh(options: argparse.Namespace, name: str) -> Callable[[], object]:
+    """Return the computation of one loss; small images come first."""
+    loss = make_losses(options)[name]
     input, target = (natural_images(options.images, options.side, seed) for seed in (1, 2))
     value_and_gradient(loss, input[:1, :, :48, :48], target[:1, :, :48, :48])
-    return common.growth_megabytes(lambda: value_and_gradient(loss, input, target))
+    return partial(value_and_gradient, loss, input, target)
 
 
 def both_gradients(loss: Loss, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,10 +219,9 @@ def measure_geomloss(options: argparse.Namespace) -> dict[str, Any]:
         x, y, bandwidth = sets(number)
         losses = kernel_norms(bandwidth)
         error = max(error, largest_disagreement(losses, x, y))
-        seconds: Seconds = common.time_interleaved(
-            {name: partial(both_gradients, loss, x, y) for name, loss in losses.items()}, options.rounds
-        )[0]
-        medians[str(number)], found[str(number)] = common.medians(seconds), common.ratio(seconds, "ours", "geomloss")
+        functions = {name: partial(both_gradients, loss, x, y) for name, loss in losses.items()}
+        seconds, _ = time_interleaved(functions, options.rounds)
+        medians[str(number)], found[str(number)] = medians(seconds), ratio(seconds, "ours", "geomloss")
     return {
         "ratio_geomloss": max(found.values()),
         "ratios_geomloss": found,
@@ -229,33 +231,28 @@ def measure_geomloss(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def print_figures(figures: dict[str, Any]) -> None:
-    errors = [(name, 100 * error, 100 * figures["spreads"][name]) for name, error in figures["errors"].items()]
-    common.print_table((f"{figures['features']} features", "error of the mean, %", "spread of single draws, %"), errors)
-    seconds, first = figures["median_seconds"], next(iter(figures["median_seconds"].values()))
-    rows = [(name, value, value / first, figures["peak_megabytes"][name]) for name, value in seconds.items()]
-    shape = f"{figures['images']} × 3 × {figures['side']}²"
-    common.print_table((shape, "seconds", "in units of the first", "peak memory, MB"), rows)
-    sizes = [
-        (f"{int(number):,} samples", *each.values(), figures["ratios_geomloss"][number])
-        for number, each in figures["median_seconds_sets"].items()
+@script(SIZES, BOUNDS, threads=2, weigh=weigh, page="benchmarks")
+def main(study: Study) -> dict[str, Any]:
+    """Hold random features against the exact MMD, then time all losses."""
+    figures = measure_error(study.options) | measure_images(study) | measure_geomloss(study.options)
+    seconds = figures["median_seconds"]
+    first, rows = next(iter(seconds.values())), []
+    for name, value in seconds.items():
+        form, _, features = name.partition("_")
+        label = f"{LABELS[form]}, {features} features" if features else LABELS[form]
+        rows.append((label, 1000 * value, value / first, figures["peak_megabytes"][name]))
+    study.table("patch_mmd", ("loss", "milliseconds", "in units of the first", "peak growth of memory, MB"), rows)
+    rows = [(name, error, figures["spreads"][name]) for name, error in figures["errors"].items()]
+    head = ("form, images", "error of the mean", "standard deviation of single draws")
+    study.table("patch_mmd_errors", head, rows)
+    rows = [
+        (f"{int(size):,} and {int(size):,}", *(1000 * value for value in each.values()), figures["ratios_geomloss"][size])
+        for size, each in figures["median_seconds_sets"].items()
     ]
-    if sizes:
-        common.print_table(("MMD of two sets", "ours, seconds", "geomloss", "ours over geomloss"), sizes)
-
-
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark and return the figures of its last line."""
-    parser = common.make_parser(__doc__, SIZES)
-    parser.add_argument("--measure-memory", help=argparse.SUPPRESS)
-    options = common.read_arguments(parser, SIZES, arguments)
-    if options.measure_memory:
-        megabytes = measure_memory(options)
-        print(json.dumps(megabytes))
-        return megabytes
-    figures = measure_error(options) | measure_images(options) | measure_geomloss(options)
-    print_figures(figures)
-    return common.finish(figures, BOUNDS, options)
+    if rows:
+        head = ("samples", "`squared_mmd`, milliseconds", "geomloss, milliseconds", "ratio")
+        study.table("patch_mmd_sets", head, rows)
+    return figures
 
 
 if __name__ == "__main__":

@@ -62,11 +62,13 @@ class Bound:
         limit: the least or greatest value allowed.
         aim: what would be better.
         at_least: whether greater is better.
+        what: what the figure is, in words.
     """
 
     limit: float
     aim: float | None = None
     at_least: bool = False
+    what: str = ""
 
     def holds(self, figure: float) -> bool:
         """Return whether a figure is within the bound."""
@@ -115,7 +117,7 @@ class Study:
         text = format_table(head, rows, formats, left)
         print(f"\n{title}\n\n{text}" if title else f"\n{text}", flush=True)
         if self.is_full or self.options.write:
-            page = PAGES / f"{self.script.name}.md"
+            page = PAGES / f"{self.script.page or self.script.name}.md"
             if not write_section(page, name, text):
                 print(f"{page} has no place for it: no line <!-- table: {name} -->.")
 
@@ -151,6 +153,7 @@ class Script:
     bounds: Mapping[str, Bound] = field(default_factory=dict)
     threads: int = 1
     weigh: Callable[..., Callable[[], object]] | None = None
+    page: str | None = None
 
     @property
     def file(self) -> Path:
@@ -180,7 +183,7 @@ class Script:
         return options
 
     def __call__(self, arguments: Sequence[str] | None = None) -> dict[str, Any]:
-        """Run the script and return the figures of its last line.
+        """Run the script and return the figures of its last line, which a full run also writes to `OUT/figures.json`.
 
         A quick run holds no bounds: its figures are not those of the claims.
         """
@@ -189,11 +192,15 @@ class Script:
         if options.measure_memory:
             figures: dict[str, Any] = {"megabytes": growth_megabytes(self.weigh(options, *options.measure_memory))}
         else:
-            figures = self.function(Study(self, options))
+            study = Study(self, options)
+            figures = self.function(study)
             figures |= {"threads": options.threads, "quick": options.quick, "torch": torch.__version__}
             if self.bounds and not options.quick:
                 known = {name: bound for name, bound in self.bounds.items() if figures.get(name) is not None}
                 figures["held"] = {name: bound.holds(figures[name]) for name, bound in known.items()}
+            if study.is_full:
+                options.out.mkdir(parents=True, exist_ok=True)
+                (options.out / "figures.json").write_text(json.dumps(figures | {"seconds": study.seconds}, indent=1), "utf-8")
         print(json.dumps(figures))
         return figures
 
@@ -203,6 +210,7 @@ def script(
     bounds: Mapping[str, Bound] | None = None,
     threads: int = 1,
     weigh: Callable[..., Callable[[], object]] | None = None,
+    page: str | None = None,
 ) -> Callable[[Callable[[Study], dict[str, Any]]], Script]:
     """Make a function of a study, which returns its figures, a script: the file's docstring is its help.
 
@@ -211,5 +219,6 @@ def script(
         bounds: what its figures are held to, by name.
         threads: of torch.
         weigh: for `Study.peaks`: takes the options and words that say what, prepares, and returns the job whose memory counts.
+        page: of `docs/results/`, where its tables stand; by default it is called like the file.
     """
-    return lambda function: Script(function, sizes or {}, bounds or {}, threads, weigh)
+    return lambda function: Script(function, sizes or {}, bounds or {}, threads, weigh, page)
