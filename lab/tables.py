@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def format_table(head: Sequence[str], rows: Sequence[Sequence[object]], formats: Sequence[str] = (), left: int = 1) -> str:
-    """Return a Markdown table, its columns aligned.
+    """Return a Markdown table, its columns aligned, with a minus sign before numbers below 0.
 
     Args:
         head: titles of the columns.
@@ -17,7 +17,8 @@ def format_table(head: Sequence[str], rows: Sequence[Sequence[object]], formats:
         formats: how numbers of each column are written, as in an f-string; by default as `format_number` writes them.
         left: how many columns are aligned to the left.
     """
-    texts = [[_text(cell, form) for cell, form in zip_longest(row, formats[: len(row)], fillvalue="")] for row in rows]
+    plain = [[_text(cell, form) for cell, form in zip_longest(row, formats[: len(row)], fillvalue="")] for row in rows]
+    texts = [[re.sub(r"(?<!\w)-(?=[\d.])", "−", cell) for cell in line] for line in plain]
     widths = [max(3, *(len(line[column]) for line in [head, *texts])) for column in range(len(head))]
     rule = ["-" * width if column < left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
     lines = []
