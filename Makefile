@@ -24,7 +24,7 @@ test: $(VENV)/.installed-test  ## run the tests and the examples in docstrings
 slow: $(VENV)/.installed-test  ## run all of that and the tests marked slow
 	$(BIN)/python -m pytest --slow $(PYTEST_ARGS)
 
-bench: $(VENV)/.installed-bench  ## measure time, memory and recall beside other packages (about 20 minutes); writes benchmarks/RESULTS.md
+bench: $(VENV)/.installed-bench  ## measure time, memory and recall beside other packages (about 20 minutes); writes docs/results/benchmarks.md
 	$(BIN)/python benchmarks/write_results.py
 
 lint: $(VENV)/.installed-dev  ## check style, formatting and types

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,6 +19,9 @@ from lightning_netsim.demos import MNISTNetwork
 from lightning_netsim.jacobian import Directions
 
 TRAINING_STEPS = 300
+
+Function = Callable[..., Tensor]
+"""Of tensors; its value is one number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +71,13 @@ class Problem:
     def loader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Return the inputs as a data loader, in their order."""
         return DataLoader(TensorDataset(self.inputs()), batch_size=self.chunk_size)
+
+
+def value_and_gradients(function: Function, *inputs: Tensor, of: int | None = None) -> tuple[Tensor, ...]:
+    """Return the value of a function and its gradients with respect to its inputs, or to the first `of` of them."""
+    leaves = [some.detach().requires_grad_() for some in inputs[:of]]
+    value = function(*leaves, *inputs[len(leaves) :])
+    return value.detach(), *torch.autograd.grad(value, leaves)
 
 
 def random_images(number: int, shape: tuple[int, ...]) -> Tensor:
