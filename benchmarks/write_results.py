@@ -22,7 +22,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lab import Bound, Size, Study, format_number, format_table, script, write_section
-from lab.script import PAGES
+from lab.study import PAGES
 
 NAMES = ("soft_counts", "peers", "sketch", "neighbors", "scaling", "similarity_cost", "ctv", "patch_mmd")
 SIZES = {"only": Size(NAMES, None, "scripts to run", choices=NAMES)}

@@ -40,8 +40,8 @@ The first lines of a script make `lab` and its neighbors known where it is run a
 
 from lab.log import RunLog
 from lab.memory import growth_megabytes, peaks_megabytes
-from lab.script import Bound, Script, Size, Study, script
 from lab.statistics import Mean, difference, mean_of, spearman
+from lab.study import Bound, Script, Size, Study, script
 from lab.tables import format_number, format_table, write_section
 from lab.timing import Seconds, medians, ratio, ratios, time_interleaved
 
