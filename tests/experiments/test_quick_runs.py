@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-script = importlib.import_module("lab.study")
+from lab import study
+
 slow = pytest.mark.slow
 # Module, arguments beside --quick, keys of the closing line.
 CASES = [
@@ -51,8 +52,8 @@ def test_a_quick_run_has_its_figures_and_places_and_repeats_nothing(
     if name in ("label_noise", "duplicates"):
         pytest.importorskip("cleanlab", reason="the study compares with cleanlab")
     pages, out = tmp_path / "pages", tmp_path / "out"
-    shutil.copytree(script.PAGES, pages)
-    monkeypatch.setattr(script, "PAGES", pages)
+    shutil.copytree(study.PAGES, pages)
+    monkeypatch.setattr(study, "PAGES", pages)
     main = importlib.import_module(f"experiments.{name}").main
     given = [*arguments.split(), "--quick", "--write", "--data-dir", str(data_dir), "--out", str(out)]
     threads, before = torch.get_num_threads(), torch.get_rng_state()
