@@ -13,7 +13,7 @@ from torch import nn
 
 from experiments import alignment_bounds, metric_learning, simclr
 from experiments.alignment_bounds import Setting, spread
-from experiments.metric_learning import DIGITS, Run, Training, count_distances, gain
+from experiments.metric_learning import DIGITS, Run, count_distances, gain
 from lab import RunLog
 from lightning_netsim.losses import ContrastiveLoss, MetricLearningLoss
 
@@ -63,20 +63,6 @@ def _run(loss: str = "npair", form: str = "none", weight: float = 0.0, seed: int
     return Run(DIGITS, loss, form, weight, 1e-3, 2, seed)
 
 
-def test_all_arms_of_a_seed_start_alike_and_see_the_same_images() -> None:
-    digits = metric_learning.split_digits(0)
-    runs = (_run(), _run("npair", "distance", 1.0), _run("triplet", "signed", 0.1), _run(seed=1))
-    *trainings, other = (Training(run, digits) for run in runs)
-    for name, value in trainings[0].network.state_dict().items():
-        assert all(torch.equal(value, training.network.state_dict()[name]) for training in trainings)
-    for training in trainings:
-        training.step()
-    places = [training.draw() for training in trainings]
-    assert all(torch.equal(places[0], some) for some in places)
-    assert trainings[0].labels[places[0]].bincount().tolist() == [8] * 5
-    assert not torch.equal(places[0], other.draw())
-
-
 def test_sharp_control_is_the_cross_entropy_of_similarities_over_the_temperature() -> None:
     first, second = torch.randn(2, 4, 6, dtype=torch.float64)
     similarity = torch.nn.functional.cosine_similarity(first.unsqueeze(1), second, dim=2)
@@ -124,10 +110,3 @@ def test_alignment_changes_nothing_but_the_loss_and_clusters_begin_with_the_seco
     plain, without, aligned = (simclr.train(setting, images, 5, epochs, batch_size=32) for setting in settings)
     assert _differ(plain, without) == 0, "the same weights, batches and views"
     assert (_differ(plain, aligned) == 0) is same
-
-
-def test_distances_of_one_digit_and_of_two() -> None:
-    points = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-    found = simclr.distances(torch.nn.Identity(), (points, torch.tensor([0, 0, 1, 1])))
-    expected = {"distance_one_digit": 2**0.5 / 2, "distance_two_digits": (2**0.5 + 2) / 2}
-    assert {name: found[name] for name in expected} == pytest.approx(expected)

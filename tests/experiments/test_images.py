@@ -6,7 +6,6 @@ import itertools
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,21 +17,15 @@ from torch import Tensor, nn
 
 from experiments.images import generalized_image_mean, kernel_equivalence, super_resolution, two_afc
 from experiments.images.generalized_image_mean import (
-    Arm,
     draw_plain_warps,
     draw_shifts,
-    draw_warps,
     mean_under,
-    sharpness,
-    sliced_distance,
 )
 from experiments.images.kernel_equivalence import check_features, check_networks, load_pairs, scaled, smooth_noise
-from experiments.images.two_afc import Judgments, agreement_table, read_live, read_triplets, two_afc_score, weighted_agreement
+from experiments.images.two_afc import Judgments, agreement_table, read_live, two_afc_score, weighted_agreement
 from experiments.images.vgg_weights import read_vgg_weights
 from lab.networks import IMAGENET_MEAN, IMAGENET_STD
-from lightning_netsim import NetsimError
 from lightning_netsim.functional import gaussian_kernel, squared_mmd
-from lightning_netsim.losses import PatchMMDLoss
 
 
 def _photograph(height: int = 200, width: int = 260) -> Tensor:
@@ -71,14 +64,6 @@ def test_warps_move_what_is_in_the_center(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(moved[0], center[:, 11:43, 11:43], rtol=0, atol=1e-4)
 
 
-def test_warps_change_light_and_color() -> None:
-    targets = draw_warps(torch.full((3, 200, 200), 0.5), 32, 400, torch.Generator().manual_seed(0))
-    logarithms = (targets.mean(dim=(2, 3)) * 2).log()
-    light, color = logarithms.mean(dim=1).std(), (logarithms - logarithms.mean(dim=1, keepdim=True)).std()
-    assert float(light) == pytest.approx((0.1**2 + 0.03**2 / 3) ** 0.5, rel=0.15)
-    assert float(color) == pytest.approx(0.03 * (2 / 3) ** 0.5, rel=0.15)
-
-
 @pytest.mark.parametrize("weight", [0.1, 1.0])
 def test_the_minimum_is_found(weight: float) -> None:
     targets = 0.5 + 0.2 * torch.rand(10, 3, 4, 4)
@@ -92,30 +77,6 @@ def test_the_minimum_is_found(weight: float) -> None:
     image, left = mean_under(_Pull(), targets, weight, 0, 0)
     torch.testing.assert_close(image, mean, rtol=0, atol=1e-5)
     assert left == pytest.approx({"loss": 1.0, "pixels": 1.0}, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda name: Arm(name, bandwidth=0.7).build({}, 0),
-        lambda name: super_resolution.Setting(name, 1.0, 0.7).criterion({}, 3),
-    ],
-)
-def test_mmd_plus_plus_takes_means_off_and_adds_the_local_term(make: Any) -> None:
-    for name, settings in (("MMD", (False, 0.0, 0.7)), ("MMD++", (True, 0.025, 0.7))):
-        loss = make(name)
-        assert isinstance(loss, PatchMMDLoss)
-        assert (loss.remove_mean, loss.local_weight, loss.bandwidth) == settings
-
-
-def test_blurred_images_are_far_from_the_targets_and_less_sharp() -> None:
-    photographs = [(torch.rand(1, 25, 32) > 0.5).float().repeat_interleave(8, 1).repeat_interleave(8, 2) for _ in range(4)]
-    generator = torch.Generator().manual_seed(0)
-    targets = torch.stack([draw_shifts(some.expand(3, -1, -1), 36, 5, generator) for some in photographs])
-    distances = [sliced_distance(images, targets[:, 1:], 3) for images in (targets[:, 0], targets.mean(dim=1))]
-    assert distances[1]["swd_36"] > 1.1 * distances[0]["swd_36"]
-    assert sharpness(targets[0, 0], targets[0, :1]) == pytest.approx(1.0)
-    assert sharpness(0.5 * targets[0, 0] + 0.2, targets[0, :1]) == pytest.approx(0.5, rel=1e-4)
 
 
 def test_folded_weights_are_those_of_the_original(tmp_path: Path) -> None:
@@ -225,21 +186,6 @@ def test_copies_are_left_out_and_equal_images_are_one(live: Path) -> None:
     assert len(read_live(live, least_gap=0.0).triplets) == int((gaps > 1e-6).sum()), "equal scores say nothing"
     found = two_afc.rank_correlations(torch.tensor([[1.0, 2, 3, 1, 2, 3, 1, 2, 3]]), judgments)
     assert found["spearman_within"] == pytest.approx(1 / 3, abs=1e-4)
-
-
-def test_triplets_of_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "triplets.csv"
-    path.write_text("reference,first,second,h\na.png,b.png,c.png,0.25\na.png,c.png,d.png,1\ne.png,b.png,c.png,0\n")
-    judgments = read_triplets(path)
-    assert [(reference.name, image.name) for reference, image in judgments.pairs] == [
-        *(("a.png", "b.png"), ("a.png", "c.png"), ("a.png", "d.png"), ("e.png", "b.png"), ("e.png", "c.png"))
-    ]
-    assert judgments.triplets.tolist() == [[0, 1], [1, 2], [3, 4]]
-    assert judgments.preference.tolist() == [0.25, 1, 0]
-    for text, message in (("h\na,b,c,25", r"within \[0, 1\]"), ("other\na,b,c,1", "one without 'h'")):
-        path.write_text(f"reference,first,second,{text}\n")
-        with pytest.raises(NetsimError, match=message):
-            read_triplets(path)
 
 
 @pytest.mark.parametrize("within", [True, False])

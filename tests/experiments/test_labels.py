@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from experiments import augmentation_denoises, noisy_rounds
 from experiments.augmentation_denoises import SETTINGS, Copies, exact_law, moments, shared_factor, slope, turned
 from experiments.noisy_rounds import NOISE, UPDATES, WRONG, Problem, Round, error, gains, moved, observation
-from experiments.noisy_targets import Kernel, seeded, train_together
+from experiments.noisy_targets import Kernel, seeded
 from lightning_netsim import analyze
 
 
@@ -110,17 +110,6 @@ def test_copies_share_the_truth_and_if_so_told_the_noise(setting: tuple[str, str
             assert bool((changed == changed[:, :1]).all()) == (noise == "shared")
             assert 0.2 < float((changed != 0).float().mean()) < 0.6
         assert not torch.equal(labels, twin)
-
-
-def test_networks_trained_together_are_those_trained_alone() -> None:
-    inputs, targets = torch.rand(3, 60, 1, 14, 14), torch.randn(3, 60, 2)
-    together, alone = ([seeded(seed, 1, 14, 2) for seed in range(3)] for _ in range(2))
-    train_together(together, inputs, targets, 4, [5, 6, 7])
-    for place in range(3):
-        train_together(alone[place : place + 1], inputs[place : place + 1], targets[place : place + 1], 4, [5 + place])
-    for one, other in zip(together, alone, strict=True):
-        for left, right in zip(one.parameters(), other.parameters(), strict=True):
-            torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-4)
 
 
 def test_the_factor_of_shared_noise_is_that_of_one_copy_each(digits: tuple[Tensor, Tensor]) -> None:
@@ -239,9 +228,3 @@ class TestWithCleanlab:
         assert (figures["noise recall"], figures["shift recall"]) == (1 / 2, 1), "neither it nor its original, of two pairs"
         assert figures["errors"] == 3, "the copy, its original, and the stranger"
         assert (figures["noise precision"], figures["shift precision"]) == pytest.approx((2 / 5, 4 / 7))
-
-    def test_leaks_are_judged_by_kind(self) -> None:
-        kinds = ["", "", "", "shift", "shift", "noise", "jpeg 90", "jpeg 75"]
-        figures = self.duplicates.judge_leaks(np.array([1, 0, 0, 1, 0, 1, 0, 0]), kinds)
-        assert (figures["shift recall"], figures["noise recall"], figures["jpeg 90 recall"]) == (0.5, 1, 0)
-        assert (figures["shift precision"], figures["jpeg 90 precision"], figures["all recall"]) == (0.5, 0, 0.4)

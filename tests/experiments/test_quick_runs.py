@@ -67,20 +67,3 @@ def test_a_quick_run_has_its_figures_and_places_and_repeats_nothing(
     assert logs
     assert _without_times(main([*given, "--threads", str(threads)])) == _without_times(figures)
     assert {path: path.read_text() for path in out.rglob("*.csv")} == logs
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "message"),
-    [
-        ("simclr", "", "a directory with MNIST/raw in it"),
-        ("images.super_resolution", "", "a directory with kodak/kodim01.png"),
-        ("images.generalized_image_mean", "", "a directory with kodak/kodim01.png"),
-        ("images.two_afc", "", r"a directory with live/scores\.csv in it"),
-        ("metric_learning", "--data omniglot", "a directory with omniglot/images_background.zip in it"),
-    ],
-)
-def test_missing_data_are_said(name: str, arguments: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
-        importlib.import_module(f"experiments.{name}").main(
-            ["--quick", *arguments.split(), "--data-dir", str(tmp_path / "nowhere"), "--out", str(tmp_path)]
-        )

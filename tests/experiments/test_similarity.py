@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from experiments import few_labels, mnist_dynamics, toy_sinusoid
-from experiments.few_labels import SCHEDULES, Data, Setting, Term, Training, criterion
+from experiments.few_labels import SCHEDULES, Data, Term, criterion
 from lightning_netsim import JacobianOperator
 from lightning_netsim.demos import sinusoid
 from lightning_netsim.losses import GradientBatch, InvarianceLoss
@@ -51,15 +51,6 @@ def random_loss(network: str, variant: str, weight: float, size: int = 3) -> Ten
     return mnist_dynamics.batch_loss(operator, images, torch.full((2 * size,), 4), variant, weight)
 
 
-def test_batches_hold_images_of_one_class_unless_mixed() -> None:
-    labels = torch.arange(200) % 10
-    drawn = list(mnist_dynamics.draw_batches(labels, 6, steps=30, seed=0))
-    assert all(len(index) == 6 and len(labels[index].unique()) == 1 for index in drawn)
-    assert len({int(labels[index[0]]) for index in drawn}) > 5
-    mixed = mnist_dynamics.draw_batches(labels, 6, steps=30, seed=0, mixed=True)
-    assert sum(len(labels[index].unique()) > 1 for index in mixed) > 25
-
-
 @pytest.mark.parametrize(("variant", "opposite"), [("cosine", "released"), ("ours", "ours_opposite")])
 def test_opposite_variants_differ_in_the_sign_alone(variant: str, opposite: str) -> None:
     plain = random_loss("paper", "baseline", 0)
@@ -83,12 +74,6 @@ def test_released_term_is_the_cosine_of_the_mean_gradients_of_the_masked_log_pro
     torch.testing.assert_close(found.detach(), expected, rtol=1e-6, atol=1e-8)
 
 
-def test_two_images_make_one_criterion_of_three() -> None:
-    terms = [random_loss("paper", variant, 1.0, size=1) for variant in ("pair", "cosine", "ours")]
-    torch.testing.assert_close(terms[0], terms[1], rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(terms[0], terms[2], rtol=1e-9, atol=1e-12)
-
-
 def test_pairs_join_the_two_halves() -> None:
     model = mnist_dynamics.make_network("paper", seed=0).double()
     operator = JacobianOperator(model, directions="contrast", create_graph=True)
@@ -96,15 +81,6 @@ def test_pairs_join_the_two_halves() -> None:
     similarity = batch.similarity().detach()
     expected = -(similarity[0, 3] + similarity[1, 4] + similarity[2, 5]) / 3
     torch.testing.assert_close(mnist_dynamics.pair_criterion(batch).detach(), expected, rtol=1e-9, atol=1e-12)
-
-
-def test_images_to_measure_on_are_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = (torch.arange(20_000.0), -1 - torch.arange(100.0))
-    monkeypatch.setattr(mnist_dynamics, "read_mnist", lambda data_dir: tuple((some, some) for some in numbers))
-    (_, trained), (_, validation) = mnist_dynamics.load_images("", True, 50)
-    assert set(trained.tolist()) == set(range(10_000))
-    assert min(validation.tolist()) >= 10_000
-    assert max(mnist_dynamics.load_images("", False, 50)[1][1]) < 0
 
 
 @pytest.fixture
@@ -120,18 +96,6 @@ def test_labeled_and_unlabeled_images_are_apart_and_fewer_are_among_more(random_
     assert torch.equal(ten[:, :2], two)
     assert not set(ten.flatten().tolist()) & set(unlabeled.tolist())
     assert not torch.equal(ten, random_data.choose(seed=4, per_class=10)[0])
-
-
-def test_all_settings_of_a_seed_see_the_same_images_in_the_same_form_from_the_same_weights(random_data: Data) -> None:
-    terms = (Term("probabilities", 1.0), Term("invariance", 0.1, directions="fresh"))
-    settings = (Setting(), Setting("labeled", terms), Setting("unlabeled", terms))
-    trainings = [Training(setting, random_data, seed=5, per_class=10, steps=3) for setting in settings]
-    for name, value in trainings[0].network.state_dict().items():
-        assert all(torch.equal(value, training.network.state_dict()[name]) for training in trainings)
-    for training in trainings:
-        training.run()
-        assert torch.equal(training.labeled, trainings[0].labeled)
-        assert torch.equal(training.draws.get_state(), trainings[0].draws.get_state()), "what else is drawn is drawn elsewhere"
 
 
 def test_invariance_of_two_halves_is_the_criterion_of_the_library() -> None:
@@ -153,24 +117,6 @@ def test_one_side_moves_only_the_second_view() -> None:
 def test_schedules() -> None:
     factors = {name: [Term("group", 2.0, name).factor(done) for done in (0.0, 0.25, 0.5)] for name in SCHEDULES}
     assert factors == {"constant": [2, 2, 2], "up": [0, 1, 2], "down": [2, 1.5, 1], "early": [2, 0, 0]}
-
-
-def test_search_goes_from_the_best_so_far() -> None:
-    asked = []
-
-    def judge(setting: Setting) -> float:
-        (term,) = setting.terms
-        asked.append(str(term).removeprefix("group "))
-        return -abs(term.weight - 0.25) + 0.01 * (term.layers == "first")
-
-    axes = [
-        few_labels.vary("weight", (0.1, 0.3, 1.0)),
-        few_labels.vary("layers", ("last", "first")),
-        few_labels.rescale(0.5, 2),
-    ]
-    best = few_labels.search(Setting("unlabeled", (Term("group", 0.0),)), axes, judge)
-    assert str(best) == "unlabeled: group 0.3 first"
-    assert asked == ["0.1", "0.3", "1", "0.3 last", "0.3 first", "0.15 first", "0.6 first"]
 
 
 def test_differences_of_arms_are_taken_seed_by_seed() -> None:
