@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lab import Mean, Size, Study, difference, mean_of, script, spearman
 from lab.figures import panels
+from lab.training import take_step
 from lightning_netsim.demos import DigitsDataModule
 from lightning_netsim.functional.difference_alignment import ctv_norm
 from lightning_netsim.losses import ContrastiveLoss, DifferenceAlignmentLoss, MetricLearningLoss
@@ -153,9 +154,7 @@ def run(setting: Setting, seed: int, steps: int) -> dict[str, float]:
         loss = criterion(embeddings, labels)
         if setting.weight > 0:
             loss = loss + setting.factor() * alignment(embeddings, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        take_step(optimizer, loss)
     found = measure(network, criterion, setting.normalize, train, held_out)
     return found | {"seconds": time.perf_counter() - start}
 

@@ -40,6 +40,7 @@ from lab import Mean, RunLog, Size, Study, mean_of, script
 from lab.affine import transform
 from lab.data import Labeled, read_mnist
 from lab.figures import panels
+from lab.training import take_step
 from lightning_netsim.report import style
 
 COPIES = (1, 2, 4, 8, 16)
@@ -258,9 +259,7 @@ def exact_law(digits: Labeled, seed: int, number: int = 20, steps: int = 50) -> 
             network = Invariant(seeded(seed, 1, SIDE, 2).double())
             optimizer = torch.optim.SGD(network.parameters(), 0.05)
             for _ in range(steps):
-                optimizer.zero_grad()
-                loss_of(network(inputs), targets).backward()
-                optimizer.step()
+                take_step(optimizer, loss_of(network(inputs), targets))
             kernel = Kernel(network, inputs)
             factor = kernel.average(targets, targets, torch.arange(len(inputs))[:: len(inputs) // number]).factor
             results.append((network(images).detach(), factor * math.sqrt(len(inputs) / number)))
@@ -320,7 +319,7 @@ def draw(found: dict[str, dict[str, Any]]) -> Figure:
         "What is left of the noise of the labels, by the number of copies; gray: one over its square root. Lines by color: "
         "outputs after so many steps. Dotted: the denoising factor at the end. Dashed: the copies of a digit share their noise."
     )
-    shape = {"columns": len(found), "size": (2.2, 1.85), "gap": (0.4, 0.0)}
+    shape = {"columns": len(found), "size": (2.2, 1.85), "gap": (0.4, 0.0), "bottom": 0.85}
     with panels("Label noise by copies", reading, **shape) as (figure, (row,)):
         for axes, (setting, summary) in zip(row, found.items(), strict=True):
             *_, last = lengths = summary["lengths"]

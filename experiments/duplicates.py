@@ -42,6 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lab import Mean, RunLog, Size, Study, mean_of, script
 from lab.data import read_cifar, read_digits, read_mnist, read_omniglot, read_photographs
 from lab.networks import IMAGENET_MEAN, IMAGENET_STD, load_resnet20
+from lab.training import take_step
 from lightning_netsim import analyze, find_issues
 from lightning_netsim.analysis.issues import THRESHOLDS
 from lightning_netsim.demos import DigitsNetwork, MNISTNetwork
@@ -165,9 +166,7 @@ class Problem:
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
         for _ in range(self.steps):
             chosen = torch.randint(len(images), (64,))
-            optimizer.zero_grad()
-            F.cross_entropy(network(images[chosen]), labels[chosen]).backward()
-            optimizer.step()
+            take_step(optimizer, F.cross_entropy(network(images[chosen]), labels[chosen]))
         optimizer.zero_grad()
         return network.eval()
 

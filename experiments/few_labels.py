@@ -36,6 +36,7 @@ from lab.affine import draw_maps, transform
 from lab.data import read_mnist
 from lab.figures import panels
 from lab.networks import SmallNetwork
+from lab.training import accuracy, take_step
 from lightning_netsim import JacobianOperator
 from lightning_netsim.functional.similarity import pair_similarity_loss
 from lightning_netsim.losses import (
@@ -197,9 +198,7 @@ class Training:
         first = transform(images, draw_maps(len(images), self.draws))
         active = [(term, term.factor(done)) for term in self.setting.terms if term.factor(done) > 0]
         loss = self._loss(images, first, labels, active)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        take_step(self.optimizer, loss)
 
     def _loss(self, images: Tensor, first: Tensor, labels: Tensor, active: list[tuple[Term, float]]) -> Tensor:
         if not active:
@@ -265,13 +264,6 @@ def criterion(term: Term, batch: GradientBatch, generator: torch.Generator) -> T
         return TangentLoss(lambda images: (transform(images, maps) - images) / SMALL_STEP)(batch)
     losses = {"group": GroupSimilarityLoss(), "pair": PairSimilarityLoss(), "minibatch": MinibatchSimilarityLoss()}
     return (DensityLoss(term.target) if term.kind == "density" else losses[term.kind])(batch)
-
-
-@torch.no_grad()
-def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the share of images that are classified as their label says."""
-    predicted = torch.cat([network(some).argmax(1) for some in images.split(500)])
-    return float((predicted == labels).double().mean())
 
 
 def measure(setting: Setting, data: Data, split: str, per_class: int, steps: int, seed: int) -> dict[str, float]:

@@ -41,6 +41,7 @@ from lab import RunLog, Size, Study, mean_of, script
 from lab.data import read_digits, read_mnist
 from lab.figures import panels
 from lab.networks import SmallNetwork
+from lab.training import take_step
 from lightning_netsim import SimilarityAnalysis, analyze, denoise_labels
 from lightning_netsim.demos import DigitsNetwork
 from lightning_netsim.functional import label_quality, label_votes
@@ -96,9 +97,7 @@ def train(name: str, images: Tensor, labels: Tensor, epochs: int, seed: int) -> 
         optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
         for _ in range(epochs):
             for batch in torch.randperm(len(images)).split(BATCH_SIZE):
-                optimizer.zero_grad()
-                F.cross_entropy(network(images[batch]), labels[batch]).backward()
-                optimizer.step()
+                take_step(optimizer, F.cross_entropy(network(images[batch]), labels[batch]))
     return network.eval()
 
 
@@ -199,11 +198,6 @@ class Case:
             self._answers[method] = method(self)
         return self._answers[method]
 
-    @cached_property
-    def tried(self) -> dict[tuple[str, str], Findings]:
-        """Return what each of the scores that were tried finds, by protocol and name."""
-        return try_scores(self)
-
     def loader(self, chosen: Tensor) -> DataLoader[tuple[Tensor, ...]]:
         """Return batches of images with the labels that were given."""
         return DataLoader(TensorDataset(self.data.images[chosen], self.given[chosen]), batch_size=250)
@@ -292,18 +286,12 @@ METHODS: dict[str, dict[str, Method]] = {
 # Scores of a label that were tried before `find_issues` took one, all from the same record of a network.
 NEIGHBORS = (10, 20, 30, 50)
 DEFAULT = 30
-PROTOCOLS = ("out of sample", "in sample")
 
 
 def nearest(analysis: SimilarityAnalysis, k: int) -> SimilarityAnalysis:
     """Return the same analysis with the `k` nearest neighbors of each sample alone."""
     neighbors = analysis.neighbors[analysis.neighbors["rank"] <= k]
     return SimilarityAnalysis(replace(analysis.record, neighbors=neighbors))
-
-
-def issues(analysis: SimilarityAnalysis, k: int = DEFAULT) -> Tensor:
-    """Return the score of `find_issues`."""
-    return torch.tensor(nearest(analysis, k).find_issues(["label"]).table["label_score"].to_numpy())
 
 
 def neighbor_labels(analysis: SimilarityAnalysis) -> Tensor:
@@ -316,66 +304,45 @@ def neighbor_labels(analysis: SimilarityAnalysis) -> Tensor:
     return torch.tensor(labels).view(len(analysis.samples), -1)
 
 
-def votes_alone(analysis: SimilarityAnalysis) -> Tensor:
-    """Return the score of the neighbors' votes, without that of the network."""
-    return label_quality(
-        label_votes(neighbor_labels(nearest(analysis, DEFAULT)), CLASSES), torch.tensor(analysis.samples["label"].to_numpy())
-    )
-
-
-def share(analysis: SimilarityAnalysis, weighted: bool = False) -> Tensor:
-    """Return the share of neighbors that have the label, each counted once or by its similarity."""
-    found = nearest(analysis, DEFAULT)
-    same = neighbor_labels(found) == torch.tensor(found.samples["label"].to_numpy()).unsqueeze(1)
-    similarity = found.neighbors.sort_values(["index", "rank"])["similarity"].to_numpy()
-    weight = torch.tensor(np.clip(similarity, 0, None)).view(same.shape) if weighted else torch.ones(same.shape).double()
-    return (weight * same).sum(1) / weight.sum(1)
-
-
-def class_similarity(analysis: SimilarityAnalysis) -> Tensor:
-    """Return by how much a sample is nearer to its class than to the others, on average over all their samples."""
-    samples = analysis.samples
-    return torch.tensor((samples["same_class_similarity"] - samples["other_class_similarity"]).to_numpy())
-
-
-#: Of an analysis with the most neighbors.
-SCORES: dict[str, Callable[[SimilarityAnalysis], Tensor]] = {
-    **{f"`find_issues`, k={k}": partial(issues, k=k) for k in NEIGHBORS},
-    "the same without the network's vote": votes_alone,
-    "share of the label": share,
-    "share, weighted by similarity": partial(share, weighted=True),
-    "similarity to its class less others": class_similarity,
-}
-CONFIDENCE, MEAN, SMOOTHED = "probability of the label", "√(share · probability)", "smoothed label, un-normalized kernel"
-TRIED = (*SCORES, CONFIDENCE, MEAN, SMOOTHED)
+def scores(analysis: SimilarityAnalysis) -> dict[str, Tensor]:
+    """Return each of the scores that were tried of an analysis with the most neighbors."""
+    tables = {k: nearest(analysis, k).find_issues(["label"]).table for k in NEIGHBORS}
+    found = {f"`find_issues`, k={k}": torch.tensor(table["label_score"].to_numpy()) for k, table in tables.items()}
+    near, given = nearest(analysis, DEFAULT), torch.tensor(analysis.samples["label"].to_numpy())
+    labels = neighbor_labels(near)
+    found["the same without the network's vote"] = label_quality(label_votes(labels, CLASSES), given)
+    same = labels == given.unsqueeze(1)
+    similarity = near.neighbors.sort_values(["index", "rank"])["similarity"].to_numpy()
+    weight = torch.tensor(np.clip(similarity, 0, None)).view(same.shape)
+    found["share of the label"] = same.double().mean(1)
+    found["share, weighted by similarity"] = (weight * same).sum(1) / weight.sum(1)
+    nearer = analysis.samples["same_class_similarity"] - analysis.samples["other_class_similarity"]
+    return found | {"similarity to its class less others": torch.tensor(nearer.to_numpy())}
 
 
 def try_scores(case: Case) -> dict[tuple[str, str], Findings]:
     """Return what each score finds, by protocol and name."""
+    names: list[str] = []
 
-    def measured(network: nn.Module, asked: Tensor, others: Tensor | None) -> dict[str, Tensor]:
+    def ask(network: nn.Module, asked: Tensor, others: Tensor | None) -> Findings:
         reference = None if others is None else case.loader(others)
         settings = {"k": max(NEIGHBORS), "compare_activations": False, "progress": False}
-        analysis = analyze(network, case.loader(asked), reference, **settings)
+        found = scores(analyze(network, case.loader(asked), reference, **settings))
         smoothed = denoise_labels(network, case.loader(asked), reference, num_probes=1, progress=False)
-        found = {name: score(analysis) for name, score in SCORES.items()}
         probabilities = apply(network, case.data.images[asked]).double().softmax(1)
         confidence = probabilities.gather(1, case.given[asked].unsqueeze(1)).squeeze(1)
-        found |= {CONFIDENCE: confidence, MEAN: (share(analysis) * confidence).sqrt()}
-        return found | {SMOOTHED: torch.tensor(smoothed.samples["label_share"].to_numpy())}
+        found |= {"probability of the label": confidence}
+        found |= {"√(share · probability)": (found["share of the label"] * confidence).sqrt()}
+        found |= {"smoothed label, un-normalized kernel": torch.tensor(smoothed.samples["label_share"].to_numpy())}
+        names[:] = found
+        return Findings(torch.stack([score.double() for score in found.values()], 1), case.given[asked])
 
-    answers: dict[int, dict[str, Tensor]] = {}
-
-    def ask(name: str) -> Ask:
-        def asked_for(network: nn.Module, asked: Tensor, others: Tensor | None) -> Findings:
-            if id(network) not in answers:
-                answers[id(network)] = measured(network, asked, others)
-            return Findings(answers[id(network)][name], case.given[asked])
-
-        return asked_for
-
-    by_fold = {(PROTOCOLS[0], name): case.by_fold(ask(name)) for name in TRIED}
-    return by_fold | {(PROTOCOLS[1], name): case.in_sample(ask(name)) for name in TRIED}
+    answers = {"out of sample": case.by_fold(ask), "in sample": case.in_sample(ask)}
+    return {
+        (protocol, name): Findings(answer.score[:, place], answer.suggestion)
+        for protocol, answer in answers.items()
+        for place, name in enumerate(names)
+    }
 
 
 # Whose worst labels are left out or replaced before a new network is trained.
@@ -452,7 +419,9 @@ class Runs:
     def __init__(self, study: Study) -> None:
         self.options = study.options
         self.epochs = {"digits": 2, "mnist": 2} if study.options.quick else {"digits": 40, "mnist": 20}
-        self.detection, self.accuracy = (RunLog(self.options.out / f"{name}.csv") for name in ("detection", "accuracy"))
+        self.detection, self.accuracy, self.tried = (
+            RunLog(self.options.out / f"{name}.csv") for name in ("detection", "accuracy", "tried")
+        )
         self.case = lru_cache(maxsize=1)(self._case)
 
     def _case(self, name: str, noise: str, seed: int) -> Case:
@@ -468,10 +437,19 @@ class Runs:
 
         return self.detection.get(self._key(place) | {"method": method, "variant": variant}, make)
 
-    def compare(self, place: Place, protocol: str, score: str) -> dict[str, float]:
-        """Return how well one of the scores that were tried finds the errors."""
-        key = self._key(place) | {"method": f"score, {protocol}", "variant": score}
-        return self.detection.get(key, lambda: judge(case := self.case(*place), case.tried[protocol, score]))
+    def compare(self, place: Place) -> dict[tuple[str, str], dict[str, float]]:
+        """Return how well each of the scores that were tried finds the errors, by protocol and score."""
+
+        def make() -> dict[str, float]:
+            case = self.case(*place)
+            judged = {names: judge(case, findings) for names, findings in try_scores(case).items()}
+            return {" | ".join((*names, figure)): one[figure] for names, one in judged.items() for figure in FIRST}
+
+        found: dict[tuple[str, str], dict[str, float]] = {}
+        for name, value in self.tried.get(self._key(place), make).items():
+            protocol, score, figure = name.split(" | ")
+            found.setdefault((protocol, score), {})[figure] = value
+        return found
 
     def retrain(self, place: Place, method: str, variant: str = "", treatment: str = "") -> float:
         """Return the accuracy after cleaning, or of the network that was trained on all labels as they are."""
@@ -503,13 +481,11 @@ def choose(runs: Runs, seeds: Sequence[int]) -> dict[str, str]:
 
 def compare(runs: Runs, seeds: Sequence[int]) -> dict[str, dict[str, Row]]:
     """Return AUROC and average precision of the scores that were tried, on these seeds, by score, then by data and protocol."""
-    found: dict[str, dict[str, Row]] = {figure: {score: {} for score in TRIED} for figure in ("auroc", "average_precision")}
+    found: dict[str, dict[str, Row]] = {figure: {} for figure in FIRST}
     for place in cases(seeds):
-        for protocol in PROTOCOLS:
-            for score in TRIED:
-                judged = runs.compare(place, protocol, score)
-                for figure, rows in found.items():
-                    rows[score].setdefault((place[0], protocol), []).append(judged[figure])
+        for (protocol, score), judged in runs.compare(place).items():
+            for figure, rows in found.items():
+                rows.setdefault(score, {}).setdefault((place[0], protocol), []).append(judged[figure])
     return found
 
 

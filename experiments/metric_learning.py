@@ -39,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lab import Size, Study, mean_of, script
 from lab.data import Labeled, read_omniglot
 from lab.figures import panels
+from lab.training import take_step
 from lightning_netsim.estimators import EmbeddingMetrics
 from lightning_netsim.losses import ContrastiveLoss, DifferenceAlignmentLoss, MetricLearningLoss
 from lightning_netsim.report import style
@@ -235,9 +236,7 @@ class Training:
         loss = self.loss(embeddings, labels)
         if self.alignment is not None:
             loss = loss + self.run.weight * self.alignment(embeddings, labels)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        take_step(self.optimizer, loss)
 
 
 def train(run: Run, split: Split) -> dict[str, Any]:

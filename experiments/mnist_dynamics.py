@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lab import Size, Study, script
 from lab.data import Labeled, read_mnist
 from lab.figures import panels
+from lab.training import accuracy, take_step
 from lightning_netsim import JacobianOperator
 from lightning_netsim.demos import MNISTNetwork
 from lightning_netsim.losses import GradientBatch, GroupSimilarityLoss, MinibatchSimilarityLoss, PairSimilarityLoss
@@ -194,19 +195,10 @@ def train(run: Run, images: Labeled, held_out: Labeled, steps: Sequence[int]) ->
     optimizer, found = torch.optim.Adam(model.parameters(), lr=1e-3), []
     batches = draw_batches(images[1], 2 * run.batch_size, run.last_step, run.seed, mixed=run.variant == "mixed")
     for step, index in enumerate(batches, start=1):
-        optimizer.zero_grad()
-        batch_loss(operator, images[0][index], images[1][index], run.variant, run.weight).backward()
-        optimizer.step()
+        take_step(optimizer, batch_loss(operator, images[0][index], images[1][index], run.variant, run.weight))
         if step in steps:
-            found.append(measure_accuracy(model, *held_out))
+            found.append(100 * accuracy(model, *held_out))
     return found
-
-
-def measure_accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the share of correctly classified images, in percent."""
-    with torch.no_grad():
-        predicted = torch.cat([model(some).argmax(1) for some in images.split(500)])
-    return 100 * float((predicted == labels).sum()) / len(labels)
 
 
 def load_images(data_dir: str, validation: bool, number: int) -> tuple[Labeled, Labeled]:

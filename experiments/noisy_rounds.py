@@ -275,7 +275,7 @@ def draw(found: dict[str, dict[str, Any]]) -> Figure:
         "Above, the error of the labels before any round (0) and after each; below, how many neighbors a sample has in the "
         "network of a round, as a share of all. Dashed: a network trained on the true labels. Bars: standard errors over seeds."
     )
-    shape = {"size": (1.75, 1.4), "gap": (0.55, 0.55), "rows": 2, "columns": len(found)}
+    shape = {"size": (1.75, 1.4), "gap": (0.55, 0.55), "bottom": 0.85, "rows": 2, "columns": len(found)}
     with panels("Labels denoised in rounds", reading, **shape) as (figure, (upper, lower)):
         for top, bottom, (setting, summary) in zip(upper, lower, found.items(), strict=True):
             means = summary["means"]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from lab import Mean, RunLog, Size, Study, difference, mean_of, script
 from lab.affine import draw_maps, transform
 from lab.data import Labeled, read_mnist
 from lab.figures import panels
+from lab.training import take_step
 from lightning_netsim.estimators import EmbeddingMetrics, LinearProbe, PseudoLabels
 from lightning_netsim.losses import DifferenceAlignmentLoss, MetricLearningLoss
 from lightning_netsim.report import style
@@ -137,9 +138,7 @@ def train(setting: Setting, images: Tensor, seed: int, epochs: int, batch_size: 
                 labels = clusters.assign(projected[:batch_size]) if used else instances
                 loss = loss + setting.weight * alignment(projected, labels.repeat(2))
                 clusters.update(projected)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            take_step(optimizer, loss)
         if setting.mode == "cluster-used":
             clusters.refresh()
     return encoder
@@ -171,36 +170,20 @@ def distances(encoder: Encoder, judged: Labeled) -> dict[str, float]:
     return found
 
 
-class Runs:
-    """Trained and judged networks, by setting and seed, kept in a log."""
+def run(study: Study, data: Data, setting: Setting, part: str, seed: int) -> dict[str, float]:
+    """Train a network and judge it on images of "validation" or "test"."""
+    start, options = time.perf_counter(), study.options
+    learned, judged = data.draw(seed, options.images), data.judged[part]
+    encoder = train(setting, learned[0], seed, options.epochs, options.batch_size).eval()
+    trained = time.perf_counter() - start
+    return judge(encoder.features, learned, judged) | distances(encoder, judged) | {"seconds": trained}
 
-    def __init__(self, study: Study, data: Data) -> None:
-        self.study, self.options, self.data = study, study.options, data
 
-    def of(self, setting: Setting, part: str, seeds: Sequence[int]) -> list[dict[str, float]]:
-        """Return what the networks of all seeds are worth, judged on images of "validation" or "test"."""
-        options = self.options
-        key = {"part": part, "setting": str(setting), "images": options.images, "epochs": options.epochs}
-        return self.study.log.by_seed(key | {"batch": options.batch_size}, seeds, partial(self._run, setting, part))
-
-    def references(self, part: str, seeds: Sequence[int]) -> dict[str, list[dict[str, float]]]:
-        """Return what pixels are worth, and the features of networks that are not trained."""
-        log = RunLog(self.options.out / "references.csv")
-
-        def of(name: str, seed: int) -> dict[str, float]:
-            learned = self.data.draw(seed, self.options.images)
-            untrained = train(Setting(), learned[0], seed, 0, self.options.batch_size).features.eval()
-            return judge(untrained if name == "not trained" else nn.Flatten(), learned, self.data.judged[part])
-
-        key = {"part": part, "images": self.options.images}
-        return {name: log.by_seed(key | {"name": name}, seeds, partial(of, name)) for name in ("pixels", "not trained")}
-
-    def _run(self, setting: Setting, part: str, seed: int) -> dict[str, float]:
-        start = time.perf_counter()
-        learned, judged = self.data.draw(seed, self.options.images), self.data.judged[part]
-        encoder = train(setting, learned[0], seed, self.options.epochs, self.options.batch_size).eval()
-        trained = time.perf_counter() - start
-        return judge(encoder.features, learned, judged) | distances(encoder, judged) | {"seconds": trained}
+def reference(study: Study, data: Data, name: str, seed: int) -> dict[str, float]:
+    """Judge pixels, or the features of a network that is not trained, on the test images."""
+    learned = data.draw(seed, study.options.images)
+    untrained = train(Setting(), learned[0], seed, 0, study.options.batch_size).features.eval()
+    return judge(untrained if name == "not trained" else nn.Flatten(), learned, data.judged["test"])
 
 
 def worth(rows: Sequence[dict[str, float]]) -> float:
@@ -208,14 +191,18 @@ def worth(rows: Sequence[dict[str, float]]) -> float:
     return sum(row["knn"] + row["probe"] for row in rows) / (2 * len(rows))
 
 
+Of = Callable[[Setting, str, Sequence[int]], list[dict[str, float]]]
+"""(setting, "validation" or "test", seeds) -> what the networks of all seeds are worth."""
+
+
 def choose(
-    runs: Runs, seeds: Sequence[int], temperatures: Sequence[float], weights: Sequence[float]
+    of: Of, seeds: Sequence[int], temperatures: Sequence[float], weights: Sequence[float]
 ) -> tuple[dict[str, Setting], dict[str, list[dict[str, float]]]]:
     """Choose the temperature of SimCLR alone, then λ of each kind of alignment, on the validation split."""
     tried: dict[str, list[dict[str, float]]] = {}
 
     def best(settings: list[Setting]) -> Setting:
-        tried.update({str(setting): runs.of(setting, "validation", seeds) for setting in settings})
+        tried.update({str(setting): of(setting, "validation", seeds) for setting in settings})
         return max(settings, key=lambda setting: worth(tried[str(setting)]))
 
     plain = best([Setting(temperature=temperature) for temperature in temperatures])
@@ -279,13 +266,24 @@ def plot(found: dict[str, dict[str, Mean]], gained: dict[str, dict[str, Mean]], 
 @script(SIZES)
 def main(study: Study) -> dict[str, Any]:
     options = study.options
-    runs = Runs(study, Data.load(options.data_dir, *((500, 500) if options.quick else (2000, 10_000))))
+    data = Data.load(options.data_dir, *((500, 500) if options.quick else (2000, 10_000)))
+    sizes = {"images": options.images, "epochs": options.epochs, "batch": options.batch_size}
+
+    def of(setting: Setting, part: str, seeds: Sequence[int]) -> list[dict[str, float]]:
+        key = {"part": part, "setting": str(setting), **sizes}
+        return study.log.by_seed(key, seeds, partial(run, study, data, setting, part))
+
     seeds = range(options.seed, options.seed + options.seeds)
     search_seeds = range(options.seed + 1000, options.seed + 1000 + options.search_seeds)
     few = slice(0, 1 if options.quick else None)
-    chosen, tried = choose(runs, search_seeds, TEMPERATURES[few], WEIGHTS[few])
+    chosen, tried = choose(of, search_seeds, TEMPERATURES[few], WEIGHTS[few])
     write_table(study, "validation", {name: summarize(rows) for name, rows in tried.items()}, {})
-    rows = runs.references("test", seeds) | {name: runs.of(setting, "test", seeds) for name, setting in chosen.items()}
+    log = RunLog(options.out / "references.csv")
+    rows = {
+        name: log.by_seed({"name": name, "images": options.images}, seeds, partial(reference, study, data, name))
+        for name in ("pixels", "not trained")
+    }
+    rows |= {name: of(setting, "test", seeds) for name, setting in chosen.items()}
     found = {name: summarize(some) for name, some in rows.items()}
     gained = {mode: gains(rows[mode], rows["SimCLR"]) for mode in ALIGNED}
     write_table(study, "test", found, gained)

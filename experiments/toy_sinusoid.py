@@ -6,7 +6,7 @@ median over the runs is set against the frequency and against the curvature of t
 
     python experiments/toy_sinusoid.py [--quick] [--hidden-layers 5] [--out DIRECTORY]
 
-Beside the tables it writes two figures and the counts (CSV).
+Beside the tables it writes a figure and the counts (CSV).
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from torch.func import functional_call, stack_module_state, vmap
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lab import Size, Study, script, spearman
+from lab.figures import panels
+from lab.training import take_step
 from lightning_netsim.demos import SinusoidDataModule, SinusoidRegressor, sinusoid
 from lightning_netsim.functional import neighbor_count
 from lightning_netsim.functional.results import NeighborCountResult
@@ -95,9 +97,7 @@ def train(
         losses = torch.zeros(len(models))
         for batch in order.split(batch_size, dim=1):
             loss = (forward(stacked, points[batch]) - targets[rows, batch]).abs().mean((1, 2))
-            optimizer.zero_grad()
-            loss.sum().backward()
-            optimizer.step()
+            take_step(optimizer, loss.sum())
             losses += loss.detach() * batch.shape[1] / len(points)
     for run, model in enumerate(models):
         model.load_state_dict({name: value[run].detach() for name, value in stacked.items()})
@@ -206,33 +206,28 @@ def write_tables(study: Study, figures: dict[str, Any]) -> None:
     print("\nL1 loss in the last epoch: " + ", ".join(f"{loss} at f = {f}" for f, loss in figures["loss"].items()))
 
 
-def plot_along_circle(counts: pd.DataFrame) -> Figure:
+def plot(counts: pd.DataFrame) -> Figure:
     """Draw target, counts and curvature against the position on the circle, one column for each frequency."""
     groups = list(counts.groupby("frequency"))
     labels = ("target and output", "soft count", "hard and power counts", "curvature (log)")
-    with style.styled():
-        title = "Where a network sees fewer neighbors: the sinusoid, point by point"
-        reading = (
-            "Each column is one frequency f, each point a position α on the circle. Second row: soft count N_S, the median of "
-            "the runs and, shaded, their range. Third row: hard counts (similarities of at least τ) and the power count with "
-            "exponent 4. Fourth row: curvature of the target; where it is high, a network has to tell neighbors apart."
-        )
-        width, height, tall = 12.4, 9.4, 1.65
-        figure = style.new_figure(width, height, title, reading)
-        pitch = (width - 0.85 - 1.1) / len(groups)
+    title = "Where a network sees fewer neighbors: the sinusoid, point by point"
+    reading = (
+        "Each column is one frequency f, each point a position α on the circle. Second row: soft count N_S, the median of "
+        "the runs and, shaded, their range. Third row: hard counts (similarities of at least τ) and the power count with "
+        "exponent 4. Fourth row: curvature of the target; where it is high, a network has to tell neighbors apart."
+    )
+    shape = {"rows": 4, "columns": len(groups), "size": (2.4, 1.65), "gap": (0.2, 0.32), "margin": (0.85, 1.1), "top": 1.3}
+    with panels(title, reading, **shape) as (figure, grid):
         for column, (frequency, group) in enumerate(groups):
-            left = 0.85 + column * pitch
-            tops = [1.3 + row * (tall + 0.32) for row in range(4)]
-            panels = [style.add_axes(figure, left, height - top - tall, width - left - pitch + 0.2, top) for top in tops]
-            draw_column(panels, group)
-            panels[0].set_title(f"f = {frequency:g}", fontsize=10.5, loc="left")
-            panels[3].set_xlabel("position α (turns)")
-            for axes, label in zip(panels, labels, strict=True):
+            drawn = [row[column] for row in grid]
+            draw_column(drawn, group)
+            drawn[0].set_title(f"f = {frequency:g}", fontsize=10.5, loc="left")
+            drawn[3].set_xlabel("position α (turns)")
+            for axes, label in zip(drawn, labels, strict=True):
                 axes.tick_params(labelleft=column == 0)
                 axes.set_ylabel(label if column == 0 else "")
-            if column == len(groups) - 1:
-                for axes in (panels[0], panels[2]):
-                    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        for row in (0, 2):
+            grid[row][-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
@@ -251,34 +246,10 @@ def draw_column(panels: Sequence[Axes], group: pd.DataFrame) -> None:
         axes.set_ylim(*limits)
 
 
-def plot_on_circle(counts: pd.DataFrame) -> Figure:
-    """Draw the soft count as the height above the circle, one panel for each frequency."""
-    groups, size = list(counts.groupby("frequency")), len(counts) / counts["frequency"].nunique()
-    with style.styled():
-        title = "Soft neighbor counts above the circle"
-        reading = (
-            "The points (cos 2πα, sin 2πα) lie on the floor, colored by their target; above each stands its soft count, out "
-            f"of {size:,.0f} points. The more periods the target has, the fewer points a network treats as the same."
-        )
-        figure = style.new_figure(12.4, 4.0, title, reading)
-        for column, (frequency, group) in enumerate(groups):
-            share = 1 / len(groups)
-            axes: Any = figure.add_axes((column * share, 0.02, share - 0.03, 0.8), projection="3d")
-            circle = [group["alpha"].mul(2 * math.pi).map(function) for function in (math.cos, math.sin)]
-            for heights, dots in ((0, 2), (group["soft"], 4)):
-                axes.scatter(*circle, heights, c=group["target"], cmap="coolwarm", s=dots, vmin=-1, vmax=1)
-            axes.set(zlim=(0, size), xticks=[-1, 0, 1], yticks=[-1, 0, 1])
-            axes.view_init(elev=22, azim=-60)
-            axes.set_box_aspect(None, zoom=1.05)
-            axes.set_title(f"f = {frequency:g}: mean {group['soft'].mean():,.0f}", fontsize=10.5, y=0.98)
-    return figure
-
-
 @script(SIZES, threads=2)
 def main(study: Study) -> dict[str, Any]:
     counts, runs = measure(study.options)
-    study.figure(plot_along_circle(counts), "along_circle", style.DPI)
-    study.figure(plot_on_circle(counts), "on_circle", style.DPI)
+    study.figure(plot(counts), dpi=style.DPI)
     counts.to_csv(study.options.out / "counts.csv", index=False, float_format="%.6g")
     figures = summarize(counts, runs)
     write_tables(study, figures)

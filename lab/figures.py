@@ -25,6 +25,7 @@ def panels(
     gap: tuple[float, float] = (0.85, 0.75),
     margin: tuple[float, float] = (0.75, 0.35),
     top: float = 1.15,
+    bottom: float = 0.6,
 ) -> Iterator[Panels]:
     """Yield a figure with panels in the package's style, and its axes by row and column; draw within the context.
 
@@ -37,10 +38,11 @@ def panels(
         gap: between panels.
         margin: left of the panels, and right of them.
         top: what title and reading take.
+        bottom: what stands below the panels.
     """
     (width, height), (across, down), (left, right) = size, gap, margin
     wide = left + columns * (width + across) - across + right
-    high = top + rows * (height + down) - down + 0.6
+    high = top + rows * (height + down) - down + bottom
     with style.styled():
         figure = style.new_figure(wide, high, title, reading)
         axes = []

@@ -34,6 +34,7 @@ from experiments.images.vgg_weights import LAYERS, read_vgg_weights
 from lab import Mean, Size, Study, difference, mean_of, script
 from lab.data import read_photographs
 from lab.figures import pictures
+from lab.training import take_step
 from lightning_netsim.estimators import SlicedWassersteinDistance
 from lightning_netsim.functional import laplacian_pyramid
 from lightning_netsim.losses import PatchMMDLoss, RandomNetworkLoss, VGGLoss
@@ -166,9 +167,7 @@ def mean_under(loss: nn.Module, targets: Tensor, weight: float, steps: int, seed
         batch = targets[batches.pop()]
         image = (1 + free.tanh()) / 2
         objective = loss(image, batch) / scale + weight * (image - batch).square().mean() / spread
-        optimizer.zero_grad()
-        objective.backward()
-        optimizer.step()
+        take_step(optimizer, objective)
     found = ((1 + free.detach().tanh()) / 2).clone()
     left = {"loss": mean_loss(loss, found, targets) / scale, "pixels": float((found - targets).square().mean()) / spread}
     return found[0], left
