@@ -61,10 +61,7 @@ ROWS, COLUMNS = 256, 2**12
 
 
 def neighbors(
-    problem: Problem,
-    directions: int | str = 1,
-    plan: str = "auto",
-    loader: DataLoader[tuple[Tensor, ...]] | None = None,
+    problem: Problem, directions: int | str = 1, plan: str = "auto", loader: DataLoader[tuple[Tensor, ...]] | None = None
 ) -> SimilarityAnalysis:
     """Count and find the neighbors of all images among themselves, as a user would."""
     options = {"k": K, "directions": directions, "plan": plan, "compare_activations": False, "progress": False}

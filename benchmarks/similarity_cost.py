@@ -40,23 +40,10 @@ SIZES = {
     "steps": Size(300, 5, "training steps of the network before"),
 }
 BOUNDS = {
-    "exact_ratio": Bound(
-        5.5, 3.5, what="training step with the exact criterion of all pairs of a class, in units of a plain step"
-    ),
+    "exact_ratio": Bound(5.5, 3.5, what="training step with the exact criterion of all pairs of a class, in plain steps"),
     "minibatch_ratio": Bound(4.0, 3.0, what="the same with the paper's criterion of two mini-batches"),
     "last_layer_ratio": Bound(1.3, what="the same with the exact criterion of the last layer's gradients"),
     "speedup_vmap": Bound(3.0, at_least=True, what="the exact criterion against per-sample gradients by `vmap(grad)`"),
-}
-STEPS = {
-    "plain": "no criterion",
-    "exact": "`GroupSimilarityLoss`, ten labels",
-    "exact_one_label": "`GroupSimilarityLoss`, one label",
-    "minibatch": "`MinibatchSimilarityLoss`, one label",
-    "last_layer": "`GroupSimilarityLoss` of the last layer",
-    "pairs": "`PairSimilarityLoss`, ten labels",
-    "density": "`DensityLoss`",
-    "invariance": "`InvarianceLoss`, two forward passes",
-    "vmap": "the same as the first by `vmap(grad)`",
 }
 WEIGHT = 0.1
 LAST_LAYER = "9"
@@ -178,16 +165,14 @@ def main(study: Study) -> dict[str, Any]:
         step()
     seconds, _ = time_interleaved(steps, options.rounds)
     ratios = {f"{name}_ratio": ratio(seconds, name, "plain") for name in steps if name != "plain"}
-    rows = [
-        (STEPS[name], 1000 * value, 1.0 if name == "plain" else ratios[f"{name}_ratio"])
-        for name, value in medians(seconds).items()
-    ]
+    typical = medians(seconds)
+    rows = [(f"`{name}`", 1000 * value, ratios.get(f"{name}_ratio", 1.0)) for name, value in typical.items()]
     study.table("similarity_cost", ("criterion", "milliseconds", "in units of a plain step"), rows)
     print(f"\nThe exact criterion and its gradient agree with those by vmap to {error:.1e}.")
     return {
         **ratios,
         "speedup_vmap": ratio(seconds, "vmap", "exact"),
-        "median_seconds": medians(seconds),
+        "median_seconds": typical,
         "disagreement": error,
         "images": options.images,
         "num_parameters": problem.num_parameters,

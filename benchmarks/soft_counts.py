@@ -41,9 +41,7 @@ SIZES = {
     "steps": Size(300, 20, "training steps of the MNIST network"),
 }
 BOUNDS = {
-    "ratio_plain": Bound(
-        3.0, 2.3, what="exact soft counts in O(P) memory, MNIST network, in units of one plain forward and backward pass"
-    ),
+    "ratio_plain": Bound(3.0, 2.3, what="exact soft counts in O(P) memory, MNIST network, in passes forward and backward"),
     "ratio_plain_resnet20": Bound(2.7, 2.1, what="the same, ResNet-20"),
     "ratio_plain_stored": Bound(1.9, 1.4, what="the same where all gradients are stored, MNIST network"),
     "speedup_vmap_two_pass": Bound(3.0, at_least=True, what="soft counts against two passes of `vmap(grad)`, MNIST network"),

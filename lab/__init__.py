@@ -38,32 +38,11 @@ The first lines of a script make `lab` and its neighbors known where it is run a
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 """
 
+# ruff: noqa: F401
+
 from lab.log import RunLog
 from lab.memory import growth_megabytes, peaks_megabytes
 from lab.statistics import Mean, difference, mean_of, spearman
 from lab.study import Bound, Script, Size, Study, script
 from lab.tables import format_number, format_table, write_section
 from lab.timing import Seconds, medians, ratio, ratios, time_interleaved
-
-__all__ = [
-    "Bound",
-    "Mean",
-    "RunLog",
-    "Script",
-    "Seconds",
-    "Size",
-    "Study",
-    "difference",
-    "format_number",
-    "format_table",
-    "growth_megabytes",
-    "mean_of",
-    "medians",
-    "peaks_megabytes",
-    "ratio",
-    "ratios",
-    "script",
-    "spearman",
-    "time_interleaved",
-    "write_section",
-]

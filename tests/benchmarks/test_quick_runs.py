@@ -14,7 +14,7 @@ from tests.benchmarks.conftest import NOWHERE
 
 SMALL = {
     "ctv": "--differences 24 --coordinates 3 --many 40 --images 20 --rounds 1 --steps 1",
-    "gpu": "--images 4 --many-images 12",
+    "gpu": "--images 12 --many-images 12",
     "neighbors": "--images 8 --table-images 7 --resnet-images 6 --output-images 18 --queries 4",
     "patch_mmd": "--images 1 --side 40 --features 64 --draws 6 --batch 9 --samples 20 --rounds 1",
     "peers": "--images 6 --resnet-images 4 --matrix-images 5 --rounds 1",
