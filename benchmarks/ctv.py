@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.problems import Function, mnist, value_and_gradients
+from benchmarks.problems import Function, largest_difference, mnist, value_and_gradients
 from lab import Bound, Seconds, Size, Study, medians, ratio, script, time_interleaved
 from lightning_netsim.demos import MNISTNetwork
 from lightning_netsim.functional import ctv_norm
@@ -92,17 +92,13 @@ def computation(form: str, differences: Tensor, norm: str) -> Callable[[], tuple
     return partial(value_and_gradients, partial(FORMS[form], norm=norm), differences)
 
 
-def largest_disagreement(forms: Sequence[str], differences: Tensor) -> float:
+def largest_disagreement(forms: Iterable[Function], differences: Tensor) -> float:
     """Return by how much the forms differ from the first in value and gradient, relatively.
 
     Raises:
         RuntimeError: if it is above the tolerance.
     """
-    largest = 0.0
-    for norm in NORMS:
-        first, *others = (computation(form, differences, norm)() for form in forms)
-        for other in others:
-            largest = max(largest, *(float((b - a).norm() / a.norm()) for a, b in zip(first, other, strict=True)))
+    largest = max(largest_difference([partial(form, norm=norm) for form in forms], differences) for norm in NORMS)
     if not largest <= TOLERANCE:
         raise RuntimeError(f"The forms of the norm disagree by {largest:.1e}, more than {TOLERANCE:g}.")
     return largest
@@ -126,7 +122,7 @@ def time_forms(number: int, options: argparse.Namespace, forms: Sequence[str]) -
 
 def measure_norm(options: argparse.Namespace) -> dict[str, Any]:
     """Check and time all forms of the norm."""
-    error = largest_disagreement(list(FORMS), random_differences(65, options.coordinates).double())
+    error = largest_disagreement(FORMS.values(), random_differences(65, options.coordinates).double())
     needed = HELD_AT_ONCE * pair_bytes(options.differences, options.coordinates)
     fits = 1.1 * needed < psutil.virtual_memory().available
     if not fits:

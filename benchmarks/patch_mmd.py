@@ -23,7 +23,7 @@ import argparse
 import importlib.util
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.problems import Function, value_and_gradients
+from benchmarks.problems import Function, largest_difference, value_and_gradients
 from lab import Bound, Size, Study, medians, ratio, script, time_interleaved
 from lightning_netsim.functional import exact_patch_mmd, gaussian_kernel, squared_mmd
 from lightning_netsim.losses import PatchMMDLoss, VGGLoss
@@ -149,13 +149,6 @@ def kernel_norms(bandwidth: float) -> dict[str, Function]:
     return {"ours": ours, "geomloss": lambda x, y: 2 * half(x, y)}
 
 
-def largest_disagreement(losses: Mapping[str, Function], *sets: Tensor) -> float:
-    """Return by how much two distances of sets differ in value and gradients, relative to the first, at most."""
-    sets = tuple(some.double() for some in sets)
-    pairs = zip(*(value_and_gradients(loss, *sets) for loss in losses.values()), strict=True)
-    return max(float((other - first).norm() / first.norm()) for first, other in pairs)
-
-
 def measure_geomloss(options: argparse.Namespace) -> dict[str, Any]:
     """Hold MMD against geomloss and time both; nothing, and say so, where it is not installed."""
     if not importlib.util.find_spec("geomloss"):
@@ -166,7 +159,7 @@ def measure_geomloss(options: argparse.Namespace) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(0)
         x, y = (torch.randn(number, COORDINATES, generator=generator) + shift for shift in (0, 0.3))
         losses = kernel_norms(math.sqrt(COORDINATES))
-        error = max(error, largest_disagreement(losses, x, y))
+        error = max(error, largest_difference(losses.values(), x.double(), y.double()))
         functions = {name: partial(value_and_gradients, loss, x, y) for name, loss in losses.items()}
         seconds, _ = time_interleaved(functions, options.rounds)
         typical[str(number)], found[str(number)] = medians(seconds), ratio(seconds, "ours", "geomloss")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,6 +14,7 @@ from torchvision.datasets import MNIST
 
 from lab.data import read_cifar
 from lab.networks import IMAGENET_MEAN, IMAGENET_STD, ResNet20, load_resnet20
+from lab.training import take_step
 from lightning_netsim._checks import NetsimError
 from lightning_netsim.demos import MNISTNetwork
 from lightning_netsim.jacobian import Directions
@@ -80,6 +81,12 @@ def value_and_gradients(function: Function, *inputs: Tensor, of: int | None = No
     return value.detach(), *torch.autograd.grad(value, leaves)
 
 
+def largest_difference(functions: Iterable[Function], *inputs: Tensor) -> float:
+    """Return by how much functions differ from the first one in value and gradients, relative to it, at most."""
+    first, *others = (value_and_gradients(function, *inputs) for function in functions)
+    return max(float((b - a).norm() / a.norm()) for other in others for a, b in zip(first, other, strict=True))
+
+
 def random_images(number: int, shape: tuple[int, ...]) -> Tensor:
     """Return N images of random pixels, shape (N, *shape), uint8, always the same."""
     generator = torch.Generator().manual_seed(0)
@@ -98,31 +105,19 @@ def mnist(data_dir: str, number: int, steps: int = TRAINING_STEPS, chunk_size: i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = MNISTNetwork()
-    try:
+    images, what = random_images(number, (1, 28, 28)), "random images, initial weights"
+    with contextlib.suppress(RuntimeError):
         train = MNIST(data_dir, train=True)
-        chosen = MNIST(data_dir, train=False) if number <= 10_000 else train
-    except RuntimeError:
-        return Problem(
-            network.eval(), random_images(number, (1, 28, 28)), "random images, initial weights", chunk_size=chunk_size
-        )
-    if steps:
-        _train(network, train.data.unsqueeze(1), train.targets, steps)
-    weights = f"weights after {steps} training steps" if steps else "initial weights"
-    images = chosen.data[:number].unsqueeze(1).clone()
-    part = "test" if number <= 10_000 else "training"
-    return Problem(network.eval(), images, f"MNIST {part} images, {weights}", chunk_size=chunk_size)
-
-
-def _train(network: nn.Module, images: Tensor, labels: Tensor, steps: int, batch_size: int = 64) -> None:
-    """Train by Adam on the cross-entropy, on batches drawn with a fixed seed."""
-    generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    for _ in range(steps):
-        chosen = torch.randint(len(images), (batch_size,), generator=generator)
+        part, chosen = ("test", MNIST(data_dir, train=False)) if number <= 10_000 else ("training", train)
+        images = chosen.data[:number].unsqueeze(1).clone()
+        what = f"MNIST {part} images, " + (f"weights after {steps} training steps" if steps else "initial weights")
+        generator, optimizer = torch.Generator().manual_seed(0), torch.optim.Adam(network.parameters(), lr=1e-3)
+        for _ in range(steps):
+            batch = torch.randint(len(train), (64,), generator=generator)
+            inputs = train.data[batch].unsqueeze(1).float() / 255
+            take_step(optimizer, F.cross_entropy(network(inputs), train.targets[batch]))
         optimizer.zero_grad()
-        F.cross_entropy(network(images[chosen].float() / 255), labels[chosen]).backward()
-        optimizer.step()
-    optimizer.zero_grad()
+    return Problem(network.eval(), images, what, chunk_size=chunk_size)
 
 
 def cifar(data_dir: str, number: int, chunk_size: int = 64) -> Problem:

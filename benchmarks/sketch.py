@@ -72,10 +72,8 @@ def main(study: Study) -> dict[str, Any]:
     def project() -> Tensor:
         return trak.project(gradients, model_id=0) / options.width**0.5
 
-    errors = {
-        name: sketch_error(sketch, gradients, options.width)
-        for name, sketch in {"trak": project(), "ours": batch.vectors(projection)}.items()
-    }
+    sketches = {"trak": project(), "ours": batch.vectors(projection)}
+    errors = {name: sketch_error(found, gradients, options.width) for name, found in sketches.items()}
     functions = {
         "trak": project,
         "ours": lambda batch: batch.vectors(projection),
@@ -94,9 +92,7 @@ def main(study: Study) -> dict[str, Any]:
         "median_seconds": typical,
         "width": {"trak": options.width, "ours": projection.dim},
         "images": problem.what,
-        "num_images": len(problem),
-        "num_parameters": problem.num_parameters,
-        "rounds": options.rounds,
+        "options": study.sizes,
     }
 
 
