@@ -5,9 +5,9 @@ of mini-batches, with and without a similarity criterion beside the cross-entrop
 drawn at random, to every variant alike; the variants of one seed start from the same weights and see the same images.
 
     python experiments/mnist_dynamics.py [--quick] [--networks paper tanh] [--seeds 24 15] [--out DIRECTORY]
-    python experiments/mnist_dynamics.py --choose-weights --out OTHER_DIRECTORY
+    python experiments/mnist_dynamics.py --choose-weights
 
-Beside the tables it writes a figure and every run (`runs.csv`). Runs that stand there already are not repeated.
+Beside the tables it writes a figure and every run (`runs.csv`, `choice.csv`). Runs that stand there already are not repeated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lab import Size, Study, script
+from lab import RunLog, Size, Study, script
 from lab.data import Labeled, read_mnist
 from lab.figures import panels
 from lab.training import accuracy, take_step
@@ -232,15 +232,17 @@ def run_all(study: Study) -> pd.DataFrame:
     """Train all networks and return their accuracies, one row each."""
     options, rows = study.options, []
     images, held_out = load_images(options.data_dir, options.choose_weights, options.test_images)
+    log = RunLog(options.out / "choice.csv") if options.choose_weights else study.log
 
-    def measured(run: Run) -> dict[str, float]:
+    def measured(run: Run) -> dict[str, Any]:
         start = time.perf_counter()
         accuracies = train(run, images, held_out, options.steps)
         named = {f"step_{step}": value for step, value in zip(options.steps, accuracies, strict=True)}
-        return named | {"seconds": round(time.perf_counter() - start, 2)}
+        return {"accuracy": named, "seconds": round(time.perf_counter() - start, 2)}
 
     for run in list_runs(options):
-        rows.append(run._asdict() | study.log.get(run._asdict(), partial(measured, run)))
+        found = log.get(run._asdict() | {"steps": options.steps}, partial(measured, run))
+        rows.append(run._asdict() | found["accuracy"])
     return pd.DataFrame(rows)
 
 
