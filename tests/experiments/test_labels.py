@@ -185,7 +185,7 @@ class TestWithCleanlab:
 
     def test_scores_are_those_of_the_package_and_of_their_formulas(self, tmp_path: Path) -> None:
         case = self.case(tmp_path)
-        tried = {score: found for (protocol, score), found in case.tried.items() if protocol == "in sample"}
+        tried = {score: found for (protocol, score), found in self.noise.try_scores(case).items() if protocol == "in sample"}
         found = self.noise.METHODS["kernel, in sample"]["k=30"](case)
         table = analyze(case.network, case.loader(torch.ones_like(case.wrong)), k=30, progress=False).find_issues().table
         assert found.score.tolist() == pytest.approx(table["label_score"].tolist())
@@ -196,8 +196,10 @@ class TestWithCleanlab:
             for index, rows in analysis.neighbors[analysis.neighbors["rank"] <= 30].groupby("index")
         ]
         assert tried["share of the label"].score.tolist() == pytest.approx(shares)
-        probability = tried[self.noise.CONFIDENCE].score
-        assert tried[self.noise.MEAN].score.tolist() == pytest.approx((torch.tensor(shares) * probability).sqrt().tolist())
+        probability = tried["probability of the label"].score
+        assert tried["√(share · probability)"].score.tolist() == pytest.approx(
+            (torch.tensor(shares) * probability).sqrt().tolist()
+        )
 
     def planted(self):
         generator = torch.Generator().manual_seed(0)
