@@ -64,6 +64,6 @@ def test_a_quick_run_has_its_figures_and_places_and_repeats_nothing(
     assert set(keys.split()) <= figures.keys()
     assert "has no place for it" not in printed, "every table has its place in the page"
     logs = {path: path.read_text() for path in out.rglob("*.csv")}
-    assert logs
+    assert logs or name == "images.kernel_equivalence", "it trains nothing"
     assert _without_times(main([*given, "--threads", str(threads)])) == _without_times(figures)
     assert {path: path.read_text() for path in out.rglob("*.csv")} == logs
