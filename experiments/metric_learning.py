@@ -312,13 +312,15 @@ class Experiment:
     def results(self, arm: Arm, steps: int | None = None) -> list[Result]:
         """Return what was measured of an arm, one result a seed."""
         steps = self.steps[arm.data] if steps is None else steps
-        return self.study.log.by_seed(
+        rows = self.study.log.by_seed(
             arm._asdict() | {"steps": steps}, self.seeds[arm.data], lambda seed: self._train(Run(*arm, steps, seed))
         )
+        return [row["measured"] for row in rows]
 
     def _train(self, run: Run) -> Result:
         start = time.perf_counter()
-        return train(run, self.split(run.data, run.seed)) | {"seconds": round(time.perf_counter() - start, 1)}
+        measured = train(run, self.split(run.data, run.seed))
+        return {"measured": measured, "seconds": round(time.perf_counter() - start, 1)}
 
     def score(self, arm: Arm) -> float:
         return statistics.mean(result["recall@1"] for result in self.results(arm))
