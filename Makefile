@@ -27,7 +27,7 @@ test-all: $(VENV)/.installed-test  ## run all of that and the tests marked slow
 mutants: $(VENV)/.installed-test  ## break the package on purpose, line by line, and see whether the tests notice (hours)
 	$(BIN)/python tests/run_mutants.py
 
-bench: $(VENV)/.installed-bench  ## measure time, memory and recall beside other packages (about 20 minutes); writes benchmarks/RESULTS.md
+bench: $(VENV)/.installed-bench  ## measure time, memory and recall beside other packages (about 20 minutes); writes docs/results/benchmarks.md
 	$(BIN)/python benchmarks/write_results.py
 
 lint: $(VENV)/.installed-dev  ## check style, formatting and types
