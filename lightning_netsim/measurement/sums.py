@@ -92,7 +92,7 @@ class Counting:
 
     def share(self, reference: SweptSet, processes: Processes) -> None:
         """Complete the sums after the first sweep over the reference set, and make those of all processes one."""
-        self.count.share(processes)
+        self.count.merge(processes)
         labels = reference.table.class_labels()
         self._labels = labels or {}
         if not self._are_classes(labels, processes):
@@ -100,7 +100,7 @@ class Counting:
         if self.classes.is_kept and not self._in_passing:
             for features, ids in reference.store.blocks(TILE):
                 self.classes.update(UnitFeatureBatch(features), self._labels_of(ids))
-        self.classes.share(processes)
+        self.classes.merge(processes)
 
     def _are_classes(self, labels: dict[int, ClassLabel] | None, processes: Processes) -> bool:
         """Return whether the labels of all processes are classes: not each sample has its own."""

@@ -278,7 +278,7 @@ def test_sums_over_all_classes_are_the_counts(drawn: tuple[Tensor, list[Any]]) -
 
 def shared(parts: list[ClassSimilarity]) -> None:
     """Share the sums of some processes."""
-    class_oracles.in_threads(lambda processes: parts[processes.rank].share(processes), len(parts))
+    class_oracles.in_threads(lambda processes: parts[processes.rank].merge(processes), len(parts))
 
 
 def test_several_processes_have_the_table_of_one() -> None:
