@@ -262,7 +262,7 @@ class NeighborIndex:
         stored = self._stored()
         if settle_ties and stored is not None:
             # Of duplicates, similarities in float64 that are rounded to float32 tie exactly.
-            for some in near.split(max(1, _BLOCK_ELEMENTS // (fetch * self.dim))):
+            for some in torch.split(near, max(1, _BLOCK_ELEMENTS // (fetch * self.dim))):
                 exact = torch.einsum("qk,qfk->qf", rows[some].double(), stored[position[some]].double())
                 similarity[some] = exact.float()
         ids = self.ids[position.clamp_min(0)]
