@@ -74,6 +74,7 @@ def work(rank: int, root: Path, port: int) -> None:
 
 
 if __name__ == "__main__":
+    assert "faiss" not in sys.modules, "it is imported on first use"
     # Forked, so that what is slow to import is imported once.
     arguments = (Path(sys.argv[1]), find_free_network_port())
     torch.multiprocessing.start_processes(work, args=arguments, nprocs=2, start_method="fork")
