@@ -244,13 +244,6 @@ def test_few_samples(labels: list[int], found: set[float]) -> None:
     assert math.isnan(precision) if any(math.isnan(value) for value in found) else precision == 1
 
 
-def test_a_gallery_of_one_sample() -> None:
-    one = torch.tensor([[1.0, 0.0]]), torch.tensor([2])
-    queries = torch.tensor([[3.0, 1.0], [0.0, 1.0], [-1.0, 0.0]]), torch.tensor([2, 1, 2])
-    check(figures(*queries, one), slow_retrieval(*queries, one))
-    assert figures(*queries, one)["recall@8"] == pytest.approx(2 / 3)
-
-
 # Settings
 
 

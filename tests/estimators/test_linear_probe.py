@@ -166,21 +166,6 @@ def test_it_learns_where_nothing_else_is_differentiated(mode: Any, reference: bo
     assert inside == accuracy(embeddings, labels, train) > 0.5
 
 
-def test_nothing_outside_is_changed() -> None:
-    embeddings, labels = samples(14)
-    leaf = embeddings.clone().requires_grad_()
-    state = torch.random.get_rng_state()
-    found = LinearProbe()
-    found.update(leaf * 1.0, labels)
-    value = found.compute()
-    assert value.item() == accuracy(embeddings, labels)
-    assert leaf.grad is None
-    assert not value.requires_grad
-    assert torch.equal(leaf.detach(), embeddings)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.is_grad_enabled()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

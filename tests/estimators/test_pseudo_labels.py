@@ -168,15 +168,6 @@ def test_rows_without_a_direction_are_left_out() -> None:
         nothing.refresh()
 
 
-def test_the_seed_decides() -> None:
-    embeddings = torch.randn(100, 8)
-    state = torch.random.get_rng_state()
-    first, again, other = (centers(refreshed(embeddings, 6, seed)) for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert torch.equal(torch.random.get_rng_state(), state)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_other_precisions(dtype: torch.dtype) -> None:
     embeddings, truth = blobs(30)

@@ -145,18 +145,6 @@ def test_a_call_as_a_function_is_refused_and_nothing_is_lost() -> None:
 # Sets
 
 
-def test_batches_equal_one_update() -> None:
-    """Where there is one place for a patch; else places are drawn batch by batch."""
-    real, generated = images(16, 7, 3, 7, 7), images(17, 7, 3, 7, 7)
-    metric = SlicedWassersteinDistance(**FEW)
-    for batch in real.split(3):
-        metric.update(batch, real=True)
-        metric.update(batch[:0], real=False)
-    for batch in generated.split(2):
-        metric.update(batch, real=False)
-    assert {name: value.item() for name, value in metric.compute().items()} == pytest.approx(figures(real, generated, **FEW))
-
-
 def test_of_unequal_numbers_as_many_are_drawn() -> None:
     """From the larger set, without replacement, which on sets without a choice of places is known."""
     real, generated = images(20, 60, 1, 7, 7), images(21, 6, 1, 7, 7)

@@ -127,13 +127,6 @@ def test_a_class_of_its_own_with_a_step_keeps_it() -> None:
     torch.testing.assert_close(module.training_step((inputs, labels), 0), wanted)
 
 
-def test_the_term_is_nothing_where_it_is_not_due() -> None:
-    module = TrainedEncoder(contrastive_weight=0.0)
-    loss = module.training_step(batch(), 0)
-    assert loss == 0
-    assert loss.requires_grad
-
-
 def test_views_in_a_batch_and_views_in_a_step_are_the_same() -> None:
     class Calling(ContrastiveMixin, Encoder):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -356,14 +349,6 @@ def test_steps_without_what_the_term_needs(arguments: dict[str, Any], given: Any
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(NetsimError, match=message):
         TrainedEncoder(**arguments)
-
-
-def test_unlabeled_samples_are_left_out() -> None:
-    inputs, labels = batch()
-    labels[:4] = -1
-    module = TrainedEncoder()
-    expected = ContrastiveLoss()(module.net(inputs[4:]), labels[4:])
-    torch.testing.assert_close(module.training_step((inputs, labels), 0), expected)
 
 
 def test_difference_alignment_alone_is_no_training() -> None:

@@ -214,14 +214,6 @@ def test_validation_by_the_training_step_takes_either_kind_of_batch() -> None:
     assert torch.isfinite(fitting.callback_metrics["val_loss"])
 
 
-def test_batch_norm_sees_both_domains() -> None:
-    module = Adapted(norm=True)
-    pair = domains()
-    module.training_step(pair, 0)
-    norm = module.net[1]
-    assert norm.num_batches_tracked == 2
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -203,14 +203,6 @@ def test_gradients_under_autocast_are_those_of_float32() -> None:
     torch.testing.assert_close((loss - own) / 100, term, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
-def test_it_trains_in_other_precisions(precision: Any) -> None:
-    module = Regularized()
-    fitting = trainer(max_epochs=2, precision=precision)
-    fitting.fit(module, loader())
-    assert -1.01 <= float(fitting.callback_metrics["netsim/similarity_loss"]) < 0
-
-
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_compiled_network_is_run_eagerly(in_place: bool, caplog: pytest.LogCaptureFixture) -> None:
     module, expected = Regularized(), Regularized()
@@ -304,13 +296,6 @@ class PseudoLabels(SimilarityMixin, Plain):
 def test_a_pass_without_a_graph_is_not_the_one_that_is_trained_by() -> None:
     module = PseudoLabels()
     assert_same_gradients(module, module.training_step(batch(), 0), expected_step(module, GroupSimilarityLoss()))
-
-
-def test_a_matrix_of_directions() -> None:
-    matrix = torch.randn(3, 2)
-    module = Regularized(similarity_directions=matrix)
-    expected = expected_step(module, GroupSimilarityLoss(), directions=matrix)
-    assert_same_gradients(module, module.training_step(batch(), 0), expected)
 
 
 class AnyLabels(SimilarityMixin, Plain):
