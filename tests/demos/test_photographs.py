@@ -79,7 +79,7 @@ def test_reduction_keeps_means_and_takes_out_what_is_too_fine() -> None:
     assert reduced.shape == (1, 3, 8, 16)
     torch.testing.assert_close(reduced[..., 2:-2], torch.full((1, 3, 8, 12), 0.5), atol=0.02, rtol=0)
     wide = ((torch.arange(64) + 1) // 2 % 2).float().view(1, 1, 1, 64).expand(1, 3, 32, 64)
-    assert downscale(wide)[..., 2:-2].std() < 0.02, "what is between the points that would be read counts too"
+    assert (downscale(wide)[..., 2:-2] - 0.5).abs().max() < 0.1, "what is between the points that would be read counts too"
     ramp = torch.linspace(0.2, 0.8, 64).view(1, 1, 1, 64).expand(1, 3, 32, 64)
     again = upscale(downscale(ramp))
     torch.testing.assert_close(again[..., 12:-12], ramp[..., 12:-12], atol=5e-3, rtol=0)

@@ -154,7 +154,10 @@ def test_clusters_of_the_epoch_before_are_labels() -> None:
     both, labels = views()
     both[1] = both[1].flip(0)  # Views that differ much: the mean of both belongs to a cluster.
     means = sum(F.normalize(module.net(view), dim=1) for view in both)
+    module.contrastive_clusters.epoch = 0  # No refresh: each of three samples is a center.
+    module.contrastive_clusters.centers = F.normalize(means[[0, 2, 5]], dim=1).detach()
     module.training_step((both, labels), 0)
+    assert len(set(spy.seen[-1].tolist())) > 1
     wanted = (means @ module.contrastive_clusters.centers.mT).argmax(1)  # type: ignore[operator, union-attr]
     assert spy.seen[-1].tolist() == [*wanted.tolist(), *wanted.tolist()]
 
