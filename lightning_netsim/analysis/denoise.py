@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,13 +17,12 @@ from lightning_netsim._checks import NetsimError, check_choice, expected
 from lightning_netsim.analysis.borrowed import borrowed, to_device_of
 from lightning_netsim.data.batches import class_labels
 from lightning_netsim.data.samples import Samples
-from lightning_netsim.data.sources import Chunk, SampleSource
+from lightning_netsim.data.sources import SampleSource
 from lightning_netsim.estimators import LabelDenoising
 from lightning_netsim.functional import lipschitz_constant
 from lightning_netsim.functional.results import LabelDenoisingResult
 from lightning_netsim.jacobian import PerSampleJacobian
 from lightning_netsim.jacobian.capture import full_float32
-from lightning_netsim.jacobian.feature_batches import GradientFeatureBatch
 from lightning_netsim.measurement.plan import chunk_of, memory_budget
 from lightning_netsim.measurement.progress import Progress
 from lightning_netsim.measurement.sample_table import SampleTable
@@ -149,12 +148,19 @@ class _Sweeps:
         last_layer: str | None,
         progress: Progress,
     ) -> None:
-        self.model, self.estimator, self.settings, self.targets = model, estimator, settings, targets
+        self.estimator, self.targets = estimator, targets
         self.sweeper = Sweeper(model, settings, progress)
         self.budget = memory_budget(settings)
         self.table = SampleTable(0.0)
         self._last_layer = last_layer
-        self._layer = self._find_last_layer()
+        # The layer that the network may end in, where a bound is wanted.
+        self._layer: tuple[str, nn.Linear] | None = None
+        if estimator.kernel == "outputs":
+            linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+            if last_layer is not None and last_layer not in linear:
+                raise self._not_last()
+            name = next(reversed(linear), None) if last_layer is None else last_layer
+            self._layer = None if name is None else (name, linear[name])
         self._norms: list[tuple[Tensor, Tensor]] = []
 
     def update(self, averaged: Samples) -> None:
@@ -166,7 +172,7 @@ class _Sweeps:
         self.targets = _kind_of(self.targets, read.labels, read.outputs.shape[1])
         self.sweeper.chunk_size = chunk_of(jacobian, self.budget)
         checked = False
-        for chunk, features in self._sweep(averaged.source, "reference"):
+        for chunk, features, _ in self.sweeper.sweep(averaged.source, "reference", lambda chunk, features: None):
             if not checked and features.jacobian.num_samples:
                 self._check_budget(features.jacobian, averaged.source.num_samples)
                 checked = True
@@ -177,7 +183,7 @@ class _Sweeps:
 
     def query(self, source: SampleSource) -> None:
         """Ask the estimator for every query that has a gradient."""
-        for chunk, features in self._sweep(source, "queries"):
+        for chunk, features, _ in self.sweeper.sweep(source, "queries", lambda chunk, features: None):
             self.table.add(chunk, replace(self.sweeper.read(chunk), inputs=None), features)
             self.estimator.query(features.jacobian, _fitted(features.jacobian, self.targets))
             self._see(features.jacobian)
@@ -193,10 +199,6 @@ class _Sweeps:
         constant = lipschitz_constant(self._layer[1].weight.detach(), activations, gradients)
         return constant * _SIGMOID_SLOPE if self.targets == "classes" else constant
 
-    def _sweep(self, source: SampleSource, stage: str) -> Iterator[tuple[Chunk, GradientFeatureBatch]]:
-        for chunk, features, _ in self.sweeper.sweep(source, stage, lambda chunk, features: None):
-            yield chunk, features
-
     def _check_budget(self, jacobian: PerSampleJacobian, num_samples: int | None) -> None:
         """Refuse to keep more gradients, or sums of them, than fit."""
         columns = jacobian.num_directions + 2 + self.estimator.num_probes
@@ -208,16 +210,6 @@ class _Sweeps:
             remedy = 'Choose a larger `memory_budget`, a smaller `max_samples`, or kernel="matrix" without `all_pairs`.'
         if needed > self.budget:
             raise expected("memory_budget", f"at least {needed:,.0f} bytes for these gradients", f"{self.budget:,.0f}", remedy)
-
-    def _find_last_layer(self) -> tuple[str, nn.Linear] | None:
-        """Return the layer that the network may end in, where a bound is wanted."""
-        if self.estimator.kernel != "outputs":
-            return None
-        linear = {name: module for name, module in self.model.named_modules() if isinstance(module, nn.Linear)}
-        name = self._last_layer if self._last_layer is not None else next(reversed(linear), "")
-        if self._last_layer is not None and name not in linear:
-            raise self._not_last()
-        return (name, linear[name]) if name in linear else None
 
     def _not_last(self) -> NetsimError:
         wanted = "the name of a linear layer with a bias that gives the outputs, and whose parameters are compared"
@@ -234,12 +226,6 @@ class _Sweeps:
             raise self._not_last()
         else:
             self._layer = None
-
-
-def _share(shares: list[float], label: Any) -> float:
-    """Return the share of a label among those of all classes; NaN for one that is no class."""
-    whole = isinstance(label, (int, float)) and 0 <= label < len(shares) and label == int(label)
-    return shares[int(label)] if whole else math.nan
 
 
 def _spread(result: LabelDenoisingResult, valid: Tensor) -> LabelDenoisingResult:
@@ -301,7 +287,14 @@ def _targets_of(labels: Any, outputs: Tensor, kind: str) -> Tensor:
     if labels is None:
         remedy = "Batches are (inputs, labels); or define `similarity_step` that returns a `SimilarityBatch` with labels."
         raise expected("labels", "one for each sample", "none", remedy)
-    found = _numbers(labels)
+    found = class_labels(labels)
+    if found is None:
+        try:
+            found = torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise expected("labels", "class numbers, or values", f"a {type(labels).__name__} ({error})") from error
+    if found.is_complex():
+        raise expected("labels", "class numbers, or values", f"{found.dtype}")
     if kind == "values":
         values = found.unsqueeze(1) if found.ndim == 1 else found
         if values.shape != outputs.shape:
@@ -318,19 +311,6 @@ def _targets_of(labels: Any, outputs: Tensor, kind: str) -> Tensor:
         raise expected("labels", f"class numbers within 0 to {classes - 1}", got, remedy)
     found = found.to(outputs.device)
     return found.unsqueeze(1).to(outputs) if number == 1 else F.one_hot(found.long(), number).to(outputs)
-
-
-def _numbers(labels: Any) -> Tensor:
-    """Return labels as a tensor, a column as shape (B,)."""
-    found = class_labels(labels)
-    if found is None:
-        try:
-            found = torch.as_tensor(labels)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise expected("labels", "class numbers, or values", f"a {type(labels).__name__} ({error})") from error
-    if found.is_complex():
-        raise expected("labels", "class numbers, or values", f"{found.dtype}")
-    return found
 
 
 def _fitted(jacobian: PerSampleJacobian, kind: str) -> Tensor:
@@ -357,7 +337,10 @@ def _table(table: SampleTable, kind: str, result: LabelDenoisingResult) -> pd.Da
             [int(row.argmax()) if bool(row.isfinite().all()) else None for row in shares], "Int64"
         )
         if samples.labels is not None:
-            columns["label_share"] = [_share(row, label) for row, label in zip(shares.tolist(), samples.labels, strict=True)]
+            # NaN where the label of a query is no class.
+            known = [isinstance(y, (int, float)) and 0 <= y < shares.shape[1] and y == int(y) for y in samples.labels]
+            rows = zip(shares.tolist(), samples.labels, known, strict=True)
+            columns["label_share"] = [row[int(label)] if is_class else math.nan for row, label, is_class in rows]
     else:
         names = ["denoised_label"] if smoothed.shape[1] == 1 else [f"denoised_label_{o}" for o in range(smoothed.shape[1])]
         columns |= dict(zip(names, smoothed.T.numpy(), strict=True))

@@ -6,9 +6,8 @@ import pytest
 from lightning_netsim import find_issues
 from lightning_netsim.analysis.issues import IssueReport
 from lightning_netsim.records.record import Record
-from lightning_netsim.report.issues import format_issues, worst_samples
+from lightning_netsim.report.issues import WIDTH, format_issues, worst_samples
 from lightning_netsim.report.summary import format_summary
-from lightning_netsim.report.text import WIDTH
 from tests.issue_oracles import clear_record, record_of, units
 
 LONG = [f"photographs/of/a/summer/that/went/on/and/on/{row:05d}.jpeg" for row in range(45)]
