@@ -17,7 +17,7 @@ from lightning_netsim._checks import NetsimError, check_choice, expected
 from lightning_netsim.analysis.borrowed import borrowed, to_device_of
 from lightning_netsim.data.labels import are_binary, are_classes, class_numbers
 from lightning_netsim.data.samples import Samples
-from lightning_netsim.data.sources import SampleSource
+from lightning_netsim.data.sources import Chunk, SampleSource
 from lightning_netsim.estimators import LabelDenoising
 from lightning_netsim.functional import lipschitz_constant
 from lightning_netsim.functional.results import LabelDenoisingResult
