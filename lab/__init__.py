@@ -33,8 +33,8 @@ A whole script:
 tables to `docs/results/NAME.md`, each between the lines `<!-- table: accuracy -->` and `<!-- end -->`, where these are; what
 stands around them stays. NAME is that of the file, and the help its docstring.
 
-Beside what stands here: `lab.data` and `lab.networks` (what several scripts read and measure on), `lab.training`, `lab.figures`,
-and `lab.affine` (random maps of images).
+Beside what stands here: `lab.data` and `lab.networks` (what several scripts read and measure on), `lab.training`,
+`lab.figures`, and `lab.affine` (random maps of images).
 
 The first lines of a script make `lab` and its neighbors known where it is run as a file, before they are imported:
 
