@@ -10,10 +10,10 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow bench lint format clean
+.PHONY: help demo test test-all mutants bench lint format clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 demo: $(VENV)/.installed-demo  ## train on handwritten digits and print what the network sees as similar
 	$(BIN)/python -m lightning_netsim fit --config configs/digits.yaml
@@ -21,10 +21,13 @@ demo: $(VENV)/.installed-demo  ## train on handwritten digits and print what the
 test: $(VENV)/.installed-test  ## run the tests and the examples in docstrings
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-slow: $(VENV)/.installed-test  ## run all of that and the tests marked slow
+test-all: $(VENV)/.installed-test  ## run all of that and the tests marked slow
 	$(BIN)/python -m pytest --slow $(PYTEST_ARGS)
 
-bench: $(VENV)/.installed-bench  ## measure time, memory and recall beside other packages (about 20 minutes); writes benchmarks/RESULTS.md
+mutants: $(VENV)/.installed-test  ## break the package on purpose, line by line, and see whether the tests notice (hours)
+	$(BIN)/python tests/run_mutants.py
+
+bench: $(VENV)/.installed-bench  ## measure time, memory and recall beside other packages (about 20 minutes); writes docs/results/benchmarks.md
 	$(BIN)/python benchmarks/write_results.py
 
 lint: $(VENV)/.installed-dev  ## check style, formatting and types

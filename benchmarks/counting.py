@@ -80,6 +80,16 @@ def ours_stored(problem: Problem) -> Tensor:
     return count.compute().soft
 
 
+def sum_of(problem: Problem, sweep: Iterable[Gradients]) -> tuple[Gradients, list[Tensor]]:
+    """Return the sum S of the normalized gradients, and the norms of each chunk."""
+    total, norms = {name: torch.zeros_like(value) for name, value in _parameters(problem).items()}, []
+    for gradients in sweep:
+        norms.append(norm(gradients))
+        for name, value in gradients.items():
+            total[name] += torch.tensordot(norms[-1].reciprocal(), value, 1)
+    return total, norms
+
+
 def from_gradients(problem: Problem, sweeps: tuple[Iterable[Gradients], Iterable[Gradients]]) -> Tensor:
     """Count in two passes from the gradients of one chunk after another: their norms and sum S, then their products with S.
 
@@ -87,12 +97,8 @@ def from_gradients(problem: Problem, sweeps: tuple[Iterable[Gradients], Iterable
         problem: the problem.
         sweeps: the gradients of all chunks, once for each pass; what makes them is the difference between the packages.
     """
-    total = {name: torch.zeros_like(value) for name, value in _parameters(problem).items()}
-    norms, counts = [], []
-    for gradients in sweeps[0]:
-        norms.append(norm(gradients))
-        for name, value in gradients.items():
-            total[name] += torch.tensordot(norms[-1].reciprocal(), value, 1)
+    total, norms = sum_of(problem, sweeps[0])
+    counts = []
     for gradients, known in zip(sweeps[1], norms, strict=True):
         products = [value.flatten(1) @ total[name].flatten() for name, value in gradients.items()]
         counts.append(torch.stack(products).sum(0) / known)
@@ -107,12 +113,8 @@ def vmap_two_pass(problem: Problem) -> Tensor:
 def vmap_jvp(problem: Problem) -> Tensor:
     """Count in O(P) memory by one pass of `vmap(grad)`, and one of `jvp`, the products with S in forward mode."""
     parameters, direction = _parameters(problem), problem.direction
-    total = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    norms, counts = [], []
-    for gradients in _vmap_chunks(problem):
-        norms.append(norm(gradients))
-        for name, value in gradients.items():
-            total[name] += torch.tensordot(norms[-1].reciprocal(), value, 1)
+    total, norms = sum_of(problem, _vmap_chunks(problem))
+    counts = []
     for chunk, known in zip(problem.chunks(), norms, strict=True):
 
         def value(values: dict[str, Tensor], images: Tensor = chunk) -> Tensor:

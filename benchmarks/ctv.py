@@ -21,9 +21,9 @@ one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import common
-from benchmarks.common import Bound, Seconds, Size
-from benchmarks.problems import mnist
+from benchmarks.problems import Function, largest_difference, mnist, value_and_gradients
+from lab import Bound, Seconds, Size, Study, medians, ratio, script, time_interleaved
 from lightning_netsim.demos import MNISTNetwork
 from lightning_netsim.functional import ctv_norm
 from lightning_netsim.losses import DifferenceAlignmentLoss, MetricLearningLoss
@@ -48,15 +47,15 @@ SIZES = {
     "images": Size(256, 32, "images in a batch"),
     "steps": Size(31, 3, "timings of each training step"),
 }
-BOUNDS = {"speedup_pairwise": Bound(30, at_least=True), "regularizer_ratio": Bound(1.15)}
+BOUNDS = {
+    "speedup_pairwise": Bound(30, at_least=True, what="CTV norm and its gradient against the vectorized pairwise form"),
+    "regularizer_ratio": Bound(1.15, what="training step with the alignment of differences, in units of the same without"),
+}
 NORMS = ("l1", "squared_l2", "l2")
 HELD_AT_ONCE = 4
 """Of the tensor of all pairs, that the pairwise form of the squared norm holds in its backward pass: measured."""
 TOLERANCE = 1e-10
 EMBEDDING_SIZE, NUM_CLASSES, WEIGHT = 64, 10, 1.0
-
-Form = Callable[[Tensor, str], Tensor]
-"""(differences (H, h), norm) -> the sum over the pairs."""
 
 SUMS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "l1": lambda gaps: gaps.abs().sum(),
@@ -79,7 +78,8 @@ def by_pdist(differences: Tensor, norm: str) -> Tensor:
     return distances.square().sum() if norm == "squared_l2" else distances.sum()
 
 
-FORMS: Mapping[str, Form] = {"ours": ctv_norm, "pairs": by_pairs, "broadcast": by_broadcast, "pdist": by_pdist}
+FORMS: Mapping[str, Function] = {"ours": ctv_norm, "pairs": by_pairs, "broadcast": by_broadcast, "pdist": by_pdist}
+"""(differences (H, h), norm) -> the sum over the pairs."""
 
 
 def random_differences(number: int, coordinates: int) -> Tensor:
@@ -87,27 +87,18 @@ def random_differences(number: int, coordinates: int) -> Tensor:
     return torch.randn(number, coordinates, generator=torch.Generator().manual_seed(0))
 
 
-def value_and_gradient(form: Form, differences: Tensor, norm: str) -> tuple[Tensor, Tensor]:
-    """Return the sum over the pairs, and its gradient, shape (H, h)."""
-    leaf = differences.detach().requires_grad_()
-    value = form(leaf, norm)
-    return value.detach(), torch.autograd.grad(value, leaf)[0]
+def computation(form: str, differences: Tensor, norm: str) -> Callable[[], tuple[Tensor, ...]]:
+    """Return what computes a norm and its gradient by one form."""
+    return partial(value_and_gradients, partial(FORMS[form], norm=norm), differences)
 
 
-def largest_disagreement(forms: Mapping[str, Form], differences: Tensor) -> float:
-    """Return by how much the first form and the others differ, in value and gradient and relative to the first, at most.
+def largest_disagreement(forms: Iterable[Function], differences: Tensor) -> float:
+    """Return by how much the forms differ from the first in value and gradient, relatively.
 
     Raises:
         RuntimeError: if it is above the tolerance.
     """
-    first, *others = forms.values()
-    largest = 0.0
-    for norm in NORMS:
-        value, gradient = value_and_gradient(first, differences, norm)
-        for form in others:
-            other_value, other_gradient = value_and_gradient(form, differences, norm)
-            in_value = (other_value - value).abs() / value
-            largest = max(largest, float(in_value), float((other_gradient - gradient).norm() / gradient.norm()))
+    largest = max(largest_difference([partial(form, norm=norm) for form in forms], differences) for norm in NORMS)
     if not largest <= TOLERANCE:
         raise RuntimeError(f"The forms of the norm disagree by {largest:.1e}, more than {TOLERANCE:g}.")
     return largest
@@ -118,73 +109,44 @@ def pair_bytes(number: int, coordinates: int) -> int:
     return number * (number - 1) // 2 * coordinates * 4
 
 
-def time_forms(number: int, options: argparse.Namespace, names: Sequence[str]) -> dict[str, Seconds]:
+def time_forms(number: int, options: argparse.Namespace, forms: Sequence[str]) -> dict[str, Seconds]:
     """Return the seconds of value and gradient by each form, for each norm; L2 without the forms that hold all pairs."""
-    differences = random_differences(number, options.coordinates)
-    seconds = {}
+    differences, seconds = random_differences(number, options.coordinates), {}
     for norm in NORMS:
-        forms = {name: FORMS[name] for name in names if norm != "l2" or name in ("ours", "pdist")}
-        if len(forms) > 1:
-            functions = {
-                name: lambda form=form, norm=norm: value_and_gradient(form, differences, norm) for name, form in forms.items()
-            }
+        functions = {form: computation(form, differences, norm) for form in forms if norm != "l2" or form in ("ours", "pdist")}
+        if len(functions) > 1:
             # The check has warmed them up; tensors of gigabytes are new to the process each time.
-            seconds[norm] = common.time_interleaved(functions, options.rounds, warm_up=False)[0]
+            seconds[norm] = time_interleaved(functions, options.rounds, warm_up=False)[0]
     return seconds
 
 
 def measure_norm(options: argparse.Namespace) -> dict[str, Any]:
-    """Check and time all forms of the norm; return the figures."""
-    error = largest_disagreement(FORMS, random_differences(65, options.coordinates).double())
-    print(f"All forms of the norm and their gradients agree to {error:.1e} in float64.", flush=True)
-    number, half = options.differences, options.differences // 2
-    needed = HELD_AT_ONCE * pair_bytes(number, options.coordinates)
+    """Check and time all forms of the norm."""
+    error = largest_disagreement(FORMS.values(), random_differences(65, options.coordinates).double())
+    needed = HELD_AT_ONCE * pair_bytes(options.differences, options.coordinates)
     fits = 1.1 * needed < psutil.virtual_memory().available
     if not fits:
-        print(f"All pairs of {number:,} differences need {needed / 1e9:.0f} GB, more than is free: not measured.")
-    seconds = time_forms(number, options, ("ours", "pairs", "pdist") if fits else ("ours", "pdist"))
-    halved = time_forms(half, options, ("ours", "broadcast"))
+        print(f"All pairs of {options.differences:,} differences need {needed / 1e9:.0f} GB, more than is free: not measured.")
+    seconds = time_forms(options.differences, options, ("ours", "pairs", "pdist") if fits else ("ours", "pdist"))
+    halved = time_forms(options.differences // 2, options, ("ours", "broadcast"))
+    timed = {"pairs": seconds, "pdist": seconds, "broadcast": halved}
     speedups = {
-        "pairs": {norm: common.ratio(each, "pairs", "ours") for norm, each in seconds.items() if "pairs" in each},
-        "pdist": {norm: common.ratio(each, "pdist", "ours") for norm, each in seconds.items()},
-        "broadcast": {norm: common.ratio(each, "broadcast", "ours") for norm, each in halved.items()},
+        form: {norm: ratio(each, form, "ours") for norm, each in found.items() if form in each} for form, found in timed.items()
     }
     return {
         "speedup_pairwise": min(speedups["pairs"].values()) if fits else None,
         "speedups": speedups,
-        "median_seconds": {norm: common.medians(each) for norm, each in seconds.items()},
-        "median_seconds_half": {norm: common.medians(each) for norm, each in halved.items()},
+        "median_seconds": {norm: medians(each) for norm, each in seconds.items()},
+        "median_seconds_half": {norm: medians(each) for norm, each in halved.items()},
         "disagreement": error,
-        "num_differences": {"all": number, "half": half, "many": options.many},
-        "coordinates": options.coordinates,
-        "rounds": options.rounds,
     }
 
 
-def measure_many(options: argparse.Namespace) -> dict[str, Any]:
-    """Run our form where the pairwise one has no room, and count what that would need for one tensor of pairs."""
+def weigh(options: argparse.Namespace, norm: str) -> Callable[[], object]:
+    """Return the computation of one norm of many differences; a small one comes first."""
     differences = random_differences(options.many, options.coordinates)
-    functions = {norm: lambda norm=norm: value_and_gradient(ctv_norm, differences, norm) for norm in NORMS}
-    seconds, _ = common.time_interleaved(functions, rounds=1, warm_up=False)
-    return {
-        "seconds_many": common.medians(seconds),
-        "peak_megabytes_many": dict(zip(NORMS, peaks(NORMS, options), strict=True)),
-        "pair_megabytes_many": round(pair_bytes(options.many, options.coordinates) / 1e6),
-        "machine_megabytes": round(psutil.virtual_memory().total / 1e6),
-    }
-
-
-def peaks(norms: Sequence[str], options: argparse.Namespace) -> list[float]:
-    """Return the peak growth of memory in MB while our form is computed of many differences, in a fresh process each."""
-    sizes = ["--many", str(options.many), "--coordinates", str(options.coordinates), "--threads", str(options.threads)]
-    return common.peaks_megabytes(__file__, [["--measure-memory", norm, *sizes] for norm in norms])
-
-
-def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
-    """Compute one norm in this process, a small one first."""
-    differences = random_differences(options.many, options.coordinates)
-    value_and_gradient(ctv_norm, differences[:64], options.measure_memory)
-    return common.growth_megabytes(lambda: value_and_gradient(ctv_norm, differences, options.measure_memory))
+    computation("ours", differences[:64], norm)()
+    return computation("ours", differences, norm)
 
 
 class Step:
@@ -227,57 +189,54 @@ ALIGNMENTS: Mapping[str, Callable[[], DifferenceAlignmentLoss | None]] = {
 
 
 def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
-    """Time training steps with and without the alignment; return the figures."""
-    problem = mnist(options.data_dir, options.images, steps=0)
+    """Time training steps with and without the alignment."""
+    inputs = mnist(options.data_dir, options.images, steps=0).inputs()
     found, ratios = {}, {}
     for name, loss in LOSSES.items():
-        steps = {kind: Step(problem.inputs(), loss(), alignment()) for kind, alignment in ALIGNMENTS.items()}
+        steps = {kind: Step(inputs, loss(), alignment()) for kind, alignment in ALIGNMENTS.items()}
         for step in steps.values():  # Twice: the first step of Adam makes its state.
             step()
-        seconds, _ = common.time_interleaved(steps, options.steps)
-        found[name] = common.medians(seconds)
-        ratios[name] = {kind: common.ratio(seconds, kind, "plain") for kind in steps if kind != "plain"}
+        seconds, _ = time_interleaved(steps, options.steps)
+        found[name], ratios[name] = medians(seconds), {kind: ratio(seconds, kind, "plain") for kind in steps}
     return {
         "regularizer_ratio": max(each["chain"] for each in ratios.values()),
         "regularizer_ratios": ratios,
         "median_seconds_step": found,
-        "images": options.images,
-        "steps": options.steps,
     }
 
 
-def print_figures(figures: dict[str, Any]) -> None:
-    for size, key in (("all", "median_seconds"), ("half", "median_seconds_half")):
-        rows = [
-            (f"{norm}: {form}", value, value / seconds["ours"])
-            for norm, seconds in figures[key].items()
-            for form, value in seconds.items()
-        ]
-        number, coordinates = figures["num_differences"][size], figures["coordinates"]
-        common.print_table((f"{number:,} differences of {coordinates}", "seconds", "in units of ours"), rows)
-    many = [(norm, value, figures["peak_megabytes_many"][norm]) for norm, value in figures["seconds_many"].items()]
-    common.print_table((f"ours, {figures['num_differences']['many']:,} differences", "seconds", "peak memory, MB"), many)
-    print(f"One tensor of their pairs: {figures['pair_megabytes_many']:,} MB; machine: {figures['machine_megabytes']:,} MB.")
-    for name, seconds in figures["median_seconds_step"].items():
-        rows = [
-            (kind, value, 1.0 if kind == "plain" else figures["regularizer_ratios"][name][kind])
-            for kind, value in seconds.items()
-        ]
-        common.print_table((f"step, {name}", "seconds", "in units of plain"), rows)
-
-
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark and return the figures of its last line."""
-    parser = common.make_parser(__doc__, SIZES)
-    parser.add_argument("--measure-memory", choices=NORMS, help=argparse.SUPPRESS)
-    options = common.read_arguments(parser, SIZES, arguments)
-    if options.measure_memory:
-        megabytes = measure_memory(options)
-        print(json.dumps(megabytes))
-        return megabytes
-    figures = measure_steps(options) | measure_norm(options) | measure_many(options)
-    print_figures(figures)
-    return common.finish(figures, BOUNDS, options)
+@script(SIZES, BOUNDS, threads=2, weigh=weigh, page="benchmarks")
+def main(study: Study) -> dict[str, Any]:
+    """Time training steps, the norm, and our form where the pairwise one has no room."""
+    options = study.options
+    figures = measure_steps(options) | measure_norm(options)
+    differences = random_differences(options.many, options.coordinates)
+    functions = {norm: computation("ours", differences, norm) for norm in NORMS}
+    figures |= {
+        "seconds_many": medians(time_interleaved(functions, rounds=1, warm_up=False)[0]),
+        "peak_megabytes_many": dict(zip(NORMS, study.peaks([([norm], {}) for norm in NORMS]), strict=True)),
+        "pair_megabytes_many": round(pair_bytes(options.many, options.coordinates) / 1e6),
+        "machine_megabytes": round(psutil.virtual_memory().total / 1e6),
+        "options": study.sizes,
+    }
+    rows = [
+        (f"`{form}`, `{norm}`", number, 1000 * value, value / seconds["ours"])
+        for number, key in ((options.differences, "median_seconds"), (options.differences // 2, "median_seconds_half"))
+        for norm, seconds in figures[key].items()
+        for form, value in seconds.items()
+    ]
+    study.table("ctv", ("form", "differences", "milliseconds", "in units of ours"), rows)
+    rows = [(f"`ours`, `{norm}`", figures["seconds_many"][norm], figures["peak_megabytes_many"][norm]) for norm in NORMS]
+    rows += [("one tensor of all pairs", None, figures["pair_megabytes_many"])]
+    rows += [("memory of this machine", None, figures["machine_megabytes"])]
+    study.table("ctv_many", (f"{options.many:,} differences", "seconds", "MB"), rows)
+    rows = [
+        (f"`{loss}`, `{kind}`", 1000 * value, figures["regularizer_ratios"][loss][kind])
+        for loss, seconds in figures["median_seconds_step"].items()
+        for kind, value in seconds.items()
+    ]
+    study.table("ctv_steps", ("loss, alignment", "milliseconds", "in units of plain"), rows)
+    return figures
 
 
 if __name__ == "__main__":

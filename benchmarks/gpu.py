@@ -12,13 +12,10 @@ Each part is of use alone, where time on a device is short. The last line printe
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -27,11 +24,18 @@ from torchvision.models import resnet18, resnet50
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lab import Size, Study, medians, ratio, script, time_interleaved
 from lightning_netsim import analyze
 from lightning_netsim.estimators import NeighborCount
 from lightning_netsim.jacobian.features import GradientFeatures
 
 PARTS = ("counts", "neighbors", "large")
+SIZES = {
+    "part": Size(PARTS, None, "which", choices=PARTS),
+    "images": Size(10_000, 32, "images counted and compared"),
+    "many_images": Size(50_000, 48, "images of the large set"),
+    "side": Size(224, 32, "their height and width in pixels"),
+}
 CHUNK, ROUNDS = 256, 5
 
 
@@ -54,21 +58,13 @@ class Images:
         return iter(self.batches)
 
 
-def network(make: Any, device: torch.device) -> nn.Module:
+def network(make: Callable[..., nn.Module], device: torch.device) -> nn.Module:
     """Return a network with initial weights, whose statistics are those of its first batch."""
     torch.manual_seed(0)
     model = nn.Sequential(Pixels(), make(weights=None)).to(device)
     with torch.no_grad():
         model.train()(Images(64, 224).batches[0].to(device))
     return model.eval()
-
-
-def seconds(function: Any) -> float:
-    start = time.perf_counter()
-    function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def counts(images: Images, device: torch.device) -> dict[str, Any]:
@@ -80,6 +76,7 @@ def counts(images: Images, device: torch.device) -> dict[str, Any]:
         for batch in images:
             model.zero_grad()
             (model(batch.to(device)) @ direction).sum().backward()
+        finish(device)
 
     def ours() -> None:
         features, count, known = GradientFeatures(model, directions=1), NeighborCount(), []
@@ -90,24 +87,26 @@ def counts(images: Images, device: torch.device) -> dict[str, Any]:
         for batch, normalization in zip(images, known, strict=True):
             count.query(features(batch.to(device), normalization=normalization))
         count.compute()
+        finish(device)
 
-    plain(), ours()
-    pairs = [(seconds(plain), seconds(ours)) for _ in range(ROUNDS)]
-    return {
-        "ratio_plain": round(median(ours_ / plain_ for plain_, ours_ in pairs), 2),
-        "plain_seconds": round(median(plain_ for plain_, _ in pairs), 2),
-        "counts_seconds": round(median(ours_ for _, ours_ in pairs), 2),
-    }
+    seconds, _ = time_interleaved({"plain": plain, "counts": ours}, ROUNDS)
+    return {"ratio_plain": ratio(seconds, "counts", "plain")} | {f"{name}_seconds": v for name, v in medians(seconds).items()}
 
 
-def tables(images: Images, make: Any, device: torch.device, **options: Any) -> dict[str, Any]:
+def finish(device: torch.device) -> None:
+    """Wait until a device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def tables(images: Images, make: Callable[..., nn.Module], device: torch.device, **options: Any) -> dict[str, Any]:
     """Time counts and neighbors, and return the plan beside."""
     model = network(make, device)
-    taken = time.perf_counter()
+    start = time.perf_counter()
     analysis = analyze(model, images.batches, k=10, directions=1, compare_activations=False, progress=False, **options)
     plan = analysis.meta["plan"]
     return {
-        "seconds": round(time.perf_counter() - taken, 1),
+        "seconds": round(time.perf_counter() - start, 1),
         "said": plan["expected_seconds"],
         "plan": plan["kind"],
         "sweeps": plan["num_sweeps"],
@@ -116,28 +115,22 @@ def tables(images: Images, make: Any, device: torch.device, **options: Any) -> d
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the parts that are asked for and return the figures of the last line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="32 images of 32 pixels, on whatever device there is")
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--many-images", type=int, default=50_000)
-    options = parser.parse_args(arguments)
-    if not options.quick and not torch.cuda.is_available():
+@script(SIZES, threads=torch.get_num_threads())
+def main(study: Study) -> dict[str, Any]:
+    """Run the parts that are asked for; a quick run on whatever device there is."""
+    options, known = study.options, torch.cuda.is_available()
+    if not options.quick and not known:
         raise SystemExit("There is no CUDA device here; --quick shows on a CPU that the script works.")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    few, many, side = (32, 48, 32) if options.quick else (options.images, options.many_images, 224)
-    figures: dict[str, Any] = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu", "images": few}
+    device = torch.device("cuda" if known else "cpu")
+    few, figures = Images(options.images, options.side), {"device": torch.cuda.get_device_name() if known else "cpu"}
     if "counts" in options.part:
-        figures["counts"] = counts(Images(few, side), device)
+        figures["counts"] = counts(few, device)
     if "neighbors" in options.part:
-        free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else 2**33
-        figures["neighbors"] = tables(Images(few, side), resnet18, device, plan="store", memory_budget=0.7 * free)
+        free = torch.cuda.mem_get_info()[0] if known else 2**33
+        figures["neighbors"] = tables(few, resnet18, device, plan="store", memory_budget=0.7 * free)
     if "large" in options.part:
-        figures["large"] = tables(Images(many, side), resnet50, device) | {"images": many}
-    print(json.dumps(figures))
-    return figures
+        figures["large"] = tables(Images(options.many_images, options.side), resnet50, device)
+    return figures | {"options": study.sizes}
 
 
 if __name__ == "__main__":

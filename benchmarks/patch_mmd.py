@@ -21,10 +21,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import common
-from benchmarks.common import Bound, Seconds, Size
+from benchmarks.problems import Function, largest_difference, value_and_gradients
+from lab import Bound, Size, Study, medians, ratio, script, time_interleaved
 from lightning_netsim.functional import exact_patch_mmd, gaussian_kernel, squared_mmd
 from lightning_netsim.losses import PatchMMDLoss, VGGLoss
 
@@ -50,26 +49,23 @@ SIZES = {
     "rounds": Size(11, 2, "timings of each method"),
 }
 BOUNDS = {
-    "speedup_vgg19": Bound(1.5, 3, at_least=True),
-    "peak_mb": Bound(60),
-    "rff_error": Bound(0.02),
-    "ratio_geomloss": Bound(1.0),
-    "disagreement_geomloss": Bound(1e-6),
+    "speedup_vgg19": Bound(1.5, 3, at_least=True, what="patch MMD of 512 random features, value and gradient, against VGG-19"),
+    "peak_mb": Bound(60, what="peak memory of that patch MMD above its images, MB"),
+    "rff_error": Bound(0.02, what="relative error of the mean of 60 draws of 512 features against the exact patch MMD"),
+    "ratio_geomloss": Bound(1.0, what="Gaussian MMD, time in units of geomloss's, the greater of two sizes"),
+    "disagreement_geomloss": Bound(1e-6, what="relative difference from twice geomloss's value, and of the gradients"),
 }
 BANDWIDTH, WINDOW, STRIDE = 0.6, 32, 16
 EXACT_SIDE, COORDINATES = 50, 64
 # Standard errors by which a mean of draws may be off: beyond, a method computes something else.
 TOLERANCE = 6
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-
 
 def natural_images(number: int, side: int, seed: int) -> Tensor:
     """Return images whose amplitudes fall as one over the frequency, as in photographs: (number, 3, side, side) in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(number, 3, side, side, generator=generator) + 2 * torch.randn(
-        number, 1, side, side, generator=generator
-    )
+    noise = torch.randn(number, 3, side, side, generator=generator)
+    noise += 2 * torch.randn(number, 1, side, side, generator=generator)
     rows, columns = torch.fft.fftfreq(side).unsqueeze(1), torch.fft.rfftfreq(side)
     amplitudes = 1 / (rows.square() + columns.square()).sqrt().clamp_min(1 / side)
     images = torch.fft.irfft2(torch.fft.rfft2(noise) * amplitudes, s=(side, side))
@@ -98,18 +94,21 @@ class AutogradPatchMMD:
         return 2 * F.mse_loss(*pooled)
 
 
-def make_losses(options: argparse.Namespace) -> dict[str, Loss]:
-    """Return what is timed."""
+def computations(options: argparse.Namespace) -> dict[str, partial[Any]]:
+    """Return what is timed and weighed: each loss and its gradient with respect to the first of two batches of images."""
     number = options.features
-    losses: dict[str, Loss] = {f"ours_{times * number}": PatchMMDLoss(BANDWIDTH, times * number) for times in (1, 2, 4)}
-    return losses | {f"autograd_{number}": AutogradPatchMMD(number), "vgg19": VGGLoss(mode="random")}
+    losses: dict[str, Function] = {f"ours_{times * number}": PatchMMDLoss(BANDWIDTH, times * number) for times in (1, 2, 4)}
+    losses |= {f"autograd_{number}": AutogradPatchMMD(number), "vgg19": VGGLoss(mode="random")}
+    images = [natural_images(options.images, options.side, seed) for seed in (1, 2)]
+    return {name: partial(value_and_gradients, loss, *images, of=1) for name, loss in losses.items()}
 
 
-def value_and_gradient(loss: Loss, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a loss and its gradient with respect to the input."""
-    leaf = input.detach().requires_grad_()
-    value = loss(leaf, target)
-    return value.detach(), torch.autograd.grad(value, leaf)[0]
+def weigh(options: argparse.Namespace, name: str) -> Callable[[], object]:
+    """Return the computation of one loss; that of small images comes first."""
+    computation = computations(options)[name]
+    loss, *images = computation.args
+    value_and_gradients(loss, *(some[:1, :, :48, :48] for some in images), of=1)
+    return computation
 
 
 @torch.no_grad()
@@ -138,60 +137,10 @@ def measure_error(options: argparse.Namespace) -> dict[str, Any]:
                 )
             errors[f"{name}, {pair}"], spreads[f"{name}, {pair}"] = round(error, 5), round(spread, 5)
     first = max(error for name, error in errors.items() if name.startswith("ours"))
-    return {"rff_error": first, "errors": errors, "spreads": spreads, "draws": options.draws}
+    return {"rff_error": first, "errors": errors, "spreads": spreads}
 
 
-def measure_images(options: argparse.Namespace) -> dict[str, Any]:
-    """Time all losses of images and look at their memory."""
-    input, target = (natural_images(options.images, options.side, seed) for seed in (1, 2))
-    losses = make_losses(options)
-    functions = {name: partial(value_and_gradient, loss, input, target) for name, loss in losses.items()}
-    seconds, _ = common.time_interleaved(functions, options.rounds)
-    first, naive = f"ours_{options.features}", f"autograd_{options.features}"
-    megabytes = peaks(list(losses), options)
-    return {
-        "speedup_vgg19": common.ratio(seconds, "vgg19", first),
-        "speedup_autograd": common.ratio(seconds, naive, first),
-        "peak_mb": megabytes[first],
-        "peak_megabytes": megabytes,
-        "median_seconds": common.medians(seconds),
-        "images": options.images,
-        "side": options.side,
-        "features": options.features,
-        "rounds": options.rounds,
-    }
-
-
-def peaks(names: Sequence[str], options: argparse.Namespace) -> dict[str, float]:
-    """Return the peak growth of memory in MB while a loss and its gradient are computed, in a fresh process each."""
-    sizes = [f"--{name}={getattr(options, name)}" for name in ("images", "side", "features", "threads")]
-    found = common.peaks_megabytes(__file__, [["--measure-memory", name, *sizes] for name in names])
-    return dict(zip(names, found, strict=True))
-
-
-def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
-    """Compute one loss in this process, of small images first."""
-    loss = make_losses(options)[options.measure_memory]
-    input, target = (natural_images(options.images, options.side, seed) for seed in (1, 2))
-    value_and_gradient(loss, input[:1, :, :48, :48], target[:1, :, :48, :48])
-    return common.growth_megabytes(lambda: value_and_gradient(loss, input, target))
-
-
-def both_gradients(loss: Loss, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a distance of two sets and its gradients with respect to both."""
-    leaves = [some.detach().requires_grad_() for some in (x, y)]
-    value = loss(*leaves)
-    return value.detach(), *torch.autograd.grad(value, leaves)
-
-
-def sets(number: int) -> tuple[Tensor, Tensor, float]:
-    """Return two sets of samples, shape (number, 64), and a bandwidth."""
-    generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(number, COORDINATES, generator=generator) for _ in range(2))
-    return x, y + 0.3, math.sqrt(COORDINATES)
-
-
-def kernel_norms(bandwidth: float) -> dict[str, Loss]:
+def kernel_norms(bandwidth: float) -> dict[str, Function]:
     """Return ours, and twice that of geomloss."""
     from geomloss import SamplesLoss
 
@@ -200,62 +149,60 @@ def kernel_norms(bandwidth: float) -> dict[str, Loss]:
     return {"ours": ours, "geomloss": lambda x, y: 2 * half(x, y)}
 
 
-def largest_disagreement(losses: Mapping[str, Loss], x: Tensor, y: Tensor) -> float:
-    """Return by how much two distances of sets differ in value and gradients, relative to the first, at most."""
-    pairs = zip(*(both_gradients(loss, x.double(), y.double()) for loss in losses.values()), strict=True)
-    return max(float((other - first).norm() / first.norm()) for first, other in pairs)
-
-
 def measure_geomloss(options: argparse.Namespace) -> dict[str, Any]:
     """Hold MMD against geomloss and time both; nothing, and say so, where it is not installed."""
     if not importlib.util.find_spec("geomloss"):
         print("geomloss is not installed: not compared.")
         return {"ratio_geomloss": None, "disagreement_geomloss": None, "median_seconds_sets": {}, "ratios_geomloss": {}}
-    medians, found, error = {}, {}, 0.0
+    typical, found, error = {}, {}, 0.0
     for number in (options.batch, options.samples):
-        x, y, bandwidth = sets(number)
-        losses = kernel_norms(bandwidth)
-        error = max(error, largest_disagreement(losses, x, y))
-        seconds: Seconds = common.time_interleaved(
-            {name: partial(both_gradients, loss, x, y) for name, loss in losses.items()}, options.rounds
-        )[0]
-        medians[str(number)], found[str(number)] = common.medians(seconds), common.ratio(seconds, "ours", "geomloss")
+        generator = torch.Generator().manual_seed(0)
+        x, y = (torch.randn(number, COORDINATES, generator=generator) + shift for shift in (0, 0.3))
+        losses = kernel_norms(math.sqrt(COORDINATES))
+        error = max(error, largest_difference(losses.values(), x.double(), y.double()))
+        functions = {name: partial(value_and_gradients, loss, x, y) for name, loss in losses.items()}
+        seconds, _ = time_interleaved(functions, options.rounds)
+        typical[str(number)], found[str(number)] = medians(seconds), ratio(seconds, "ours", "geomloss")
     return {
         "ratio_geomloss": max(found.values()),
         "ratios_geomloss": found,
         "disagreement_geomloss": error,
-        "median_seconds_sets": medians,
-        "coordinates": COORDINATES,
+        "median_seconds_sets": typical,
     }
 
 
-def print_figures(figures: dict[str, Any]) -> None:
-    errors = [(name, 100 * error, 100 * figures["spreads"][name]) for name, error in figures["errors"].items()]
-    common.print_table((f"{figures['features']} features", "error of the mean, %", "spread of single draws, %"), errors)
-    seconds, first = figures["median_seconds"], next(iter(figures["median_seconds"].values()))
-    rows = [(name, value, value / first, figures["peak_megabytes"][name]) for name, value in seconds.items()]
-    shape = f"{figures['images']} × 3 × {figures['side']}²"
-    common.print_table((shape, "seconds", "in units of the first", "peak memory, MB"), rows)
-    sizes = [
-        (f"{int(number):,} samples", *each.values(), figures["ratios_geomloss"][number])
-        for number, each in figures["median_seconds_sets"].items()
+@script(SIZES, BOUNDS, threads=2, weigh=weigh, page="benchmarks")
+def main(study: Study) -> dict[str, Any]:
+    """Hold random features against the exact MMD, then time all losses."""
+    options, functions = study.options, computations(study.options)
+    errors, sets = measure_error(options), measure_geomloss(options)
+    seconds, _ = time_interleaved(functions, options.rounds)
+    typical = medians(seconds)
+    megabytes = dict(zip(functions, study.peaks([([name], {}) for name in functions]), strict=True))
+    first = f"ours_{options.features}"
+    rows = [(f"`{name}`", 1000 * value, value / typical[first], megabytes[name]) for name, value in typical.items()]
+    study.table("patch_mmd", ("loss", "milliseconds", "in units of the first", "peak growth of memory, MB"), rows)
+    rows = [(name, error, errors["spreads"][name]) for name, error in errors["errors"].items()]
+    head = ("form, images", "error of the mean", "standard deviation of single draws")
+    study.table("patch_mmd_errors", head, rows)
+    rows = [
+        (f"{int(size):,} and {int(size):,}", *(1000 * value for value in each.values()), sets["ratios_geomloss"][size])
+        for size, each in sets["median_seconds_sets"].items()
     ]
-    if sizes:
-        common.print_table(("MMD of two sets", "ours, seconds", "geomloss", "ours over geomloss"), sizes)
-
-
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark and return the figures of its last line."""
-    parser = common.make_parser(__doc__, SIZES)
-    parser.add_argument("--measure-memory", help=argparse.SUPPRESS)
-    options = common.read_arguments(parser, SIZES, arguments)
-    if options.measure_memory:
-        megabytes = measure_memory(options)
-        print(json.dumps(megabytes))
-        return megabytes
-    figures = measure_error(options) | measure_images(options) | measure_geomloss(options)
-    print_figures(figures)
-    return common.finish(figures, BOUNDS, options)
+    if rows:
+        study.table("patch_mmd_sets", ("samples", "`squared_mmd`, milliseconds", "geomloss, milliseconds", "ratio"), rows)
+    return (
+        errors
+        | sets
+        | {
+            "speedup_vgg19": ratio(seconds, "vgg19", first),
+            "speedup_autograd": ratio(seconds, f"autograd_{options.features}", first),
+            "peak_mb": megabytes[first],
+            "peak_megabytes": megabytes,
+            "median_seconds": typical,
+            "options": study.sizes,
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -23,11 +23,10 @@ The last line printed is one JSON object.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,10 +38,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import adapters, common, counting
+from benchmarks import adapters, counting
 from benchmarks.adapters import Way
-from benchmarks.common import Bound, Seconds, Size
 from benchmarks.problems import Problem, cifar, mnist
+from lab import Bound, Seconds, Size, Study, format_number, medians, ratio, script, time_interleaved
 from lightning_netsim.jacobian.features import GradientFeatures
 
 SIZES = {
@@ -53,9 +52,9 @@ SIZES = {
     "steps": Size(300, 20, "training steps of the MNIST network"),
 }
 BOUNDS = {
-    "speedup_fastest_mnist": Bound(2.0, 3.0, at_least=True),
-    "speedup_fastest_resnet20": Bound(1.2, 1.6, at_least=True),
-    "speedup_dattri": Bound(10, 30, at_least=True),
+    "speedup_fastest_mnist": Bound(2.0, 3.0, True, "soft counts against the fastest correct peer, same memory, MNIST network"),
+    "speedup_fastest_resnet20": Bound(1.2, 1.6, True, "the same, ResNet-20"),
+    "speedup_dattri": Bound(10, 30, True, "matrix of all similarities against dattri's exact Grad-Cos"),
 }
 # What a package says when it cannot do a job.
 REFUSALS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
@@ -73,61 +72,96 @@ COUNTS: Mapping[str, Prepare] = {
     "captum": adapters.captum,
     "captum_sample_wise": adapters.captum_sample_wise,
 }
-MATRICES: Mapping[str, Prepare] = {
-    # One batch is fastest: the gradients of all images are formed twice, and held twice.
-    "dattri": lambda problem: adapters.dattri(problem, batch_size=len(problem)),
-    "dattri_as_documented": lambda problem: adapters.dattri(problem, len(problem), hidden_projection=True),
+# One batch is fastest: the gradients of all images are formed twice, and held twice.
+MATRIX: Mapping[str, Prepare] = {"dattri": lambda problem: adapters.dattri(problem, batch_size=len(problem))}
+AS_DOCUMENTED: Mapping[str, Prepare] = {
+    "dattri_as_documented": lambda problem: adapters.dattri(problem, len(problem), hidden_projection=True)
 }
 # Where it works, it is `opacus`.
 NOT_TIMED = ("opacus_as_given",)
 PACKAGES = ("backpack", "opacus", "captum", "dattri")
 
 
-@dataclass(frozen=True, eq=False)
-class Job:
-    """What is computed, and how far an answer is from the right one.
+@dataclass(eq=False)
+class Comparison:
+    """What is computed by this package and by others.
 
     Attributes:
         problem: the network and the images.
-        ours: how this package does it.
         error_of: the error of an answer, in the unit in which `counting.TOLERANCE` is the most allowed.
+        right: the ways that are right, by name; ours first.
+        errors: the error of each that gave an answer.
+        refused: why each of the others is not timed.
+        seconds: what the right ones take.
     """
 
     problem: Problem
-    ours: Callable[[Problem], Tensor]
     error_of: Callable[[Tensor], float]
-
-
-@dataclass
-class Comparison:
-    """What a check found.
-
-    Attributes:
-        right: the ways that are right, by name, ours first.
-        errors: the error of each that gave an answer.
-        refused: why each of the others is not timed.
-    """
-
-    right: dict[str, Way] = field(default_factory=dict)
+    right: dict[str, Way]
     errors: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    seconds: Seconds = field(default_factory=dict)
+
+    def check(self, peers: Mapping[str, Prepare]) -> Comparison:
+        """Check this package and all others before any is timed.
+
+        Raises:
+            RuntimeError: if this package is wrong.
+        """
+        self.errors["ours"] = self.error_of(self.right["ours"]())
+        if not self.errors["ours"] <= counting.TOLERANCE:
+            raise RuntimeError(f"This package is off by {self.errors['ours']:.1e}, more than {counting.TOLERANCE:g}.")
+        for name, prepare in peers.items():
+            if not is_installed(name):
+                self.refused[name] = "not installed"
+                continue
+            try:
+                way = prepare(self.problem)
+                self.errors[name] = self.error_of(way())
+            except REFUSALS as error:
+                self.refused[name] = f"refused: {type(error).__name__}: {' '.join(str(error).split())[:150]}"
+                continue
+            if not self.errors[name] <= counting.TOLERANCE:
+                self.refused[name] = f"wrong: off by {self.errors[name]:.1e}"
+            elif name not in NOT_TIMED:
+                self.right[name] = way
+        return self
+
+    def time(self, rounds: int) -> bool:
+        """Time what is right; return whether its answers still were in the last round."""
+        self.seconds, answers = time_interleaved(self.right, rounds, warm_up=False)  # The check has warmed them up.
+        return all(self.error_of(answer) <= counting.TOLERANCE for answer in answers.values())
+
+    @property
+    def fastest(self) -> str:
+        """The fastest of the others."""
+        return min((peer for peer in self.seconds if peer != "ours"), key=lambda peer: median(self.seconds[peer]))
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Return what is known of each: whether it is correct, and its error and seconds, or the reason why it has none."""
+        typical = medians(self.seconds)
+        right = {
+            name: {"correct": True, "error": self.errors[name], "seconds": value, "in_units_of_ours": value / typical["ours"]}
+            for name, value in typical.items()
+        }
+        return right | {name: {"correct": False, "reason": reason} for name, reason in self.refused.items()}
 
 
-def counts_of(problem: Problem) -> Job:
+def counts_of(problem: Problem) -> Comparison:
     """Return the job of counting the neighbors."""
     exact = counting.exact_rows(problem)
     features = GradientFeatures(problem.network, directions=1, seed=0)
     features(next(iter(problem.chunks())))
-    return Job(
-        problem, partial(counting.ours, features=features), partial(counting.disagreement, expected=exact @ exact.sum(0))
-    )
+    error_of = partial(counting.disagreement, expected=exact @ exact.sum(0))
+    return Comparison(problem, error_of, {"ours": partial(counting.ours, problem, features=features)})
 
 
-def matrix_of(problem: Problem) -> Job:
+def matrix_of(problem: Problem) -> Comparison:
     """Return the job of forming the matrix of similarities, the largest |Δk| its error."""
     rows = counting.exact_rows(problem)
     exact = rows @ rows.T
-    return Job(problem, similarity_matrix, lambda similarity: float((similarity.double() - exact).abs().max()))
+    error_of = lambda similarity: float((similarity.double() - exact).abs().max())  # noqa: E731
+    return Comparison(problem, error_of, {"ours": partial(similarity_matrix, problem)})
 
 
 def similarity_matrix(problem: Problem) -> Tensor:
@@ -149,109 +183,53 @@ def is_installed(peer: str) -> bool:
     return all(importlib.util.find_spec(package) for package in PACKAGES if peer.startswith(package))
 
 
-def check(job: Job, peers: Mapping[str, Prepare]) -> Comparison:
-    """Check this package and all others before any is timed.
-
-    Raises:
-        RuntimeError: if this package is wrong.
-    """
-    found = Comparison({"ours": partial(job.ours, job.problem)})
-    found.errors["ours"] = job.error_of(found.right["ours"]())
-    if not found.errors["ours"] <= counting.TOLERANCE:
-        raise RuntimeError(f"This package is off by {found.errors['ours']:.1e}, more than {counting.TOLERANCE:g}.")
-    for name, prepare in peers.items():
-        if not is_installed(name):
-            found.refused[name] = "not installed"
-            continue
-        try:
-            way = prepare(job.problem)
-            found.errors[name] = job.error_of(way())
-        except REFUSALS as error:
-            found.refused[name] = f"refused: {type(error).__name__}: {' '.join(str(error).split())[:150]}"
-            continue
-        if not found.errors[name] <= counting.TOLERANCE:
-            found.refused[name] = f"wrong: off by {found.errors[name]:.1e}"
-        elif name not in NOT_TIMED:
-            found.right[name] = way
-    return found
-
-
-def time_right(job: Job, found: Comparison, rounds: int) -> tuple[Seconds, bool]:
-    """Return the seconds of what is right, and whether its answers still were in the last round."""
-    seconds, answers = common.time_interleaved(found.right, rounds, warm_up=False)  # The check has warmed them up.
-    return seconds, all(job.error_of(answer) <= counting.TOLERANCE for answer in answers.values())
-
-
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Check and time all jobs; return the figures."""
+@script(SIZES, BOUNDS, threads=2, page="benchmarks")
+def main(study: Study) -> dict[str, Any]:
+    """Check and time all jobs."""
+    options = study.options
     digits = mnist(options.data_dir, max(options.images, options.matrix_images), options.steps)
     photos = cifar(options.data_dir, options.resnet_images)
     jobs = {
         "mnist": (counts_of(digits.first(options.images)), COUNTS),
         "resnet20": (counts_of(photos), COUNTS),
-        "matrix": (matrix_of(digits.first(options.matrix_images)), {"dattri": MATRICES["dattri"]}),
+        "matrix": (matrix_of(digits.first(options.matrix_images)), MATRIX),
     }
     figures: dict[str, Any] = {"all_correct": True, "fastest": {}, "peers": {}}
-    for name, (job, peers) in jobs.items():
-        print(f"{name}: {len(job.problem)} {job.problem.what}; {options.threads} threads.", flush=True)
-        found = check(job, peers)
-        seconds, still_right = time_right(job, found, options.rounds)
-        figures["all_correct"] &= still_right
-        figures["peers"][name] = records(found, common.medians(seconds))
-        figures |= speedups(name, seconds)
-        if name != "matrix":
-            figures["fastest"][name] = fastest(seconds)
-            figures[f"speedup_fastest_{name}"] = common.ratio(seconds, fastest(seconds), "ours")
-    few = check(matrix_of(digits.first(min(32, len(digits)))), {"dattri_as_documented": MATRICES["dattri_as_documented"]})
-    figures["peers"]["matrix"] |= {name: record for name, record in records(few, {}).items() if name != "ours"}
-    return figures | {
-        "num_images": {name: len(job.problem) for name, (job, _) in jobs.items()},
-        "images": {name: job.problem.what for name, (job, _) in jobs.items()},
-        "chunk_size": digits.chunk_size,
-        "rounds": options.rounds,
-    }
-
-
-def records(found: Comparison, seconds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """Return what is known of each peer: whether it is correct, and its error and seconds, or the reason why it has none."""
-    right = {
-        name: {"correct": True, "error": found.errors[name], "seconds": value, "in_units_of_ours": value / seconds["ours"]}
-        for name, value in seconds.items()
-    }
-    return right | {name: {"correct": False, "reason": reason} for name, reason in found.refused.items()}
-
-
-def speedups(name: str, seconds: Seconds) -> dict[str, float]:
-    """Return how many times as long as this package each peer takes, under the key of the figure."""
-    suffix = "" if name == "matrix" else f"_{name}"
-    return {f"speedup_{peer}{suffix}": common.ratio(seconds, peer, "ours") for peer in seconds if peer != "ours"}
-
-
-def fastest(seconds: Seconds) -> str:
-    """Return the fastest of the others."""
-    return min((peer for peer in seconds if peer != "ours"), key=lambda peer: median(seconds[peer]))
-
-
-def print_figures(figures: dict[str, Any]) -> None:
-    for job, peers in figures["peers"].items():
-        timed = {name: record for name, record in peers.items() if record["correct"]}
-        rows = [
-            (name, record["seconds"], record["in_units_of_ours"], f"{record['error']:.0e}") for name, record in timed.items()
-        ]
-        common.print_table((f"{job}, {figures['num_images'][job]} images", "seconds", "in units of ours", "error"), rows)
-        for name, record in peers.items():
-            if not record["correct"]:
-                print(f"{name}: {record['reason']}")
-
-
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark and return the figures of its last line."""
-    options = common.read_arguments(common.make_parser(__doc__, SIZES), SIZES, arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # What other packages call, and will have to change, is their affair.
-        figures = measure(options)
-    print_figures(figures)
-    return common.finish(figures, BOUNDS, options)
+        for name, (job, peers) in jobs.items():
+            print(f"{name}: {len(job.problem)} {job.problem.what}; {options.threads} threads.", flush=True)
+            figures["all_correct"] &= job.check(peers).time(options.rounds)
+            figures["peers"][name] = job.records()
+            suffix = "" if name == "matrix" else f"_{name}"
+            others = [peer for peer in job.seconds if peer != "ours"]
+            figures |= {f"speedup_{peer}{suffix}": ratio(job.seconds, peer, "ours") for peer in others}
+            if name != "matrix":
+                figures["fastest"][name] = job.fastest
+                figures[f"speedup_fastest_{name}"] = ratio(job.seconds, job.fastest, "ours")
+        few = matrix_of(digits.first(min(32, len(digits)))).check(AS_DOCUMENTED)
+    figures["peers"]["matrix"] |= few.records()
+    figures["num_images"] = {name: len(job.problem) for name, (job, _) in jobs.items()}
+    figures |= {"images": {name: job.problem.what for name, (job, _) in jobs.items()}, "options": study.sizes}
+    report(study, figures)
+    return figures
+
+
+def report(study: Study, figures: dict[str, Any]) -> None:
+    peers, numbers = figures["peers"], figures["num_images"]
+    jobs = {"mnist": "counts, MNIST", "resnet20": "counts, ResNet-20", "matrix": "matrix, MNIST"}
+    cells: dict[str, dict[str, str]] = {}
+    reasons = []
+    for job, label in jobs.items():
+        for name, record in peers[job].items():
+            cells.setdefault(name, {})[job] = "not timed"
+            if record["correct"]:
+                cells[name][job] = f"{format_number(record['in_units_of_ours'])} ({format_number(record['seconds'])} s)"
+            else:
+                reasons.append((f"`{name}`", f"{label}, {numbers[job]} images", record["reason"]))
+    rows = [(f"`{name}`", *(found.get(job) for job in jobs)) for name, found in cells.items()]
+    study.table("peers", ("peer", *(f"{label}, {numbers[job]} images" for job, label in jobs.items())), rows)
+    study.table("peers_not_timed", ("peer", "job", "not timed, because"), reasons, left=3)
 
 
 if __name__ == "__main__":

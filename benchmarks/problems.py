@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import MNIST
 
-from benchmarks.resnet20 import ResNet20, load_resnet20
+from lab.data import read_cifar
+from lab.networks import IMAGENET_MEAN, IMAGENET_STD, ResNet20, load_resnet20
+from lab.training import take_step
+from lightning_netsim._checks import NetsimError
 from lightning_netsim.demos import MNISTNetwork
 from lightning_netsim.jacobian import Directions
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TRAINING_STEPS = 300
+
+Function = Callable[..., Tensor]
+"""Of tensors; its value is one number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +74,19 @@ class Problem:
         return DataLoader(TensorDataset(self.inputs()), batch_size=self.chunk_size)
 
 
+def value_and_gradients(function: Function, *inputs: Tensor, of: int | None = None) -> tuple[Tensor, ...]:
+    """Return the value of a function and its gradients with respect to its inputs, or to the first `of` of them."""
+    leaves = [some.detach().requires_grad_() for some in inputs[:of]]
+    value = function(*leaves, *inputs[len(leaves) :])
+    return value.detach(), *torch.autograd.grad(value, leaves)
+
+
+def largest_difference(functions: Iterable[Function], *inputs: Tensor) -> float:
+    """Return by how much functions differ from the first one in value and gradients, relative to it, at most."""
+    first, *others = (value_and_gradients(function, *inputs) for function in functions)
+    return max(float((b - a).norm() / a.norm()) for other in others for a, b in zip(first, other, strict=True))
+
+
 def random_images(number: int, shape: tuple[int, ...]) -> Tensor:
     """Return N images of random pixels, shape (N, *shape), uint8, always the same."""
     generator = torch.Generator().manual_seed(0)
@@ -88,31 +105,19 @@ def mnist(data_dir: str, number: int, steps: int = TRAINING_STEPS, chunk_size: i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = MNISTNetwork()
-    try:
+    images, what = random_images(number, (1, 28, 28)), "random images, initial weights"
+    with contextlib.suppress(RuntimeError):
         train = MNIST(data_dir, train=True)
-        chosen = MNIST(data_dir, train=False) if number <= 10_000 else train
-    except RuntimeError:
-        return Problem(
-            network.eval(), random_images(number, (1, 28, 28)), "random images, initial weights", chunk_size=chunk_size
-        )
-    if steps:
-        _train(network, train.data.unsqueeze(1), train.targets, steps)
-    weights = f"weights after {steps} training steps" if steps else "initial weights"
-    images = chosen.data[:number].unsqueeze(1).clone()
-    part = "test" if number <= 10_000 else "training"
-    return Problem(network.eval(), images, f"MNIST {part} images, {weights}", chunk_size=chunk_size)
-
-
-def _train(network: nn.Module, images: Tensor, labels: Tensor, steps: int, batch_size: int = 64) -> None:
-    """Train by Adam on the cross-entropy, on batches drawn with a fixed seed."""
-    generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    for _ in range(steps):
-        chosen = torch.randint(len(images), (batch_size,), generator=generator)
+        part, chosen = ("test", MNIST(data_dir, train=False)) if number <= 10_000 else ("training", train)
+        images = chosen.data[:number].unsqueeze(1).clone()
+        what = f"MNIST {part} images, " + (f"weights after {steps} training steps" if steps else "initial weights")
+        generator, optimizer = torch.Generator().manual_seed(0), torch.optim.Adam(network.parameters(), lr=1e-3)
+        for _ in range(steps):
+            batch = torch.randint(len(train), (64,), generator=generator)
+            inputs = train.data[batch].unsqueeze(1).float() / 255
+            take_step(optimizer, F.cross_entropy(network(inputs), train.targets[batch]))
         optimizer.zero_grad()
-        F.cross_entropy(network(images[chosen].float() / 255), labels[chosen]).backward()
-        optimizer.step()
-    optimizer.zero_grad()
+    return Problem(network.eval(), images, what, chunk_size=chunk_size)
 
 
 def cifar(data_dir: str, number: int, chunk_size: int = 64) -> Problem:
@@ -124,18 +129,16 @@ def cifar(data_dir: str, number: int, chunk_size: int = 64) -> Problem:
         number: N. Up to 1,000 images come from the test set, up to 4,000 from the training set.
         chunk_size: images differentiated at a time.
     """
-    subset, weights = Path(data_dir, "cifar10/cifar10_subset.npz"), Path(data_dir, "weights/resnet20-12fca82f.th")
-    if weights.is_file():
-        network, trained = load_resnet20(weights), "trained weights"
-    else:
+    try:
+        network, trained = load_resnet20(data_dir), "trained weights"
+    except NetsimError:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network, trained = ResNet20().eval(), "initial weights"
     images, what = random_images(number, (3, 32, 32)), "random images"
-    if subset.is_file():
-        part = "test" if number <= 1_000 else "train"
-        with np.load(subset) as arrays:
-            found = torch.from_numpy(arrays[f"x_{part}"][:number]).permute(0, 3, 1, 2).contiguous()
+    part = "test" if number <= 1_000 else "train"
+    with contextlib.suppress(NetsimError):
+        found = read_cifar(data_dir, part)[0][:number]
         if len(found) == number:
             images, what = found, f"CIFAR-10 {part}{'ing' if part == 'train' else ''} images"
     return Problem(network, images, f"{what}, {trained}", IMAGENET_MEAN, IMAGENET_STD, chunk_size)

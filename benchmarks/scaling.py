@@ -15,9 +15,8 @@ Writes a figure, `growth.png`, and prints as its last line one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,10 +30,11 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import common, counting
-from benchmarks.common import Bound, Size
+from benchmarks import counting
 from benchmarks.neighbors import neighbors
 from benchmarks.problems import Problem, mnist, random_images
+from lab import Bound, Size, Study, medians, ratio, script, time_interleaved
+from lab.figures import panels
 from lightning_netsim.report import style
 
 SIZES = {
@@ -43,11 +43,18 @@ SIZES = {
     "rounds": Size(2, 1, "timings of each"),
     "steps": Size(300, 20, "training steps of the MNIST network"),
 }
-BOUNDS = {"growth_counts": Bound(4.2), "growth_neighbors": Bound(5.0), "growth_memory": Bound(1.1)}
+BOUNDS = {
+    "growth_counts": Bound(4.2, what="time of soft counts, four times the images"),
+    "growth_neighbors": Bound(5.0, what="time of counts and neighbors, four times the images"),
+    "growth_memory": Bound(1.1, what="peak memory of soft counts above the model and its data, N doubled"),
+}
 # Widths of the hidden layer, directions, sides of the images: what P, d and T follow from.
 VALUES = {"P": (64, 512, 4096), "d": (1, 3, 10), "T": (14, 28, 56)}
 AXES = {"N": "images N", "P": "parameters P", "d": "directions d", "T": "positions T"}
-JOBS = ("counts", "neighbors")
+COLORS = {"counts": style.GRADIENT, "neighbors": style.CYCLE[1], "plain": style.MUTED}
+
+Series = dict[str, list[dict[str, Any]]]
+"""For each axis, what was measured at each value."""
 
 
 def problem_of(axis: str, value: int, options: argparse.Namespace) -> Problem:
@@ -74,11 +81,6 @@ def convolutions() -> nn.Module:
         return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), *last).eval()
 
 
-def quantity(axis: str, value: int, problem: Problem) -> int:
-    """Return what stands on the axis of the figure: N, P, d or T."""
-    return {"N": len(problem), "P": problem.num_parameters, "d": value, "T": value * value}[axis]
-
-
 def job_of(job: str, axis: str, value: int, problem: Problem) -> Callable[[], Any]:
     """Return what is timed or weighed."""
     if job == "plain":
@@ -88,121 +90,75 @@ def job_of(job: str, axis: str, value: int, problem: Problem) -> Callable[[], An
     return partial(counting.ours, problem, value if axis == "d" else 1)
 
 
-def sizes_of_n(options: argparse.Namespace) -> tuple[int, ...]:
-    return tuple(options.images // part for part in (4, 2, 1))
+def weigh(options: argparse.Namespace, job: str, axis: str, value: str) -> Callable[[], Any]:
+    """Return one job at a value of an axis."""
+    return job_of(job, axis, int(value), problem_of(axis, int(value), options))
 
 
-def time_axis(axis: str, options: argparse.Namespace) -> tuple[common.Seconds, list[dict[str, Any]]]:
+def time_axis(axis: str, options: argparse.Namespace) -> tuple[dict[str, list[float]], list[dict[str, Any]]]:
     """Time all values of an axis in turns; return the seconds and one record for each value."""
-    values = sizes_of_n(options) if axis == "N" else VALUES[axis]
-    jobs = ("plain", *JOBS) if axis == "N" else ("plain", "counts")
+    values = tuple(options.images // part for part in (4, 2, 1)) if axis == "N" else VALUES[axis]
+    jobs = ("plain", "counts", "neighbors") if axis == "N" else ("plain", "counts")
     greatest = problem_of(axis, values[-1], options)
     problems = {value: greatest.first(value) if axis == "N" else problem_of(axis, value, options) for value in values}
     functions = {f"{job}_{value}": job_of(job, axis, value, problems[value]) for value in values for job in jobs}
     for job in jobs:
         functions[f"{job}_{values[0]}"]()  # Warm up on the least; the greatest take long.
-    seconds, _ = common.time_interleaved(functions, options.rounds, warm_up=False)
-    medians = common.medians(seconds)
-    return seconds, [
-        {"value": value, axis: quantity(axis, value, problems[value])}
-        | {f"{job}_seconds": medians[f"{job}_{value}"] for job in jobs}
-        for value in values
-    ]
+    seconds, _ = time_interleaved(functions, options.rounds, warm_up=False)
+    typical, records = medians(seconds), []
+    for value, problem in problems.items():
+        quantity = {"N": len(problem), "P": problem.num_parameters, "d": value, "T": value * value}[axis]
+        records.append({"value": value, axis: quantity} | {f"{job}_seconds": typical[f"{job}_{value}"] for job in jobs})
+    return seconds, records
 
 
-def peaks(jobs: Sequence[tuple[str, str, int]], options: argparse.Namespace) -> list[float]:
-    """Return the peak growth of memory in MB of each job at a value of an axis, in a fresh process each."""
-    # Memory that training has left to the allocator would be used again: the weights stay initial.
-    same = ["--data-dir", options.data_dir, "--few-images", str(options.few_images), "--steps", "0"]
-    runs = [["--measure-memory", job, axis, str(value), "--threads", str(options.threads), *same] for job, axis, value in jobs]
-    return common.peaks_megabytes(__file__, runs)
-
-
-def measure_memory(options: argparse.Namespace) -> dict[str, float]:
-    """Run one job in this process and return the growth of its memory."""
-    job, axis, value = options.measure_memory[0], options.measure_memory[1], int(options.measure_memory[2])
-    return common.growth_megabytes(job_of(job, axis, value, problem_of(axis, value, options)))
-
-
-def weigh(series: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> float:
+def weigh_all(series: Series, study: Study) -> float:
     """Add the peaks of memory to the records, one with twice the greatest N; return the growth of counts from N to 2N."""
-    series["N"].append({"value": 2 * options.images, "N": 2 * options.images})
-    least, half, *_, once, twice = series["N"]
+    twice = 2 * study.options.images
+    series["N"].append({"value": twice, "N": twice})
     weighed = [("counts", axis, record) for axis, records in series.items() for record in records]
-    weighed += [("neighbors", "N", least), ("neighbors", "N", half)]  # With more, a run takes minutes.
-    found = peaks([(job, axis, record["value"]) for job, axis, record in weighed], options)
+    weighed += [("neighbors", "N", record) for record in series["N"][:2]]  # With more, a run takes minutes.
+    # Memory that training has left to the allocator would be used again: the weights stay initial.
+    found = study.peaks([((job, axis, str(record["value"])), {"steps": 0}) for job, axis, record in weighed])
     for (job, _, record), megabytes in zip(weighed, found, strict=True):
         record[f"{job}_megabytes"] = megabytes
-    return round(twice["counts_megabytes"] / once["counts_megabytes"], 3)
+    return round(series["N"][-1]["counts_megabytes"] / series["N"][-2]["counts_megabytes"], 3)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Time and weigh; return the figures."""
-    print(f"{options.threads} threads.", flush=True)
-    timed = {axis: time_axis(axis, options) for axis in AXES}
-    series = {axis: records for axis, (_, records) in timed.items()}
-    least, *_, most = sizes_of_n(options)
-    seconds = timed["N"][0]
-    return {
-        "growth_counts": common.ratio(seconds, f"counts_{most}", f"counts_{least}"),
-        "growth_neighbors": common.ratio(seconds, f"neighbors_{most}", f"neighbors_{least}"),
-        "growth_plain": common.ratio(seconds, f"plain_{most}", f"plain_{least}"),
-        # A process takes seconds to start.
-        "growth_memory": None if options.quick else weigh(series, options),
-        "num_images": {"least": least, "most": most, "few": options.few_images},
-        "series": series,
-        "rounds": options.rounds,
-    }
-
-
-def plot(series: dict[str, list[dict[str, Any]]]) -> Figure:
+def plot(series: Series) -> Figure:
     """Draw seconds and megabytes against N, P, d and T, all on logarithmic axes."""
-    with style.styled():
-        title = "How time and memory grow"
-        reading = (
-            "Soft counts in two sweeps, neighbors, and one plain forward and backward pass, against the number of images, of "
-            "parameters, of directions and of positions per layer. Both axes are logarithmic: the thin line is proportional."
-        )
-        figure = style.new_figure(12.4, 6.4, title, reading)
-        for column, (axis, label) in enumerate(AXES.items()):
-            for row, unit in enumerate(("seconds", "megabytes")):
-                panel = _panel(figure, row, column)
-                _draw(panel, series[axis], axis, unit)
-                if column == 0:
-                    panel.set_ylabel({"seconds": "seconds", "megabytes": "peak memory, MB"}[unit])
-                if row == 1:
-                    panel.set_xlabel(label)
-                if (row, column) == (0, 0):
-                    panel.legend(loc="lower right", fontsize=8)
+    reading = (
+        "Soft counts in two sweeps, neighbors, and one plain forward and backward pass, against the number of images, of "
+        "parameters, of directions and of positions per layer. Both axes are logarithmic: the thin line is proportional."
+    )
+    with panels("How time and memory grow", reading, 2, len(AXES), (2.4, 1.95), (0.45, 0.4), (0.85, 0.2)) as (figure, rows):
+        for unit, label, row in zip(("seconds", "megabytes"), ("seconds", "peak memory, MB"), rows, strict=True):
+            row[0].set_ylabel(label)
+            for axes, axis in zip(row, AXES, strict=True):
+                draw(axes, series[axis], axis, unit)
+        for axes, label in zip(rows[1], AXES.values(), strict=True):
+            axes.set_xlabel(label)
+        rows[0][0].legend(loc="lower right", fontsize=8)
     return figure
 
 
-def _panel(figure: Figure, row: int, column: int) -> Axes:
-    """Return the axes of one panel; its inches from the figure's left and top edges follow from row and column."""
-    width, height = figure.get_size_inches()
-    pitch, tall = (width - 0.85 - 0.2) / len(AXES), 1.95
-    left, top = 0.85 + column * pitch, 1.25 + row * (tall + 0.4)
-    return style.add_axes(figure, left, height - top - tall, width - left - pitch + 0.45, top)
-
-
-def _draw(panel: Axes, records: list[dict[str, Any]], axis: str, unit: str) -> None:
-    colors = {"counts": style.GRADIENT, "neighbors": style.CYCLE[1], "plain": style.MUTED}
-    for job, color in colors.items():
+def draw(axes: Axes, records: list[dict[str, Any]], axis: str, unit: str) -> None:
+    for job, color in COLORS.items():
         points = [(record[axis], record[f"{job}_{unit}"]) for record in records if f"{job}_{unit}" in record]
         if points:
-            panel.loglog(*zip(*points, strict=True), "o-", color=color, markersize=3.5, linewidth=1.3, label=job)
+            axes.loglog(*zip(*points, strict=True), "o-", color=color, markersize=3.5, linewidth=1.3, label=job)
         if points and job == "counts":
             (start, value), end = points[0], points[-1][0]
-            panel.loglog([start, end], [value, value * end / start], color=style.RULE, linewidth=1.0, zorder=0)
+            axes.loglog([start, end], [value, value * end / start], color=style.RULE, linewidth=1.0, zorder=0)
     shown = [record[axis] for record in records]
-    panel.set_xticks(shown, [_short(value) for value in shown])
-    panel.xaxis.set_minor_locator(NullLocator())
-    panel.yaxis.set_major_formatter(lambda value, _: _short(value))
-    panel.yaxis.set_minor_formatter(NullFormatter())
-    panel.margins(0.1)
+    axes.set_xticks(shown, [shorten(value) for value in shown])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: shorten(value))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.margins(0.1)
 
 
-def _short(value: float) -> str:
+def shorten(value: float) -> str:
     """Write a number in a few letters: 2500 as 2.5k."""
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if value >= size:
@@ -210,30 +166,21 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def print_figures(figures: dict[str, Any]) -> None:
-    columns = [f"{job}_{unit}" for unit in ("seconds", "megabytes") for job in ("plain", *JOBS)]
-    for axis, records in figures["series"].items():
-        shown = [column for column in columns if any(column in record for record in records)]
-        rows = [(f"{record[axis]:,}", *(record.get(column) for column in shown)) for record in records]
-        common.print_table((AXES[axis], *(column.replace("_", ", ") for column in shown)), rows)
-
-
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark and return the figures of its last line."""
-    parser = common.make_parser(__doc__, SIZES)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="directory of the figure")
-    parser.add_argument("--measure-memory", nargs=3, help=argparse.SUPPRESS)
-    options = common.read_arguments(parser, SIZES, arguments)
-    if options.measure_memory:
-        megabytes = measure_memory(options)
-        print(json.dumps(megabytes))
-        return megabytes
-    figures = measure(options)
-    options.out.mkdir(parents=True, exist_ok=True)
-    style.save_figure(plot(figures["series"]), options.out / "growth.png", dpi=100)
-    print_figures(figures)
-    print(f"The figure is {options.out / 'growth.png'}.")
-    return common.finish(figures, BOUNDS, options)
+@script(SIZES, BOUNDS, threads=2, weigh=weigh, page="benchmarks")
+def main(study: Study) -> dict[str, Any]:
+    """Time and weigh."""
+    timed = {axis: time_axis(axis, study.options) for axis in AXES}
+    series = {axis: records for axis, (_, records) in timed.items()}
+    seconds, least, most = timed["N"][0], study.options.images // 4, study.options.images
+    figures = {f"growth_{job}": ratio(seconds, f"{job}_{most}", f"{job}_{least}") for job in COLORS}
+    # A process takes seconds to start.
+    figures |= {"growth_memory": None if study.options.quick else weigh_all(series, study)}
+    for axis, records in series.items():
+        columns = [key for key in dict.fromkeys(key for record in records for key in record) if key not in ("value", axis)]
+        rows = [(f"{record[axis]:,}", *(record.get(column) for column in columns)) for record in records]
+        study.table(f"growth_{axis}", (axis, *(column.replace("_", ", ") for column in columns)), rows)
+    study.figure(plot(series), "growth")
+    return figures | {"series": series, "options": study.sizes}
 
 
 if __name__ == "__main__":

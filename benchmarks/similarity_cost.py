@@ -8,9 +8,8 @@ the same by both ways is checked in float64 before anything is timed. The last l
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ from torch.func import functional_call, grad, vmap
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import common
-from benchmarks.common import Bound, Size
 from benchmarks.problems import mnist
+from lab import Bound, Size, Study, medians, ratio, script, time_interleaved
 from lightning_netsim import JacobianOperator
 from lightning_netsim.functional import group_similarity_loss
 from lightning_netsim.losses import (
@@ -42,10 +40,10 @@ SIZES = {
     "steps": Size(300, 5, "training steps of the network before"),
 }
 BOUNDS = {
-    "exact_ratio": Bound(5.5, 3.5),
-    "minibatch_ratio": Bound(4.0, 3.0),
-    "last_layer_ratio": Bound(1.3),
-    "speedup_vmap": Bound(3.0, at_least=True),
+    "exact_ratio": Bound(5.5, 3.5, what="training step with the exact criterion of all pairs of a class, in plain steps"),
+    "minibatch_ratio": Bound(4.0, 3.0, what="the same with the paper's criterion of two mini-batches"),
+    "last_layer_ratio": Bound(1.3, what="the same with the exact criterion of the last layer's gradients"),
+    "speedup_vmap": Bound(3.0, at_least=True, what="the exact criterion against per-sample gradients by `vmap(grad)`"),
 }
 WEIGHT = 0.1
 LAST_LAYER = "9"
@@ -147,8 +145,10 @@ def largest_disagreement(first: Step, second: Step) -> float:
     return largest
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Check and time all ways; return the figures."""
+@script(SIZES, BOUNDS, threads=2, page="benchmarks")
+def main(study: Study) -> dict[str, Any]:
+    """Check and time all ways."""
+    options = study.options
     problem = mnist(options.data_dir, options.images, options.steps)
     state = problem.network.state_dict()
 
@@ -161,34 +161,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     print(f"Batches of {options.images} {problem.what}; {options.threads} threads.")
     exact = steps_of(lambda: network().double(), problem.inputs().double())
     error = largest_disagreement(exact["exact"], exact["vmap"])
-    print(f"The exact criterion and its gradient agree with those by vmap to {error:.1e}.")
     for step in steps.values():  # Twice: the first step of Adam makes its state.
         step()
-    seconds, _ = common.time_interleaved(steps, options.rounds)
-    ratios = {f"{name}_ratio": common.ratio(seconds, name, "plain") for name in steps if name != "plain"}
+    seconds, _ = time_interleaved(steps, options.rounds)
+    ratios = {f"{name}_ratio": ratio(seconds, name, "plain") for name in steps if name != "plain"}
+    typical = medians(seconds)
+    rows = [(f"`{name}`", 1000 * value, ratios.get(f"{name}_ratio", 1.0)) for name, value in typical.items()]
+    study.table("similarity_cost", ("criterion", "milliseconds", "in units of a plain step"), rows)
+    print(f"\nThe exact criterion and its gradient agree with those by vmap to {error:.1e}.")
     return {
         **ratios,
-        "speedup_vmap": common.ratio(seconds, "vmap", "exact"),
-        "median_seconds": common.medians(seconds),
+        "speedup_vmap": ratio(seconds, "vmap", "exact"),
+        "median_seconds": typical,
         "disagreement": error,
         "images": options.images,
         "num_parameters": problem.num_parameters,
         "rounds": options.rounds,
     }
-
-
-def print_figures(figures: dict[str, Any]) -> None:
-    seconds = figures["median_seconds"]
-    rows = [(name, value, 1.0 if name == "plain" else figures[f"{name}_ratio"]) for name, value in seconds.items()]
-    common.print_table(("step", "seconds", "in units of plain"), rows)
-
-
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark and return the figures of its last line."""
-    options = common.read_arguments(common.make_parser(__doc__, SIZES), SIZES, arguments)
-    figures = measure(options)
-    print_figures(figures)
-    return common.finish(figures, BOUNDS, options)
 
 
 if __name__ == "__main__":

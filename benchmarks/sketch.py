@@ -13,9 +13,7 @@ checked before anything is timed. The last line printed is one JSON object.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +22,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import common
-from benchmarks.common import Bound, Size
 from benchmarks.problems import mnist
+from lab import Bound, Size, Study, medians, ratio, script, time_interleaved
 from lightning_netsim.jacobian import SketchProjection
 from lightning_netsim.jacobian.features import GradientFeatures
 
@@ -36,7 +33,7 @@ SIZES = {
     "rounds": Size(5, 2, "timings of each method"),
     "steps": Size(300, 20, "training steps of the network"),
 }
-BOUNDS = {"speedup_trak": Bound(30, 100, at_least=True)}
+BOUNDS = {"speedup_trak": Bound(30, 100, at_least=True, what="sketch of a batch against TRAK's `BasicProjector`")}
 # With K random signs, the error of the inner product of two unit vectors is about 1/√K, that of the square of one √(2/K).
 TOLERANCE = 2.0
 
@@ -60,8 +57,10 @@ def sketch_error(sketch: Tensor, gradients: Tensor, width: int) -> float:
     return error
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Check and time both sketches; return the figures."""
+@script(SIZES, BOUNDS, threads=2, page="benchmarks")
+def main(study: Study) -> dict[str, Any]:
+    """Check and time both sketches."""
+    options = study.options
     problem = mnist(options.data_dir, options.images, options.steps)
     inputs, features = problem.inputs(), GradientFeatures(problem.network, directions=1, seed=0)
     print(f"{len(problem)} {problem.what}; {options.width:,} numbers a sketch; {options.threads} threads.")
@@ -73,10 +72,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     def project() -> Tensor:
         return trak.project(gradients, model_id=0) / options.width**0.5
 
-    errors = {
-        name: sketch_error(sketch, gradients, options.width)
-        for name, sketch in {"trak": project(), "ours": batch.vectors(projection)}.items()
-    }
+    sketches = {"trak": project(), "ours": batch.vectors(projection)}
+    errors = {name: sketch_error(found, gradients, options.width) for name, found in sketches.items()}
     functions = {
         "trak": project,
         "ours": lambda batch: batch.vectors(projection),
@@ -84,32 +81,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
     # A batch may keep what a first sketch of it has formed: each is sketched once.
     prepare = {"ours": lambda: features(inputs)}
-    seconds, _ = common.time_interleaved(functions, options.rounds, warm_up=False, prepare=prepare)  # The check has done that.
+    seconds, _ = time_interleaved(functions, options.rounds, warm_up=False, prepare=prepare)  # The check has done that.
+    typical = medians(seconds)
+    rows = [(f"`{name}`", value, errors[name.split("_")[0]], typical["trak"] / value) for name, value in typical.items()]
+    study.table("sketch", ("sketch", "median seconds", "rms error", "times as fast as TRAK"), rows)
     return {
-        "speedup_trak": common.ratio(seconds, "trak", "ours"),
-        "speedup_trak_with_jacobian": common.ratio(seconds, "trak", "ours_with_jacobian"),
+        "speedup_trak": ratio(seconds, "trak", "ours"),
+        "speedup_trak_with_jacobian": ratio(seconds, "trak", "ours_with_jacobian"),
         "rms_error": errors,
-        "median_seconds": common.medians(seconds),
+        "median_seconds": typical,
         "width": {"trak": options.width, "ours": projection.dim},
         "images": problem.what,
-        "num_images": len(problem),
-        "num_parameters": problem.num_parameters,
-        "rounds": options.rounds,
+        "options": study.sizes,
     }
-
-
-def print_figures(figures: dict[str, Any]) -> None:
-    seconds = figures["median_seconds"]
-    rows = [(name, value, figures["rms_error"][name.split("_")[0]], seconds["trak"] / value) for name, value in seconds.items()]
-    common.print_table(("sketch", "seconds", "rms error", "speed-up"), rows)
-
-
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark and return the figures of its last line."""
-    options = common.read_arguments(common.make_parser(__doc__, SIZES), SIZES, arguments)
-    figures = measure(options)
-    print_figures(figures)
-    return common.finish(figures, BOUNDS, options)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ line printed is one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,9 +29,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import common, counting
-from benchmarks.common import Bound, Seconds, Size
+from benchmarks import counting
 from benchmarks.problems import Problem, cifar, mnist
+from lab import Bound, Seconds, Size, Study, medians, ratio, ratios, script, time_interleaved
 
 SIZES = {
     "images": Size(10_000, 256, "MNIST images counted in two sweeps"),
@@ -41,13 +41,14 @@ SIZES = {
     "steps": Size(300, 20, "training steps of the MNIST network"),
 }
 BOUNDS = {
-    "ratio_plain": Bound(3.0, 2.3),
-    "ratio_plain_resnet20": Bound(2.7, 2.1),
-    "ratio_plain_stored": Bound(1.9, 1.4),
-    "speedup_vmap_two_pass": Bound(3.0, at_least=True),
-    "peak_growth": Bound(1.2),
+    "ratio_plain": Bound(3.0, 2.3, what="exact soft counts in O(P) memory, MNIST network, in passes forward and backward"),
+    "ratio_plain_resnet20": Bound(2.7, 2.1, what="the same, ResNet-20"),
+    "ratio_plain_stored": Bound(1.9, 1.4, what="the same where all gradients are stored, MNIST network"),
+    "speedup_vmap_two_pass": Bound(3.0, at_least=True, what="soft counts against two passes of `vmap(grad)`, MNIST network"),
+    "peak_growth": Bound(1.2, what="peak memory of soft counts, images doubled"),
 }
 PLAIN_CHUNKS = (64, 128, 256)
+NETWORKS = {"mnist": "MNIST network", "mnist_stored": "MNIST network", "resnet20": "ResNet-20"}
 
 Ways = Mapping[str, Callable[[Problem], Tensor]]
 
@@ -78,48 +79,43 @@ def largest_disagreement(problem: Problem, compared: Ways) -> float:
 def time_ways(problem: Problem, compared: Ways, rounds: int, plain_chunks: Sequence[int] = ()) -> Seconds:
     """Time the plain pass, in chunks of several sizes, and ways of counting, which the check has warmed up."""
     counting.plain(problem.first(4 * problem.chunk_size))
-    functions: dict[str, Callable[[], Any]] = {"plain": lambda: counting.plain(problem)}
-    functions |= {f"plain_{size}": lambda size=size: counting.plain(problem, size) for size in plain_chunks}
-    functions |= {name: lambda way=way: way(problem) for name, way in compared.items()}
-    return common.time_interleaved(functions, rounds, warm_up=False)[0]
+    functions: dict[str, Callable[[], Any]] = {"plain": partial(counting.plain, problem)}
+    functions |= {f"plain_{size}": partial(counting.plain, problem, size) for size in plain_chunks}
+    functions |= {name: partial(way, problem) for name, way in compared.items()}
+    return time_interleaved(functions, rounds, warm_up=False)[0]
 
 
-def peaks(methods: Sequence[tuple[str, int]], options: argparse.Namespace) -> list[float]:
-    """Return the peak growth of memory in MB while a method counts so many images, each in a fresh process."""
-    common_arguments = ["--threads", str(options.threads), "--data-dir", options.data_dir]
-    runs = [["--measure-memory", method, "--images", str(images), *common_arguments] for method, images in methods]
-    return common.peaks_megabytes(__file__, runs)
+def weigh(options: argparse.Namespace, method: str) -> Callable[[], object]:
+    """Return a method of counting all images; weights make no difference to memory, and stay initial."""
+    return partial({"plain": counting.plain, **ways()}[method], mnist(options.data_dir, options.images, steps=0))
 
 
-def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
-    """Run one method in this process; weights make no difference to memory, and stay initial."""
-    problem = mnist(options.data_dir, options.images, steps=0)
-    way = {"plain": counting.plain, **ways()}[options.measure_memory]
-    return common.growth_megabytes(lambda: way(problem))
+def weigh_all(study: Study, methods: Sequence[str]) -> dict[str, list[float]]:
+    """Return the peak growth of memory in MB of each method; of ours also with twice the images."""
+    number = study.options.stored_images
+    jobs = [("ours", number), ("ours", 2 * number), *((name, number) for name in methods)]
+    once, twice, *others = study.peaks([([name], {"images": images}) for name, images in jobs])
+    return {"ours": [once, twice]} | {name: [peak] for name, peak in zip(methods, others, strict=True)}
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Check, time and weigh all methods; return the figures."""
+@script(SIZES, BOUNDS, threads=2, weigh=weigh, page="benchmarks")
+def main(study: Study) -> dict[str, Any]:
+    """Check, time and weigh all methods."""
+    options, every = study.options, ways()
     digits = mnist(options.data_dir, options.images, options.steps)
     few, photos = digits.first(options.stored_images), cifar(options.data_dir, options.resnet_images)
-    every = ways()
     two_sweeps = {"ours": every["ours"]}
     print(f"{len(digits):,} and {len(few):,} {digits.what}; {len(photos):,} {photos.what}; {options.threads} threads.")
     checked = {name: every[name] for name in ("ours", "vmap_two_pass")}
     errors = {"mnist": largest_disagreement(few, every), "resnet20": largest_disagreement(photos.first(256), checked)}
-    print(f"All ways of counting agree to {max(errors.values()):.1e}.")
     seconds = {
         "mnist": time_ways(digits, two_sweeps, options.rounds),
         "mnist_stored": time_ways(few, every, options.rounds, PLAIN_CHUNKS),
         "resnet20": time_ways(photos, two_sweeps, options.rounds),
     }
-    others = (
-        () if options.quick else ("plain", *(name for name in every if name != "ours"))
-    )  # A process takes seconds to start.
-    weighed = [("ours", len(few)), ("ours", 2 * len(few)), *((name, len(few)) for name in others)]
-    megabytes = peaks(weighed, options)
-    by_method = {"ours": megabytes[:2]} | {name: [value] for (name, _), value in zip(weighed[2:], megabytes[2:], strict=True)}
-    return figures_of(seconds, by_method) | {
+    # A process takes seconds to start.
+    peaks = weigh_all(study, () if options.quick else ("plain", *(name for name in every if name != "ours")))
+    figures = figures_of(seconds, peaks) | {
         "disagreement": errors,
         "images": {"mnist": digits.what, "resnet20": photos.what},
         "num_images": {"mnist": len(digits), "mnist_stored": len(few), "resnet20": len(photos)},
@@ -127,52 +123,46 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "chunk_size": digits.chunk_size,
         "rounds": options.rounds,
     }
+    report(study, figures)
+    return figures
 
 
 def figures_of(seconds: dict[str, Seconds], peaks: dict[str, list[float]]) -> dict[str, Any]:
     """Return the ratios of seconds and of bytes."""
     many, few, photos = seconds["mnist"], seconds["mnist_stored"], seconds["resnet20"]
     fastest = min((f"plain_{size}" for size in PLAIN_CHUNKS), key=lambda name: median(few[name]))
-    spread = common.ratios(many, "ours", "plain")
+    spread = ratios(many, "ours", "plain")
     return {
-        "ratio_plain": common.ratio(many, "ours", "plain"),
+        "ratio_plain": ratio(many, "ours", "plain"),
         "ratio_plain_range": [round(spread[0], 2), round(spread[-1], 2)],
-        "ratio_plain_fastest_chunk": common.ratio(few, "ours", fastest),
+        "ratio_plain_fastest_chunk": ratio(few, "ours", fastest),
         "fastest_plain_chunk": int(fastest.removeprefix("plain_")),
-        "ratio_plain_resnet20": common.ratio(photos, "ours", "plain"),
-        "ratio_plain_stored": common.ratio(few, "ours_stored", "plain"),
-        "speedup_vmap_two_pass": common.ratio(few, "vmap_two_pass", "ours"),
-        "speedup_vmap_stored": common.ratio(few, "vmap_stored", "ours"),
+        "ratio_plain_resnet20": ratio(photos, "ours", "plain"),
+        "ratio_plain_stored": ratio(few, "ours_stored", "plain"),
+        "speedup_vmap_two_pass": ratio(few, "vmap_two_pass", "ours"),
+        "speedup_vmap_stored": ratio(few, "vmap_stored", "ours"),
         "peak_growth": round(peaks["ours"][1] / peaks["ours"][0], 3),
         "peak_megabytes": peaks,
-        "median_seconds": {name: common.medians(each) for name, each in seconds.items()},
+        "median_seconds": {name: medians(each) for name, each in seconds.items()},
     }
 
 
-def print_figures(figures: dict[str, Any]) -> None:
-    names = {"mnist": "MNIST", "mnist_stored": "MNIST, stored", "resnet20": "ResNet-20"}
+def report(study: Study, figures: dict[str, Any]) -> None:
     rows = []
     for group, seconds in figures["median_seconds"].items():
-        for name in seconds:
+        for name in [name for name in seconds if not name.startswith("plain_")]:
             memory = figures["peak_megabytes"].get(name, [None])[0] if group == "mnist_stored" else None
-            number = figures["num_images"][group]
-            rows.append((f"{names[group]}: {name}", number, seconds[name], seconds[name] / seconds["plain"], memory))
-    common.print_table(("method", "images", "seconds", "in units of plain", "peak memory, MB"), rows)
-    print(f"ours with twice the images: {figures['peak_megabytes']['ours'][1]:,.0f} MB at its peak")
-
-
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark and return the figures of its last line."""
-    parser = common.make_parser(__doc__, SIZES)
-    parser.add_argument("--measure-memory", choices=("plain", *ways()), help=argparse.SUPPRESS)
-    options = common.read_arguments(parser, SIZES, arguments)
-    if options.measure_memory:
-        megabytes = measure_memory(options)
-        print(json.dumps(megabytes))
-        return megabytes
-    figures = measure(options)
-    print_figures(figures)
-    return common.finish(figures, BOUNDS, options)
+            number, label = figures["num_images"][group], f"{NETWORKS[group]}: `{name}`"
+            rows.append((label, number, seconds[name], seconds[name] / seconds["plain"], memory))
+    study.table("soft_counts", ("method", "images", "median seconds", "in units of plain", "peak growth of memory, MB"), rows)
+    rows = [
+        ("`ratio_plain` in single rounds", "{} to {}".format(*figures["ratio_plain_range"])),
+        ("`plain` is fastest in chunks of", figures["fastest_plain_chunk"]),
+        ("`ours` in units of that", figures["ratio_plain_fastest_chunk"]),
+        ("`vmap(grad)` with all gradients stored, in units of `ours`", figures["speedup_vmap_stored"]),
+        ("the ways of counting agree to", f"{max(figures['disagreement'].values()):.0e}"),
+    ]
+    study.table("soft_counts_more", ("", "measured"), rows)
 
 
 if __name__ == "__main__":

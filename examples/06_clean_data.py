@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.datasets import MNIST
 
 from lightning_netsim import analyze, apply_review
-from lightning_netsim.analysis.review import review
+from lightning_netsim.analysis import review
 from lightning_netsim.demos import DigitsNetwork, MNISTNetwork
 
 parser = argparse.ArgumentParser(description=__doc__)

@@ -7,14 +7,12 @@ embeddings of scikit-learn's digits from few images with one loss or another, an
 
     python experiments/alignment_bounds.py [--quick] [--out DIRECTORY]
 
-Prints the tables, writes a figure and every run (`runs.csv`), and prints as its last line one JSON object. Runs that stand in
-`runs.csv` already are not repeated: an interrupted experiment goes on where it was; delete the file to start again.
+Beside the tables it writes a figure and every run (`runs.csv`). Runs that stand there already are not repeated: an interrupted
+experiment goes on where it was; delete the file to start again.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 import time
@@ -24,22 +22,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lab import Mean, Size, Study, difference, mean_of, script, spearman
+from lab.figures import panels
+from lab.training import take_step
 from lightning_netsim.demos import DigitsDataModule
 from lightning_netsim.functional.difference_alignment import ctv_norm
 from lightning_netsim.losses import ContrastiveLoss, DifferenceAlignmentLoss, MetricLearningLoss
 from lightning_netsim.losses.criterion import AbstractEmbeddingLoss
 from lightning_netsim.report import style
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from experiments.run_log import RunLog, mean_and_error
-
+SIZES = {
+    "steps": Size(300, 20, "steps of training"),
+    "seeds": Size(8, 2, "networks for each setting"),
+    "seed": Size(0, None, "the first seed"),
+}
 CLASSES, WIDTH, BATCH, LEARNING_RATE = 10, 64, 64, 1e-3
 # The share of the images that is held out: few are trained on, so that there is a gap to see.
 HELD_OUT = 0.8
@@ -150,9 +154,7 @@ def run(setting: Setting, seed: int, steps: int) -> dict[str, float]:
         loss = criterion(embeddings, labels)
         if setting.weight > 0:
             loss = loss + setting.factor() * alignment(embeddings, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        take_step(optimizer, loss)
     found = measure(network, criterion, setting.normalize, train, held_out)
     return found | {"seconds": time.perf_counter() - start}
 
@@ -196,54 +198,51 @@ def spread(distances: Tensor, labels: Tensor) -> float:
     return float(ctv_norm(distances[apart].unsqueeze(1), norm="l1", reduction="mean"))
 
 
-def spearman(places: Sequence[float], values: Sequence[float]) -> float:
+def rank_correlation(places: Sequence[float], values: Sequence[float]) -> float:
     """Return the rank correlation; 0 where all values are the same."""
-    if len(set(values)) == 1:
-        return 0.0
-    return float(pd.Series(places).corr(pd.Series(values), method="spearman"))
+    return spearman(places, values) or 0.0
 
 
-def follow(log: RunLog, settings: dict[float, Setting], steps: int, seeds: Sequence[int]) -> dict[str, Any]:
+def follow(study: Study, settings: dict[float, Setting]) -> dict[str, Any]:
     """Train at each place on an axis and every seed; return means, standard errors and rank correlations with the place.
 
     `gap_change` is the gap at a place minus that at the first one, paired by seed.
     """
-    runs = {
-        place: [
-            log.get({"setting": str(some), "seed": seed, "steps": steps}, partial(run, some, seed, steps)) for seed in seeds
-        ]
-        for place, some in settings.items()
-    }
-    places, first = list(settings), next(iter(settings))
-    found: dict[str, Any] = {"places": places}
-    for name in next(iter(runs.values()))[0]:
-        series = {place: [row[name] for row in rows] for place, rows in runs.items()}
-        found[name], found[f"{name}_se"] = (
-            [round(value, 5) for value in column]
-            for column in zip(*(mean_and_error(values) for values in series.values()), strict=True)
-        )
-        found[f"{name}_rho"] = round(spearman(places, found[name]), 3)
-        by_seed = [spearman(places, [series[place][seed] for place in places]) for seed in range(len(seeds))]
-        found[f"{name}_rho_by_seed"] = [round(value, 3) for value in mean_and_error(by_seed)]
-    changes = [
-        mean_and_error([row["gap"] - other["gap"] for row, other in zip(runs[place], runs[first], strict=True)])
-        for place in places
+    steps, first = study.options.steps, study.options.seed
+    seeds, places = range(first, first + study.options.seeds), list(settings)
+    runs = [
+        study.log.by_seed({"setting": str(some), "steps": steps}, seeds, partial(run, some, steps=steps))
+        for some in settings.values()
     ]
-    found["gap_change"] = [[round(value, 5) for value in change] for change in changes]
+    found: dict[str, Any] = {"places": places}
+    for name in runs[0][0]:
+        means = [round(mean_of(rows, name), 5) for rows in runs]
+        found[name], found[f"{name}_se"] = [mean.mean for mean in means], [mean.error for mean in means]
+        found[f"{name}_rho"] = round(rank_correlation(places, found[name]), 3)
+        by_seed = [rank_correlation(places, [row[name] for row in rows]) for rows in zip(*runs, strict=True)]
+        found[f"{name}_rho_by_seed"] = round(mean_of(by_seed), 3)
+    found["gap_change"] = [round(difference(rows, runs[0], "gap"), 5) for rows in runs]
     return found
 
 
-def print_table(name: str, axis: str, found: dict[str, Any]) -> None:
+def write_table(study: Study, name: str, axis: str, found: dict[str, Any]) -> None:
     titles = ("spread/max d, training", "held-out", "max d", "loss, training", "held-out", "gap", "change of the gap", "R@1, %")
-    print(f"\n{name}\n| {axis} | {' | '.join(titles)} |\n|{'---:|' * (1 + len(titles))}")
-    for row, place in enumerate(found["places"]):
-        cells = [f"{found[key][row]:.{digits}f} ± {found[f'{key}_se'][row]:.{digits}f}" for key, digits in DIGITS.items()]
-        cells += ["{:+.4f} ± {:.4f}".format(*found["gap_change"][row])] if row else [""]
-        cells += [f"{100 * found['recall_test'][row]:.1f} ± {100 * found['recall_test_se'][row]:.1f}"]
-        print(f"| {place:g} | {' | '.join(cells)} |")
+    means = {
+        key: [Mean(*pair) for pair in zip(found[key], found[f"{key}_se"], strict=True)] for key in (*DIGITS, "recall_test")
+    }
+    rows: list[list[object]] = [
+        [
+            f"{place:g}",
+            *(f"{means[key][row]:.{digits}f}" for key, digits in DIGITS.items()),
+            found["gap_change"][row] if row else "",
+            100 * means["recall_test"][row],
+        ]
+        for row, place in enumerate(found["places"])
+    ]
     keys = ("spread_train", "spread_test", "gap")
-    rho = [f"{found[f'{key}_rho']:+.2f} ({'{:+.2f} ± {:.2f}'.format(*found[f'{key}_rho_by_seed'])})" for key in keys]
-    print(f"| ρ | {rho[0]} | {rho[1]} | | | | {rho[2]} | | |")
+    rho = [f"{found[f'{key}_rho']:+.2f} ({found[f'{key}_rho_by_seed']:+.2f})" for key in keys]
+    rows.append(["ρ", *rho[:2], "", "", "", rho[2], "", ""])
+    study.table(f"{name}, against {axis}", (axis, *titles), rows, [*[""] * 7, "+.4f", ".1f"], f"{name}, against {axis}", left=0)
 
 
 def plot(by_weight: dict[str, Any], by_length: dict[str, Any], seeds: int) -> Figure:
@@ -253,34 +252,23 @@ def plot(by_weight: dict[str, Any], by_length: dict[str, Any], seeds: int) -> Fi
         "held-out images (training images dashed). Middle and right: held-out minus training loss, each over that at the "
         "left end of its axis; the losses differ in kind and scale."
     )
-    with style.styled():
-        figure = style.new_figure(11, 4.0, "Difference alignment: spread of distances and generalization gap", reading)
-        left, middle, right = (style.add_axes(figure, start, 0.6, 11 - start - 2.85, 1.0) for start in (0.7, 4.35, 8.0))
-        colors = dict(zip(dict.fromkeys([*by_weight, *by_length]), style.CYCLE, strict=False))
+    title = "Difference alignment: spread of distances and generalization gap"
+    colors = dict(zip(dict.fromkeys([*by_weight, *by_length]), style.CYCLE, strict=False))
+    with panels(title, reading, columns=3, size=(2.85, 2.4)) as (figure, ((left, middle, right),)):
         for name, found in by_weight.items():
             places = [place or min(found["places"][1:]) / 5 for place in found["places"]]
-            left.errorbar(
-                places,
-                found["spread_test"],
-                yerr=found["spread_test_se"],
-                color=colors[name],
-                marker="o",
-                markersize=3,
-                label=name,
-            )
+            draw_series(left, places, found, "spread_test", colors[name], name)
             left.plot(places, found["spread_train"], color=colors[name], linestyle="--", linewidth=0.9)
-            _draw_gap(middle, places, found, colors[name], name)
+            draw_series(middle, places, found, "gap", colors[name], name, found["gap"][0])
         for name, found in by_length.items():
-            _draw_gap(right, found["places"], found, colors[name], name)
-        for axes, label, title in (
+            draw_series(right, found["places"], found, "gap", colors[name], name, found["gap"][0])
+        for axes, label, quantity in (
             (left, "λ (leftmost: 0)", "spread / max d"),
             (middle, "λ (leftmost: 0)", "gap, relative"),
             (right, "length of the chain", "gap, relative"),
         ):
-            axes.set_xscale("log")
+            axes.set(xscale="log", xlabel=label, ylabel=quantity)
             axes.minorticks_off()
-            axes.set_xlabel(label)
-            axes.set_ylabel(title)
         lengths = next(iter(by_length.values()))["places"]
         right.set_xticks(lengths, [f"{length:g}" for length in lengths])
         left.legend(fontsize=7)
@@ -288,64 +276,38 @@ def plot(by_weight: dict[str, Any], by_length: dict[str, Any], seeds: int) -> Fi
     return figure
 
 
-def _draw_gap(axes: Any, places: Sequence[float], found: dict[str, Any], color: str, name: str) -> None:
-    unit = found["gap"][0]
-    values, errors = ([value / unit for value in found[key]] for key in ("gap", "gap_se"))
+def draw_series(
+    axes: Axes, places: Sequence[float], found: dict[str, Any], key: str, color: str, name: str, unit: float = 1
+) -> None:
+    values, errors = ([value / unit for value in found[some]] for some in (key, f"{key}_se"))
     axes.errorbar(places, values, yerr=errors, color=color, marker="o", markersize=3, label=name)
 
 
-def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument(
-        "--quick", action="store_true", help="two arms, 3 weights and lengths, 2 seeds: only to see that it works"
-    )
-    parser.add_argument("--steps", type=int, help="steps of training (300)")
-    parser.add_argument("--seeds", type=int, help="networks for each setting (8)")
-    parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--out", type=Path, default=Path("runs/alignment_bounds"), help="directory of the log and the figure")
-    options = parser.parse_args(arguments)
-    for name, value in ({"steps": 20, "seeds": 2} if options.quick else {"steps": 300, "seeds": 8}).items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    return options
-
-
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the experiment and return the figures of its last line."""
-    options = read_arguments(arguments)
-    torch.set_num_threads(options.threads)
-    log = RunLog(options.out / "runs.csv")
-    seeds = range(options.seed, options.seed + options.seeds)
-    weights, lengths = (WEIGHTS[::3], LENGTHS[::2]) if options.quick else (WEIGHTS, LENGTHS)
-    names = ("N-pair", "contrastive") if options.quick else (*ARMS, *CHAINS)
+@script(SIZES)
+def main(study: Study) -> dict[str, Any]:
+    quick = study.options.quick
+    weights, lengths = (WEIGHTS[::3], LENGTHS[::2]) if quick else (WEIGHTS, LENGTHS)
+    names = ("N-pair", "contrastive") if quick else (*ARMS, *CHAINS)
     by_weight, by_length = {}, {}
     for name in (name for name in ARMS if name in names):
-        settings = {weight: replace(ARMS[name], weight=weight) for weight in weights}
-        by_weight[name] = follow(log, settings, options.steps, seeds)
-        print_table(f"{name}, against λ", "λ", by_weight[name])
+        by_weight[name] = follow(study, {weight: replace(ARMS[name], weight=weight) for weight in weights})
+        write_table(study, name, "λ", by_weight[name])
     for name in (name for name in CHAINS if name in names):
-        chains = {float(length): replace(CHAINS[name], length=length) for length in lengths}
-        by_length[name] = follow(log, chains, options.steps, seeds)
-        print_table(f"{name}, λ = {CHAINS[name].weight:g}, against n", "n", by_length[name])
-    figure = plot(by_weight, by_length, options.seeds)
-    style.save_figure(figure, options.out / "alignment_bounds.png", dpi=100)
-    print(f"\nThe figure and all runs are in {options.out}/")
-    main_arm = by_weight["N-pair"]
-    figures = {
+        by_length[name] = follow(study, {float(length): replace(CHAINS[name], length=length) for length in lengths})
+        write_table(study, name, "n", by_length[name])
+    study.figure(plot(by_weight, by_length, study.options.seeds))
+    return {
         "weights": list(weights),
         "lengths": list(lengths),
-        "spread_train": main_arm["spread_train"],
-        "spread_test": main_arm["spread_test"],
+        "spread_train": by_weight["N-pair"]["spread_train"],
+        "spread_test": by_weight["N-pair"]["spread_test"],
         "spread_rho": {name: found["spread_test_rho"] for name, found in by_weight.items()},
         "gap_lambda_rho": {name: found["gap_rho"] for name, found in by_weight.items()},
         "gap_chain_rho": {name: found["gap_rho"] for name, found in by_length.items()},
         "by_weight": by_weight,
         "by_length": by_length,
-        "options": {name: getattr(options, name) for name in ("steps", "seeds", "seed")},
+        "options": study.sizes,
     }
-    print(json.dumps(figures))
-    return figures
 
 
 if __name__ == "__main__":

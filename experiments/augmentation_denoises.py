@@ -13,14 +13,12 @@ classes has classes with other noise.
 
     python experiments/augmentation_denoises.py --data-dir DIRECTORY [--quick] [--out DIRECTORY]
 
-Prints a table, writes a figure and every run (a CSV for each setting), and prints as its last line one JSON object. Runs that
-stand in these files already are not repeated.
+Beside the tables it writes a figure and every run (a CSV for each setting). Runs that stand in these files already are not
+repeated.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -37,12 +35,29 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.noisy_targets import CLASSES, Kernel, load_digits, loss_of, seeded, train_together
-from experiments.run_log import RunLog, mean_and_error
+from experiments.noisy_targets import CLASSES, Kernel, loss_of, seeded, train_together
+from lab import Mean, RunLog, Size, Study, mean_of, script
+from lab.affine import transform
+from lab.data import Labeled, read_mnist
+from lab.figures import panels
+from lab.training import take_step
 from lightning_netsim.report import style
 
 COPIES = (1, 2, 4, 8, 16)
-SETTINGS = (("values", "identical"), ("values", "moved"), ("values", "different"), ("classes", "moved"))
+# What is learned, and from which copies; and how a table calls it.
+SETTINGS = {
+    ("values", "identical"): "values, identical copies",
+    ("values", "moved"): "values, copies moved and turned",
+    ("values", "different"): "values, other digits in place of copies",
+    ("classes", "moved"): "classes, copies moved and turned",
+}
+NAMES = tuple(" ".join(setting) for setting in SETTINGS)
+SIZES = {
+    "settings": Size(NAMES, None, "what is learned, and from which copies", choices=NAMES),
+    "digits": Size(100, 20, "digits, each of which is copied"),
+    "lengths": Size((100, 300, 900), (10, 50), "steps of the trainings"),
+    "seeds": Size(range(100, 105), (100,), "of digits, noise and networks"),
+}
 NOISES = ("independent", "shared")
 WRONG = 0.4
 # How far a copy is turned, in radians, and moved, as a share of half the side: up to 7.5 degrees and a pixel of 28.
@@ -55,8 +70,7 @@ def turned(images: Tensor, generator: torch.Generator) -> Tensor:
     """Move and turn images, shape (N, 1, S, S), each at random."""
     angle, right, down = (2 * torch.rand(3, len(images), generator=generator) - 1) * torch.tensor([[TURN], [SHIFT], [SHIFT]])
     rows = [torch.stack([angle.cos(), -angle.sin(), right], 1), torch.stack([angle.sin(), angle.cos(), down], 1)]
-    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
+    return transform(images, torch.stack(rows, 1))
 
 
 def moments(images: Tensor) -> Tensor:
@@ -87,7 +101,7 @@ class Copies:
     labels: dict[str, tuple[Tensor, Tensor]]
 
     @classmethod
-    def make(cls, task: str, kind: str, digits: tuple[Tensor, Tensor], number: int, copies: int, seed: int) -> Copies:
+    def make(cls, task: str, kind: str, digits: Labeled, number: int, copies: int, seed: int) -> Copies:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(digits[0]), generator=generator)
         chosen, held_out = order[: number * copies], order[-number:]
@@ -149,7 +163,7 @@ def shared_factor(kernel: Kernel, queries: Tensor, copies: int) -> Tensor:
 
 def run(
     setting: tuple[str, str],
-    digits: tuple[Tensor, Tensor],
+    digits: Labeled,
     number: int,
     copies: int,
     lengths: Sequence[int],
@@ -225,7 +239,7 @@ class Invariant(nn.Module):
         return torch.stack([self.network(images.rot90(number, (2, 3))) for number in range(4)]).mean(0)
 
 
-def exact_law(digits: tuple[Tensor, Tensor], seed: int, number: int = 20, steps: int = 50) -> dict[str, float]:
+def exact_law(digits: Labeled, seed: int, number: int = 20, steps: int = 50) -> dict[str, float]:
     """Test the law where the network sees copies as identical, in float64: by gradient descent on all samples at once.
 
     Returns:
@@ -245,9 +259,7 @@ def exact_law(digits: tuple[Tensor, Tensor], seed: int, number: int = 20, steps:
             network = Invariant(seeded(seed, 1, SIDE, 2).double())
             optimizer = torch.optim.SGD(network.parameters(), 0.05)
             for _ in range(steps):
-                optimizer.zero_grad()
-                loss_of(network(inputs), targets).backward()
-                optimizer.step()
+                take_step(optimizer, loss_of(network(inputs), targets))
             kernel = Kernel(network, inputs)
             factor = kernel.average(targets, targets, torch.arange(len(inputs))[:: len(inputs) // number]).factor
             results.append((network(images).detach(), factor * math.sqrt(len(inputs) / number)))
@@ -263,35 +275,42 @@ def slope(copies: Sequence[int], values: Sequence[float]) -> float:
 
 def summarize(rows: dict[int, list[dict[str, float]]], lengths: Sequence[int]) -> dict[str, Any]:
     """Return, of one setting, means by copies, and slopes against them, each with its standard error over the seeds."""
-    means: dict[str, dict[str, list[float]]] = {}
+    means: dict[str, dict[str, Mean]] = {}
     slopes = {}
     for name in rows[max(rows)][0]:
-        values = {copies: [row[name] for row in some] for copies, some in rows.items()}
-        means[name] = {str(copies): [round(value, 5) for value in mean_and_error(some)] for copies, some in values.items()}
+        means[name] = {str(copies): round(mean_of(some, name), 5) for copies, some in rows.items()}
         if name.rsplit("_", 1)[0].endswith(("noise", "unseen", "factor", "averaged_labels", "averaged_outputs")):
-            fits = [slope(list(values), some) for some in zip(*values.values(), strict=True)]
-            slopes[name] = [round(value, 4) for value in mean_and_error(fits)]
+            seeds = zip(*([row[name] for row in some] for some in rows.values()), strict=True)
+            slopes[name] = round(mean_of([slope(list(rows), some) for some in seeds]), 4)
     return {"means": means, "slope": slopes, "lengths": list(lengths)}
 
 
-def print_tables(found: dict[str, dict[str, Any]]) -> None:
-    for setting, summary in found.items():
-        print(f"\n{setting}\n| after steps | noise left | {' | '.join(f'c = {c}' for c in COPIES)} | slope |")
-        print(f"|---:|---|{'---:|' * (len(COPIES) + 1)}")
-        rows = {
-            "independent_noise": "in the outputs",
-            "independent_unseen": "in the outputs, unseen",
-            "independent_factor": "denoising factor",
-            "independent_positive_factor": "the same, clamped",
-            "independent_averaged_outputs": "in averaged outputs",
-            "shared_noise": "shared: in the outputs",
-            "independent_shared_factor": "shared: factor",
-        }
-        for steps in summary["lengths"]:
-            for name, title in rows.items():
-                if (key := f"{name}_{steps}") in summary["means"]:
-                    cells = ["{:.3f} ± {:.3f}".format(*summary["means"][key][str(copies)]) for copies in COPIES]
-                    print(f"| {steps} | {title} | {' | '.join(cells)} | {{:.2f}} ± {{:.2f}} |".format(*summary["slope"][key]))
+def write_table(study: Study, setting: tuple[str, str], summary: dict[str, Any]) -> None:
+    """Write what is left of the noise, and errors, by the number of copies."""
+    last, error = summary["lengths"][-1], "error (RMSE)" if setting[0] == "values" else "share wrong"
+    names = {f"independent_noise_{steps}": f"outputs, {steps} steps" for steps in summary["lengths"]}
+    names |= {
+        f"independent_unseen_{last}": f"outputs for unseen, {last} steps",
+        f"independent_factor_{last}": f"denoising factor, {last} steps",
+        f"independent_averaged_labels_{last}": "averaged labels",
+        f"independent_averaged_outputs_{last}": "averaged outputs",
+    }
+    names |= {f"shared_noise_{steps}": f"*shared noise*: outputs, {steps} steps" for steps in summary["lengths"][-2:]}
+    if setting[1] != "different":
+        names[f"independent_shared_factor_{last}"] = "*shared noise*: factor"
+    names |= {
+        f"independent_error_{last}": f"{error}, {last} steps",
+        f"independent_twin_error_{last}": f"{error} of the twin, {last} steps",
+        f"shared_error_{last}": f"*shared noise*: {error}, {last} steps",
+    }
+    rows = [
+        (title, *summary["means"][name].values(), summary["slope"].get(name, ""))
+        for name, title in names.items()
+        if name in summary["means"]
+    ]
+    first, *others = COPIES
+    head = (SETTINGS[setting], f"c = {first}", *map(str, others), "slope")
+    study.table(", ".join(setting), head, rows, ("", *[".3f"] * len(COPIES), ".2f"))
 
 
 def draw(found: dict[str, dict[str, Any]]) -> Figure:
@@ -300,63 +319,34 @@ def draw(found: dict[str, dict[str, Any]]) -> Figure:
         "What is left of the noise of the labels, by the number of copies; gray: one over its square root. Lines by color: "
         "outputs after so many steps. Dotted: the denoising factor at the end. Dashed: the copies of a digit share their noise."
     )
-    width = 0.9 + 2.6 * len(found)
-    with style.styled():
-        figure = style.new_figure(width, 3.9, "Label noise by copies", reading)
-        for column, (setting, summary) in enumerate(found.items()):
-            axes = style.add_axes(figure, 0.7 + 2.6 * column, 0.9, width - 2.9 - 2.6 * column, 1.15)
-            lengths = summary["lengths"]
-            lines = {
-                f"independent_noise_{steps}": (style.CYCLE[place], "o-", f"{steps} steps")
-                for place, steps in enumerate(lengths)
-            }
-            last = style.CYCLE[len(lengths) - 1]
-            lines |= {f"independent_factor_{lengths[-1]}": (style.INK, "s:", "factor")}
-            lines |= {f"shared_noise_{lengths[-1]}": (last, "o--", f"shared noise, {lengths[-1]} steps")}
+    shape = {"columns": len(found), "size": (2.2, 1.85), "gap": (0.4, 0.0), "bottom": 0.85}
+    with panels("Label noise by copies", reading, **shape) as (figure, (row,)):
+        for axes, (setting, summary) in zip(row, found.items(), strict=True):
+            *_, last = lengths = summary["lengths"]
+            colors = dict(zip(lengths, style.CYCLE, strict=False))
+            lines = {f"independent_noise_{steps}": (color, "o-", f"{steps} steps") for steps, color in colors.items()}
+            lines |= {f"independent_factor_{last}": (style.INK, "s:", "factor")}
+            lines |= {f"shared_noise_{last}": (colors[last], "o--", f"shared noise, {last} steps")}
             for start in (0.125, 0.25, 0.5, 1.0):
                 axes.plot(COPIES, [start / math.sqrt(c) for c in COPIES], color=style.RULE, linewidth=1, zorder=0)
             for name, (color, line, label) in lines.items():
                 if name in summary["means"]:
-                    heights, bars = zip(*(summary["means"][name][str(copies)] for copies in COPIES), strict=True)
+                    heights, bars = zip(*summary["means"][name].values(), strict=True)
                     axes.errorbar(COPIES, heights, yerr=bars, fmt=line, color=color, markersize=3.5, label=label)
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
-            axes.set_ylim(0.015, 1.7)
+            axes.set(ylim=(0.015, 1.7), xlabel="copies")
             axes.set_xticks(COPIES, [str(copies) for copies in COPIES])
             axes.set_yticks([0.02, 0.05, 0.1, 0.2, 0.5, 1.0], ["0.02", "0.05", "0.1", "0.2", "0.5", "1"])
             axes.set_title(setting, fontsize=9)
-            axes.set_xlabel("copies")
-            if column == 0:
-                axes.set_ylabel("noise left")
-                figure.legend(*axes.get_legend_handles_labels(), loc="lower left", ncols=5, bbox_to_anchor=(0.02, 0.0))
+        row[0].set_ylabel("noise left")
+        figure.legend(*row[0].get_legend_handles_labels(), loc="lower left", ncols=5, bbox_to_anchor=(0.02, 0.0))
     return figure
 
 
-def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("--data-dir", required=True, help="directory with MNIST/raw in it")
-    parser.add_argument("--quick", action="store_true", help="few digits and steps, one seed: only to see that it works")
-    names = [" ".join(setting) for setting in SETTINGS]
-    parser.add_argument("--settings", nargs="+", choices=names, default=names, help="what is learned, and from which copies")
-    parser.add_argument("--digits", type=int, help="digits, each of which is copied (100)")
-    parser.add_argument("--lengths", type=int, nargs="+", help="steps of the trainings (100 300 900)")
-    parser.add_argument("--seeds", type=int, nargs="+", help="of digits, noise and networks (100 to 104)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--out", type=Path, default=Path("runs/augmentation_denoises"), help="directory of log and figure")
-    options = parser.parse_args(arguments)
-    full = {"digits": 100, "lengths": [100, 300, 900], "seeds": list(range(100, 105))}
-    quick = {"digits": 20, "lengths": [10, 50], "seeds": [100]}
-    for name, value in (quick if options.quick else full).items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    return options
-
-
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the experiment and return the figures of its last line."""
-    options = read_arguments(arguments)
-    torch.set_num_threads(options.threads)
-    digits = load_digits(options.data_dir)
+@script(SIZES)
+def main(study: Study) -> dict[str, Any]:
+    options, (digits, _) = study.options, read_mnist(study.options.data_dir)
     lengths, seeds = ("-".join(map(str, some)) for some in (options.lengths, options.seeds))
     found = {}
     for name in options.settings:
@@ -370,15 +360,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 for seed in options.seeds
             ]
         found[f"{task}, {kind}"] = summarize(rows, options.lengths)
-    print_tables(found)
+        write_table(study, (task, kind), found[f"{task}, {kind}"])
     exact = {name: float(f"{value:.2g}") for name, value in exact_law(digits, options.seeds[0]).items()}
     print(f"\nSeen as identical: outputs differ by {exact['outputs']:g}, √copies × factor by {exact['factor']:g} at most.")
-    style.save_figure(draw(found), options.out / "augmentation_denoises.png", dpi=110)
-    print(f"The figure and all runs are in {options.out}/")
-    names = ("digits", "lengths", "seeds")
-    figures = {"settings": found, "exact": exact, "options": {name: getattr(options, name) for name in names}}
-    print(json.dumps(figures))
-    return figures
+    study.figure(draw(found), dpi=110)
+    return {"settings": found, "exact": exact, "options": study.sizes}
 
 
 if __name__ == "__main__":

@@ -7,16 +7,17 @@ drawn at random, to every variant alike; the variants of one seed start from the
     python experiments/mnist_dynamics.py [--quick] [--networks paper tanh] [--seeds 24 15] [--out DIRECTORY]
     python experiments/mnist_dynamics.py --choose-weights
 
-Prints tables for each network and n_B, writes a figure and all accuracies (CSV), and prints as its last line one JSON object.
+Beside the tables it writes a figure and every run (`runs.csv`, `choice.csv`). Runs that stand there already are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +29,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lab import RunLog, Size, Study, script
+from lab.data import Labeled, read_mnist
+from lab.figures import panels
+from lab.training import accuracy, take_step
 from lightning_netsim import JacobianOperator
-from lightning_netsim.demos import MNISTDataModule, MNISTNetwork
+from lightning_netsim.demos import MNISTNetwork
 from lightning_netsim.losses import GradientBatch, GroupSimilarityLoss, MinibatchSimilarityLoss, PairSimilarityLoss
 from lightning_netsim.report import style
 
@@ -55,11 +62,8 @@ CHOICE_STEPS = (10, 20, 30, 50)
 VALIDATION_IMAGES = 10_000
 # Of all training images, as in the released code.
 PIXEL_MEAN, PIXEL_DEVIATION = 0.1307, 0.3081
-_COLORS = dict(zip(("ours", "released", "pair", "cosine", "minibatch", "ours_opposite"), style.CYCLE, strict=False))
-_COLORS |= {"baseline": style.INK, "mixed": style.MUTED}
-
-Labeled = tuple[Tensor, Tensor]
-"""Normalized images, shape (N, 1, 28, 28), and labels, shape (N,)."""
+COLORS = dict(zip(("ours", "released", "pair", "cosine", "minibatch", "ours_opposite"), style.CYCLE, strict=False))
+COLORS |= {"baseline": style.INK, "mixed": style.MUTED}
 
 
 class Run(NamedTuple):
@@ -116,6 +120,16 @@ def tanh_network() -> nn.Module:
 
 
 NETWORKS = {"paper": MNISTNetwork, "residual": residual_network, "deep": deep_network, "tanh": tanh_network}
+SIZES = {
+    "networks": Size(tuple(NETWORKS), ("paper",), "which", choices=tuple(NETWORKS)),
+    "batch_sizes": Size((1, 16), None, "n_B; each step takes 2·n_B images"),
+    "seeds": Size((24, 15), (2,), "number of seeds of the paper's network, for each n_B"),
+    "other_seeds": Size((10,), (2,), "of each other network, for each n_B"),
+    "seed": Size(0, None, "the first seed, of initial weights and batches"),
+    "steps": Size(STEPS, (10, 20), "after which accuracy is measured"),
+    "test_images": Size(1000, None, "to measure accuracy on, the same for all runs"),
+    "choose_weights": Size(False, None, "try weights, on validation images, with three other seeds"),
+}
 
 
 def make_network(name: str, seed: int) -> nn.Module:
@@ -181,32 +195,20 @@ def train(run: Run, images: Labeled, held_out: Labeled, steps: Sequence[int]) ->
     optimizer, found = torch.optim.Adam(model.parameters(), lr=1e-3), []
     batches = draw_batches(images[1], 2 * run.batch_size, run.last_step, run.seed, mixed=run.variant == "mixed")
     for step, index in enumerate(batches, start=1):
-        optimizer.zero_grad()
-        batch_loss(operator, images[0][index], images[1][index], run.variant, run.weight).backward()
-        optimizer.step()
+        take_step(optimizer, batch_loss(operator, images[0][index], images[1][index], run.variant, run.weight))
         if step in steps:
-            found.append(measure_accuracy(model, *held_out))
+            found.append(100 * accuracy(model, *held_out))
     return found
-
-
-def measure_accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the share of correctly classified images, in percent."""
-    with torch.no_grad():
-        predicted = torch.cat([model(some).argmax(1) for some in images.split(500)])
-    return 100 * float((predicted == labels).sum()) / len(labels)
 
 
 def load_images(data_dir: str, validation: bool, number: int) -> tuple[Labeled, Labeled]:
     """Return the images to train on, without the validation images, and `number` test or validation images, always the same."""
-    training, test = (dataset.tensors for dataset in MNISTDataModule(data_dir).load_sets())
+    training, test = read_mnist(data_dir)
     first = len(training[1]) - VALIDATION_IMAGES
     images, labels = (tensor[first:] for tensor in training) if validation else test
     chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:number]
-    return (_normalized(training[0][:first]), training[1][:first]), (_normalized(images[chosen]), labels[chosen])
-
-
-def _normalized(images: Tensor) -> Tensor:
-    return (images - PIXEL_MEAN) / PIXEL_DEVIATION
+    parts = (training[0][:first], training[1][:first]), (images[chosen], labels[chosen])
+    return tuple(((pixels - PIXEL_MEAN) / PIXEL_DEVIATION, some) for pixels, some in parts)  # type: ignore[return-value]
 
 
 def list_runs(options: argparse.Namespace) -> Iterator[Run]:
@@ -226,21 +228,22 @@ def variants_of(network: str, batch_size: int) -> dict[str, float]:
     return {"mixed": 0.0} | weights if network == "paper" else {name: weights[name] for name in OTHER_VARIANTS}
 
 
-def run_all(options: argparse.Namespace) -> pd.DataFrame:
-    """Train all networks and return their accuracies, one row each; with --resume, those in the CSV file are kept."""
-    path, keys = options.out / "accuracy.csv", list(Run._fields)
+def run_all(study: Study) -> pd.DataFrame:
+    """Train all networks and return their accuracies, one row each."""
+    options, rows = study.options, []
     images, held_out = load_images(options.data_dir, options.choose_weights, options.test_images)
-    rows = pd.read_csv(path).to_dict("records") if options.resume and path.exists() else []
-    done = {Run(*(row[key] for key in keys)) for row in rows}
-    wanted = list(list_runs(options))
-    for run in wanted:
-        if run not in done:
-            start = time.perf_counter()
-            accuracies = train(run, images, held_out, options.steps)
-            named = {f"step_{step}": value for step, value in zip(options.steps, accuracies, strict=True)}
-            rows.append(run._asdict() | named | {"seconds": round(time.perf_counter() - start, 2)})
-            pd.DataFrame(rows).to_csv(path, index=False)
-    return pd.DataFrame(wanted).merge(pd.DataFrame(rows), on=keys)
+    log = RunLog(options.out / "choice.csv") if options.choose_weights else study.log
+
+    def measured(run: Run) -> dict[str, Any]:
+        start = time.perf_counter()
+        accuracies = train(run, images, held_out, options.steps)
+        named = {f"step_{step}": value for step, value in zip(options.steps, accuracies, strict=True)}
+        return {"accuracy": named, "seconds": round(time.perf_counter() - start, 2)}
+
+    for run in list_runs(options):
+        found = log.get(run._asdict() | {"steps": options.steps}, partial(measured, run))
+        rows.append(run._asdict() | found["accuracy"])
+    return pd.DataFrame(rows)
 
 
 def summarize(table: pd.DataFrame, steps: Sequence[int]) -> dict[str, Any]:
@@ -274,30 +277,51 @@ def compared(differences: pd.Series) -> dict[str, float | int | None]:
     return {"mean": mean, "se": error, "t": round(mean / error, 1) if error else None, "wins": int((differences > 0).sum())}
 
 
-def print_tables(figures: dict[str, Any]) -> None:
-    """Print accuracies, beside the paper's values for its network, and paired differences."""
+def write_tables(study: Study, figures: dict[str, Any]) -> None:
+    """Write accuracies and differences of the paper's network, beside its own, and those of all others together."""
+    steps, others = [str(step) for step in study.options.steps], []
     for network, by_size in figures["accuracy"].items():
         for size, variants in by_size.items():
-            columns = list(variants["baseline"])
-            rows = {name: [f"{row[c]['mean']:.1f} ± {row[c]['sd']:.1f}" for c in columns] for name, row in variants.items()}
+            changes, seeds = figures["difference"][network][size], figures["seeds"][network][size]
             if network == "paper":
-                rows |= {f"*{name}, paper*": [str(values.get(c, "")) for c in columns] for name, values in PAPER.items()}
-            title = f"{network}, n_B = {size}, {figures['seeds'][network][size]} seeds"
-            _print_table(f"{title}: accuracy in %, ± sd", columns, rows)
-            against = figures["difference"][network][size]
-            rows = {name: [_difference(row[c]) for c in columns] for name, row in against.items()}
-            _print_table(f"{title}: minus the baseline (t; seeds above)", columns, rows)
+                write_paper_tables(study, size, steps, variants, changes)
+                continue
+            means = [f"{variants['baseline'][name]['mean']:.1f}" for name in [*steps, "early"]]
+            others.append([f"{network}, {size} ({seeds})", "baseline, accuracy in %", *means, ""])
+            for variant, row in changes.items():
+                others.append(["", f"{variant}, minus baseline", *(f"{changed(row[name])}" for name in [*steps, "early"])])
+                others[-1].append(row["early"]["t"])
+    if others:
+        head = ("network, n_B (seeds)", "variant", *steps, "early", "t of early")
+        study.table("other networks", head, others, [*[""] * (len(steps) + 3), ".1f"], left=2)
     print(f"\nearly: mean over steps {CHOICE_STEPS}; t: mean difference over its standard error.")
 
 
-def _difference(cell: dict[str, Any]) -> str:
-    return f"{cell['mean']:+.1f} ({'-' if cell['t'] is None else cell['t']}; {cell['wins']})"
+def write_paper_tables(study: Study, size: str, steps: list[str], variants: dict[str, Any], changes: dict[str, Any]) -> None:
+    weights = variants_of("paper", int(size))
+    rows = [
+        [
+            name,
+            f"{weights[name]:g}" if weights.get(name) else "",
+            *(f"{row[step]['mean']:.1f} ± {row[step]['sd']:.1f}" for step in steps),
+        ]
+        for name, row in variants.items()
+    ]
+    rows += [[f"*{name}, read off the paper*", "", *(f"*{values[step]}*" for step in steps)] for name, values in PAPER.items()]
+    study.table(f"accuracy, n_B = {size}", ("step", "weight", *steps), rows)
+    rows = [
+        [name, *(f"{changed(row[step])} ({row[step]['wins']})" for step in [*steps, "early"]), row["early"]["t"]]
+        for name, row in changes.items()
+    ]
+    gains = {step: PAPER["with similarity"][step] - PAPER["baseline"][step] for step in PAPER["baseline"]}
+    early = np.mean([gains[str(step)] for step in CHOICE_STEPS])
+    rows.append(["*paper*", *(f"*{gain:+.1f}*" for gain in [*(gains[step] for step in steps), early]), ""])
+    head = ("step", *steps, "early", "t of early")
+    study.table(f"difference, n_B = {size}", head, rows, [*[""] * (len(steps) + 2), ".1f"])
 
 
-def _print_table(title: str, columns: Sequence[str], rows: dict[str, list[str]]) -> None:
-    print(f"\n| {title} | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
-    for name, cells in rows.items():
-        print(f"| {name} | {' | '.join(cells)} |")
+def changed(cell: dict[str, Any]) -> str:
+    return f"{cell['mean']:+.1f} ± {cell['se']:.1f}"
 
 
 def rank_weights(table: pd.DataFrame) -> dict[str, Any]:
@@ -306,93 +330,59 @@ def rank_weights(table: pd.DataFrame) -> dict[str, Any]:
     ranking: dict[str, Any] = {}
     for (size, variant, weight), group in scores.groupby(["batch_size", "variant", "weight"], sort=False):
         ranking.setdefault(str(size), {}).setdefault(variant, {})[f"{weight:g}"] = round(float(group["score"].mean()), 2)
-    for size, variants in ranking.items():
-        rows = {name: [", ".join(f"{w}: {score:.1f}" for w, score in scores.items())] for name, scores in variants.items()}
-        _print_table(f"n_B = {size}, early validation accuracy in %", ["by weight"], rows)
+        print(f"n_B = {size}, {variant} {weight:g}: early validation accuracy {group['score'].mean():.1f} %")
     return ranking
 
 
 def plot_curves(figures: dict[str, Any]) -> Figure:
     """Draw the accuracies against the number of steps, one panel for each n_B (rows) and network (columns)."""
     networks, sizes = list(figures["accuracy"]), list(next(iter(figures["accuracy"].values())))
-    with style.styled():
-        title = "First steps on MNIST, with and without a similarity criterion"
-        reading = (
-            "Each step presents 2·n_B images of one class (mixed: of all classes). Lines: mean over the seeds; bands: ± one "
-            "standard error. Crosses: read off the paper (black: its baseline; orange: with similarity). With n_B = 1, cosine "
-            "and ours are pair with another weight."
-        )
-        figure = style.new_figure(2.6 * len(networks) + 1.9, 2.75 * len(sizes) + 1.1, title, reading)
-        lines: dict[str, Any] = {}
+    title = "First steps on MNIST, with and without a similarity criterion"
+    reading = (
+        "Each step presents 2·n_B images of one class (mixed: of all classes). Lines: mean over the seeds; bands: ± one "
+        "standard error. Crosses: read off the paper (black: its baseline; orange: with similarity). With n_B = 1, cosine "
+        "and ours are pair with another weight."
+    )
+    lines: dict[str, Any] = {}
+    shape = {"rows": len(sizes), "columns": len(networks), "size": (2.2, 2.0), "gap": (0.4, 0.75), "margin": (0.6, 1.5)}
+    with panels(title, reading, **shape) as (figure, grid):
         for (row, size), (column, network) in itertools.product(enumerate(sizes), enumerate(networks)):
-            (width, height), left, top = figure.get_size_inches(), 0.6 + 2.6 * column, 1.2 + 2.75 * row
-            axes = style.add_axes(figure, left, height - top - 2.0, width - left - 2.2, top)
+            axes = grid[row][column]
             axes.set(xlim=(0, STEPS[-1]), ylim=(0, 100), xlabel="steps", ylabel="accuracy (%)" if column == 0 else "")
             axes.set_title(f"{network}, n_B = {size}, {figures['seeds'][network][size]} seeds", fontsize=9.5, loc="left")
-            lines |= _draw_curves(axes, figures["accuracy"][network][size])
+            lines |= draw_curves(axes, figures["accuracy"][network][size])
             for name, values in PAPER.items() if network == "paper" else ():
-                color = _COLORS.get(name, _COLORS["released"])
+                color = COLORS.get(name, COLORS["released"])
                 axes.scatter([int(step) for step in values], list(values.values()), marker="x", color=color, s=30, zorder=3)
         figure.legend(lines.values(), lines, loc="upper right", bbox_to_anchor=(1, 1 - 1.1 / figure.get_figheight()))
     return figure
 
 
-def _draw_curves(axes: Axes, variants: dict[str, Any]) -> dict[str, Any]:
+def draw_curves(axes: Axes, variants: dict[str, Any]) -> dict[str, Any]:
     """Draw the curves of one panel and return their lines by variant."""
     lines = {}
     for variant, row in variants.items():
         cells = {int(name): cell for name, cell in row.items() if name != "early"}
         mean, error = (np.array([cell[key] for cell in cells.values()]) for key in ("mean", "se"))
-        color, dashes = _COLORS[variant], "--" if variant == "mixed" else "-"
+        color, dashes = COLORS[variant], "--" if variant == "mixed" else "-"
         (lines[variant],) = axes.plot(list(cells), mean, dashes, color=color, linewidth=1.3)
         axes.fill_between(list(cells), mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
     return lines
 
 
-def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="20 steps, 2 seeds, one network: to see that it works")
-    parser.add_argument("--choose-weights", action="store_true", help="try weights, on validation images and other seeds")
-    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), help="all four")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16], help="n_B; each step takes 2·n_B images")
-    parser.add_argument("--seeds", type=int, nargs="+", help="of the paper's network, for each n_B (24 15)")
-    parser.add_argument("--other-seeds", type=int, nargs="+", help="of each other network, for each n_B (10)")
-    parser.add_argument("--seed", type=int, help="the first seed, of initial weights and batches (0; 1000 to choose weights)")
-    parser.add_argument("--test-images", type=int, default=1000, help="to measure accuracy on, the same for all runs")
-    parser.add_argument("--data-dir", default="../shared/data", help="directory with MNIST/raw in it")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
-    parser.add_argument("--resume", action="store_true", help="keep the runs that are in the CSV file of --out")
-    parser.add_argument("--out", type=Path, default=Path("runs/mnist_dynamics"), help="directory of figure and accuracies")
-    options = parser.parse_args(arguments)
-    defaults = {"networks": list(NETWORKS), "seeds": [24, 15], "other_seeds": [10], "seed": 0, "steps": list(STEPS)}
+@script(SIZES, threads=2)
+def main(study: Study) -> dict[str, Any]:
+    options = study.options
     if options.choose_weights:
-        defaults |= {"networks": ["paper"], "seeds": [3], "seed": 1000, "steps": list(CHOICE_STEPS)}
-    elif options.quick:
-        defaults |= {"networks": ["paper"], "seeds": [2], "other_seeds": [2], "steps": [step for step in STEPS if step <= 20]}
-    for name, value in defaults.items():
-        if getattr(options, name, None) is None:
-            setattr(options, name, value)
-    return options
-
-
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the experiment and return the figures of its last line."""
-    options = read_arguments(arguments)
-    torch.set_num_threads(options.threads)
-    start = time.perf_counter()
-    options.out.mkdir(parents=True, exist_ok=True)
-    table = run_all(options)
-    if options.choose_weights:
-        figures: dict[str, Any] = {"validation_accuracy": rank_weights(table)}
+        others = {"networks": ["paper"], "steps": CHOICE_STEPS, "seed": options.seed or 1000}
+        vars(options).update(others | ({} if len(options.seeds) == 1 else {"seeds": [3]}))
+        figures: dict[str, Any] = {"validation_accuracy": rank_weights(run_all(study))}
     else:
-        print_tables(figures := summarize(table, options.steps))
-        style.save_figure(plot_curves(figures), options.out / "mnist_dynamics.png", dpi=95)
-        print(f"\nFigure and accuracies are in {options.out}/")
+        figures = summarize(run_all(study), options.steps)
+        write_tables(study, figures)
+        study.figure(plot_curves(figures), dpi=95)
         figures["weights"] = {str(size): variants_of("paper", size) for size in options.batch_sizes}
-    figures["settings"] = {key: getattr(options, key) for key in ("networks", "batch_sizes", "seed", "test_images", "steps")}
-    figures["seconds"] = round(time.perf_counter() - start, 1)
-    print(json.dumps(figures))
-    return figures
+    return figures | {"settings": study.sizes, "seconds": study.seconds}
 
 
 if __name__ == "__main__":

@@ -9,15 +9,12 @@ as they are and replaces them all by one of `UPDATES`. True labels only judge.
 
     python experiments/noisy_rounds.py --data-dir DIRECTORY [--quick] [--choose] [--out DIRECTORY]
 
-Prints a table of label errors and neighbors by round, writes a figure and every run (`runs.csv`), and prints as its last line
-one JSON object. Runs that stand in `runs.csv` already are not repeated.
+Beside the tables it writes a figure and every run (`runs.csv`). Runs that stand there already are not repeated.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -34,10 +30,17 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.noisy_targets import BATCH_SIZE, CLASSES, Kernel, load_digits, loss_of, seeded, training
-from experiments.run_log import RunLog, mean_and_error
+from experiments.noisy_targets import BATCH_SIZE, CLASSES, Kernel, loss_of, seeded, training
+from lab import Mean, Size, Study, mean_of, script, spearman
+from lab.data import Labeled, read_mnist
+from lab.figures import panels
 from lightning_netsim.report import style
 
+SIZES = {
+    "size": Size(1000, 100, "samples"),
+    "seeds": Size(range(5), range(1), "of digits, noise and networks"),
+    "choose": Size(False, None, "only print the held-out loss by epochs, on other seeds"),
+}
 ROUNDS = 3
 TASKS = ("displacement", "classes")
 # What labels are replaced by: what the network says; their average over all kernel neighbors; their mean, or majority, over the
@@ -52,7 +55,7 @@ REACH, OFFSET, NOISE = 4, 2, 3.0
 WRONG = 0.4
 # Up to which error the figure goes.
 LIMITS = {"displacement": 4.0, "classes": 1.0}
-_COLORS = dict(zip(UPDATES, style.CYCLE, strict=False))
+COLORS = dict(zip(UPDATES, style.CYCLE, strict=False))
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Problem:
     labels: Tensor
 
     @classmethod
-    def make(cls, task: str, digits: tuple[Tensor, Tensor], size: int, seed: int) -> Problem:
+    def make(cls, task: str, digits: Labeled, size: int, seed: int) -> Problem:
         """Draw digits, displacements and noise; they depend on the seed alone."""
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(digits[0]), generator=generator)[:size]
@@ -83,6 +86,10 @@ class Problem:
     @property
     def outputs(self) -> int:
         return self.truth.shape[1] if self.truth.ndim == 2 else CLASSES
+
+    def network(self, seed: int) -> nn.Module:
+        """Return a new network for these samples."""
+        return seeded(seed, self.inputs.shape[1], self.inputs.shape[2], self.outputs, 3)
 
 
 def moved(images: Tensor, by: Tensor) -> Tensor:
@@ -108,14 +115,10 @@ def predicted(outputs: Tensor, like: Tensor) -> Tensor:
 
 def train(problem: Problem, labels: Tensor, epochs: int, seed: int) -> nn.Module:
     """Train a new network on the samples of a problem with these labels."""
-    network = new_network(problem, seed)
+    network = problem.network(seed)
     steps = epochs * -(-len(labels) // BATCH_SIZE)
     list(training(network, problem.inputs, labels, [steps], seed))
     return network
-
-
-def new_network(problem: Problem, seed: int) -> nn.Module:
-    return seeded(seed, problem.inputs.shape[1], problem.inputs.shape[2], problem.outputs, 3)
 
 
 class Round:
@@ -161,11 +164,10 @@ class Round:
 
 def rank_correlation(left: Tensor, right: Tensor) -> float:
     """Return Spearman's rank correlation; 0 where one side is constant."""
-    ranks = [pd.Series(values.double().numpy()).rank().to_numpy() for values in (left, right)]
-    return 0.0 if min(rank.std() for rank in ranks) == 0 else float(np.corrcoef(*ranks)[0, 1])
+    return spearman(left.tolist(), right.tolist()) or 0.0
 
 
-def run(task: str, digits: tuple[Tensor, Tensor], size: int, epochs: int, seed: int) -> dict[str, float]:
+def run(task: str, digits: Labeled, size: int, epochs: int, seed: int) -> dict[str, float]:
     """Return the figures of all rounds, by every update, of one seed; and of a network trained on the truth."""
     problem = Problem.make(task, digits, size, seed)
     fresh = Problem.make(task, digits, size, seed + 500_000)
@@ -183,14 +185,14 @@ def run(task: str, digits: tuple[Tensor, Tensor], size: int, epochs: int, seed: 
     return found | {f"truth_{name}": value for name, value in best.figures(problem.truth).items()}
 
 
-def choose(digits: tuple[Tensor, Tensor], options: argparse.Namespace) -> None:
+def choose(digits: Labeled, size: int) -> None:
     """Print, by epochs, the loss on held-out samples with noisy labels, over other seeds than those of the experiment."""
     for task in TASKS:
         rows = []
         for seed in range(1_000_000, 1_000_003):
-            problem, held_out = (Problem.make(task, digits, options.size, some) for some in (seed, seed + 500_000))
-            network = new_network(problem, seed)
-            marks = [epochs * -(-options.size // BATCH_SIZE) for epochs in CHOICE]
+            problem, held_out = (Problem.make(task, digits, size, some) for some in (seed, seed + 500_000))
+            network = problem.network(seed)
+            marks = [epochs * -(-size // BATCH_SIZE) for epochs in CHOICE]
             steps = training(network, problem.inputs, problem.labels, marks, seed)
             rows.append([float(loss_of(network(held_out.inputs).detach(), held_out.labels)) for _ in steps])
         means = np.mean(rows, axis=0)
@@ -228,33 +230,43 @@ def observation(rows: Sequence[dict[str, float]], update: str) -> dict[str, floa
         spread = min(values.std(), deviations[0].std())
         both = np.corrcoef(deviations[0].ravel(), values.ravel())[0, 1] if spread else 0.0
         figures[f"neighbors_and_{name}_over_rounds"] = round(float(both), 3)
-    figures["gain_of_last_round"], figures["its_error"] = (round(x, 4) for x in mean_and_error(gain[:, -1].tolist()))
+    figures["gain_of_last_round"], figures["its_error"] = round(mean_of(gain[:, -1].tolist()), 4)
     return figures
 
 
 def summarize(rows: Sequence[dict[str, float]]) -> dict[str, Any]:
     """Return means and standard errors of all figures, and what became of the observation."""
-    means = {name: [round(value, 4) for value in mean_and_error([row[name] for row in rows])] for name in rows[0]}
+    means = {name: round(mean_of(rows, name), 4) for name in rows[0]}
     return {"means": means, "observation": {update: observation(rows, update) for update in UPDATES}}
 
 
-def print_tables(found: dict[str, dict[str, Any]]) -> None:
+def write_tables(study: Study, found: dict[str, dict[str, Any]]) -> None:
+    """Write errors and neighbors by round, a table for each setting, and what became of the observation."""
+    numbers = range(1, ROUNDS + 1)
+    observed: list[list[object]] = []
     for setting, summary in found.items():
         means = summary["means"]
         unit = "RMSE, px" if "displacement" in setting else "share wrong"
-        print(f"\n{setting}; error of the labels given: {means['error_0'][0]:.3f} ({unit})\n")
-        print(f"| labels become | {' | '.join(f'error after {n}' for n in range(1, ROUNDS + 1))} |", end="")
-        print(f" {' | '.join(f'N_S/N in {n}' for n in range(1, ROUNDS + 1))} | most = most gain |\n|---|{'---:|' * 7}")
-        for update in UPDATES:
-            cells = [
-                "{:.3f} ± {:.3f}".format(*means[f"{update}_{name}_{number}"])
-                for name in ("error", "neighbors")
-                for number in range(1, ROUNDS + 1)
+        title = f"{setting}; {unit} of the labels given {means['error_0'].mean:.3f}"
+        rows: list[list[object]] = [
+            [update, *(means[f"{update}_{name}_{number}"] for name in ("error", "neighbors") for number in numbers)]
+            for update in UPDATES
+        ]
+        rows.append(["*network trained on the truth*", means["truth_network"], "", "", means["truth_neighbors"], "", ""])
+        study.table(setting, (title, "after round 1", "2", "3", "N_S/N in round 1", "2", "3"), rows, ["", *[".3f"] * 6])
+        for update in ("output", "nearest", "smoothed"):
+            row = summary["observation"][update]
+            cells: list[object] = [
+                f"{row[f'most_neighbors_{name}']} of {row['seeds']}" for name in ("most_gain", "best_labels")
             ]
-            agree = summary["observation"][update]
-            print(f"| {update} | {' | '.join(cells)} | {agree['most_neighbors_most_gain']} of {agree['seeds']} |")
-        truth = [means[f"truth_{name}"] for name in ("network", "neighbors")]
-        print("| *trained on the truth* | {:.3f} ± {:.3f} | | | {:.3f} ± {:.3f} | | | |".format(*truth[0], *truth[1]))
+            cells += [row[f"neighbors_and_{name}_over_rounds"] for name in ("gain", "network_error")]
+            cells.append(Mean(row["gain_of_last_round"], row["its_error"]))
+            cells.append(", ".join(f"{means[f'{update}_neighbors_and_error_{number}'].mean:.2f}" for number in numbers))
+            observed.append([f"{setting}, {update}", *cells])
+    head = ("setting, update", "round with most neighbors = greatest gain", "= best labels", "neighbors and gain, over rounds")
+    head += ("neighbors and network's error, over rounds", "gain of round 3")
+    head += ("neighbors and error, over samples (round 1, 2, 3)",)
+    study.table("observation", head, observed, ("", "", "", ".2f", ".2f", ".3f"))
 
 
 def draw(found: dict[str, dict[str, Any]]) -> Figure:
@@ -263,76 +275,45 @@ def draw(found: dict[str, dict[str, Any]]) -> Figure:
         "Above, the error of the labels before any round (0) and after each; below, how many neighbors a sample has in the "
         "network of a round, as a share of all. Dashed: a network trained on the true labels. Bars: standard errors over seeds."
     )
-    width = 0.9 + 2.3 * len(found)
-    with style.styled():
-        figure = style.new_figure(width, 5.4, "Labels denoised in rounds", reading)
-        for column, (setting, summary) in enumerate(found.items()):
-            left, means = 0.75 + 2.3 * column, summary["means"]
-            top = style.add_axes(figure, left, 2.85, width - left - 1.75, 1.15)
-            bottom = style.add_axes(figure, left, 0.9, width - left - 1.75, 3.1)
+    shape = {"size": (1.75, 1.4), "gap": (0.55, 0.55), "bottom": 0.85, "rows": 2, "columns": len(found)}
+    with panels("Labels denoised in rounds", reading, **shape) as (figure, (upper, lower)):
+        for top, bottom, (setting, summary) in zip(upper, lower, found.items(), strict=True):
+            means = summary["means"]
             for place, update in enumerate(UPDATES):
                 errors = [means["error_0"], *(means[f"{update}_error_{n}"] for n in range(1, ROUNDS + 1))]
                 counts = [means[f"{update}_neighbors_{n}"] for n in range(1, ROUNDS + 1)]
                 for axes, values, start in ((top, errors, 0), (bottom, counts, 1)):
                     places = [start + number + 0.04 * (place - 1.5) for number in range(len(values))]
                     heights, bars = zip(*values, strict=True)
-                    axes.errorbar(places, heights, yerr=bars, fmt="o-", color=_COLORS[update], markersize=3.5, label=update)
-            bottom.axhline(means["truth_neighbors"][0], color=style.MUTED, linestyle="--", linewidth=1)
+                    axes.errorbar(places, heights, yerr=bars, fmt="o-", color=COLORS[update], markersize=3.5, label=update)
+            bottom.axhline(means["truth_neighbors"].mean, color=style.MUTED, linestyle="--", linewidth=1)
             top.set_title(setting, fontsize=9)
             top.set_ylim(0, LIMITS[setting.split(",")[0]])
             for axes in (top, bottom):
-                axes.set_xlim(-0.2, ROUNDS + 0.2)
-                axes.set_xticks(range(ROUNDS + 1))
+                axes.set(xlim=(-0.2, ROUNDS + 0.2), xticks=range(ROUNDS + 1))
             bottom.set_xlabel("round")
-            if column == 0:
-                top.set_ylabel("error of the labels")
-                bottom.set_ylabel("neighbors, N_S/N")
-                handles, labels = top.get_legend_handles_labels()
-                figure.legend(handles, labels, loc="lower left", ncols=4, bbox_to_anchor=(0.02, 0.0))
+        upper[0].set_ylabel("error of the labels")
+        lower[0].set_ylabel("neighbors, N_S/N")
+        figure.legend(*upper[0].get_legend_handles_labels(), loc="lower left", ncols=4, bbox_to_anchor=(0.02, 0.0))
     return figure
 
 
-def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("--data-dir", required=True, help="directory with MNIST/raw in it")
-    parser.add_argument("--quick", action="store_true", help="few samples and one seed: only to see that it works")
-    parser.add_argument("--choose", action="store_true", help="only print the held-out loss by epochs, on other seeds")
-    parser.add_argument("--size", type=int, help="samples (1,000)")
-    parser.add_argument("--seeds", type=int, nargs="+", help="of digits, noise and networks (0 to 4)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--out", type=Path, default=Path("runs/noisy_rounds"), help="directory of the log and the figure")
-    options = parser.parse_args(arguments)
-    defaults = {"size": 100, "seeds": [0]} if options.quick else {"size": 1000, "seeds": list(range(5))}
-    for name, value in defaults.items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    return options
-
-
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the experiment and return the figures of its last line."""
-    options = read_arguments(arguments)
-    torch.set_num_threads(options.threads)
-    digits = load_digits(options.data_dir)
+@script(SIZES)
+def main(study: Study) -> dict[str, Any]:
+    options, (digits, _) = study.options, read_mnist(study.options.data_dir)
     if options.choose:
-        choose(digits, options)
+        choose(digits, options.size)
         return {}
-    log = RunLog(options.out / "runs.csv")
-    settings = [(task, length) for task in TASKS for length in EPOCHS[task]]
-    collected: dict[tuple[str, str], list[dict[str, float]]] = {setting: [] for setting in settings}
-    for seed in options.seeds:
-        for task, length in settings:
-            epochs = EPOCHS[task][length]
-            key = {"task": task, "size": options.size, "epochs": epochs, "seed": seed}
-            collected[task, length].append(log.get(key, partial(run, task, digits, options.size, epochs, seed)))
-    rows = {f"{task}, {EPOCHS[task][length]} epochs": found for (task, length), found in collected.items()}
+    rows: dict[str, list[dict[str, float]]] = {}
+    for task in TASKS:
+        for epochs in EPOCHS[task].values():
+            make = partial(run, task, digits, options.size, epochs)
+            key = {"task": task, "size": options.size, "epochs": epochs}
+            rows[f"{task}, {epochs} epochs"] = study.log.by_seed(key, options.seeds, make)
     found = {setting: summarize(some) for setting, some in rows.items()}
-    print_tables(found)
-    style.save_figure(draw(found), options.out / "noisy_rounds.png", dpi=110)
-    print(f"\nThe figure and all runs are in {options.out}/")
-    figures = {"settings": found, "options": {name: getattr(options, name) for name in ("size", "seeds")}}
-    print(json.dumps(figures))
-    return figures
+    write_tables(study, found)
+    study.figure(draw(found), dpi=110)
+    return {"settings": found, "options": study.sizes}
 
 
 if __name__ == "__main__":

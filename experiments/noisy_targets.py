@@ -10,20 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from lab.training import take_step
 from lightning_netsim import PerSampleJacobian, per_sample_jacobian
-from lightning_netsim.demos import MNISTDataModule
 from lightning_netsim.estimators import LabelDenoising
 from lightning_netsim.functional.results import LabelDenoisingResult
 from lightning_netsim.jacobian.feature_batches import GradientFeatureBatch
 
 CLASSES = 10
 BATCH_SIZE, LEARNING_RATE = 50, 2e-3
-
-
-def load_digits(data_dir: str) -> tuple[Tensor, Tensor]:
-    """Return the training images of MNIST, shape (N, 1, 28, 28), from 0 to 1, and their classes, shape (N,)."""
-    images, classes = MNISTDataModule(data_dir).load_sets()[0].tensors
-    return images, classes
 
 
 def small_network(channels: int, side: int, outputs: int, convolutions: int = 2, width: int = 8) -> nn.Sequential:
@@ -55,9 +49,7 @@ def training(network: nn.Module, inputs: Tensor, targets: Tensor, marks: Sequenc
     for step in range(1, max(marks) + 1):
         batches = batches or list(torch.randperm(len(inputs), generator=generator).split(BATCH_SIZE))
         batch = batches.pop()
-        optimizer.zero_grad()
-        loss_of(network(inputs[batch]), targets[batch]).backward()
-        optimizer.step()
+        take_step(optimizer, loss_of(network(inputs[batch]), targets[batch]))
         if step in marks:
             yield step
 
@@ -84,10 +76,8 @@ def train_together(networks: Sequence[nn.Module], inputs: Tensor, targets: Tenso
             batches = list(order.split(BATCH_SIZE, dim=1))
         batch = batches.pop()
         outputs = forward(stacked, inputs[rows, batch])
-        optimizer.zero_grad()
         # Adam works entry by entry: with the sum of the losses, no network feels the others.
-        (len(networks) * loss_of(outputs.flatten(0, 1), targets[rows, batch].flatten(0, 1))).backward()
-        optimizer.step()
+        take_step(optimizer, len(networks) * loss_of(outputs.flatten(0, 1), targets[rows, batch].flatten(0, 1)))
         schedule.step()
     for place, network in enumerate(networks):
         network.load_state_dict({name: value[place].detach() for name, value in stacked.items()})

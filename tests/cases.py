@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,121 +47,40 @@ def _mlp(outputs: int) -> Case:
     return model, torch.randn(7, 4)
 
 
-@case
-def mlp_1() -> Case:
-    return _mlp(1)
+def _convolutional(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> Case:
+    layer, inputs = make(), torch.randn(4, *shape)
+    with torch.no_grad():
+        channels = layer(inputs).shape[1]
+    return nn.Sequential(layer, nn.Tanh(), Lambda(lambda x: x.flatten(2).mean(2)), nn.Linear(channels, 2)), inputs
 
 
-@case
-def mlp_2() -> Case:
-    return _mlp(2)
-
-
-@case
-def mlp_10() -> Case:
-    return _mlp(10)
+_CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "conv2d": (lambda: nn.Conv2d(3, 4, 3), (3, 8, 8)),
+    "conv2d_small_output": (lambda: nn.Conv2d(8, 16, 3), (8, 4, 4)),
+    "conv2d_one_channel": (lambda: nn.Conv2d(1, 4, (3, 2), stride=(2, 1), dilation=(1, 2), padding=1), (1, 9, 8)),
+    "conv2d_groups_2": (lambda: nn.Conv2d(4, 6, 3, groups=2, padding=1), (4, 6, 6)),
+    "conv2d_depthwise": (lambda: nn.Conv2d(4, 8, 3, groups=4, stride=2, padding=1), (4, 7, 7)),
+    "conv2d_dilation_stride": (lambda: nn.Conv2d(3, 4, 3, stride=2, dilation=2, padding=(2, 1)), (3, 11, 10)),
+    "conv2d_same": (lambda: nn.Conv2d(3, 4, (4, 3), padding="same", dilation=(1, 2)), (3, 7, 7)),
+    "conv2d_valid": (lambda: nn.Conv2d(3, 4, 3, padding="valid"), (3, 7, 7)),
+    "conv2d_reflect": (lambda: nn.Conv2d(3, 4, 3, padding=(2, 1), padding_mode="reflect"), (3, 7, 7)),
+    "conv2d_same_reflect": (lambda: nn.Conv2d(3, 4, 4, padding="same", padding_mode="reflect"), (3, 7, 7)),
+    "conv2d_circular": (lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), (3, 7, 7)),
+    "conv2d_replicate": (lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="replicate"), (3, 7, 7)),
+    "conv1d": (lambda: nn.Conv1d(3, 4, 3, stride=2, padding=1), (3, 11)),
+    "conv3d": (lambda: nn.Conv3d(2, 4, (2, 3, 3), groups=2, padding=(0, 1, 1)), (2, 4, 5, 5)),
+    "transposed1d": (lambda: nn.ConvTranspose1d(3, 4, 3, stride=3, output_padding=2, dilation=2), (3, 5)),
+    "transposed2d": (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), (4, 4, 5)),
+    "transposed3d": (lambda: nn.ConvTranspose3d(2, 3, 2, stride=1), (2, 3, 3, 3)),
+    "transposed2d_bare": (lambda: nn.ConvTranspose2d(3, 2, 3, dilation=2, bias=False), (3, 4, 4)),
+}
+CASES |= {f"mlp_{outputs}": partial(_mlp, outputs) for outputs in (1, 2, 10)}
+CASES |= {name: partial(_convolutional, *of) for name, of in _CONVOLUTIONS.items()}
 
 
 @case
 def no_bias() -> Case:
     return nn.Sequential(nn.Linear(4, 6, bias=False), nn.GELU(), nn.Linear(6, 2, bias=False)), torch.randn(5, 4)
-
-
-def _convolutional(layer: nn.Module, shape: tuple[int, ...], outputs: int = 2) -> Case:
-    inputs = torch.randn(4, *shape)
-    with torch.no_grad():
-        channels = layer(inputs).shape[1]
-    return nn.Sequential(layer, nn.Tanh(), Lambda(lambda x: x.flatten(2).mean(2)), nn.Linear(channels, outputs)), inputs
-
-
-@case
-def conv2d() -> Case:
-    return _convolutional(nn.Conv2d(3, 4, 3), (3, 8, 8))
-
-
-@case
-def conv2d_small_output() -> Case:
-    return _convolutional(nn.Conv2d(8, 16, 3), (8, 4, 4))
-
-
-@case
-def conv2d_one_channel() -> Case:
-    return _convolutional(nn.Conv2d(1, 4, (3, 2), stride=(2, 1), dilation=(1, 2), padding=1), (1, 9, 8))
-
-
-@case
-def conv2d_groups_2() -> Case:
-    return _convolutional(nn.Conv2d(4, 6, 3, groups=2, padding=1), (4, 6, 6))
-
-
-@case
-def conv2d_depthwise() -> Case:
-    return _convolutional(nn.Conv2d(4, 8, 3, groups=4, stride=2, padding=1), (4, 7, 7))
-
-
-@case
-def conv2d_dilation_stride() -> Case:
-    return _convolutional(nn.Conv2d(3, 4, 3, stride=2, dilation=2, padding=(2, 1)), (3, 11, 10))
-
-
-@case
-def conv2d_same() -> Case:
-    return _convolutional(nn.Conv2d(3, 4, (4, 3), padding="same", dilation=(1, 2)), (3, 7, 7))
-
-
-@case
-def conv2d_valid() -> Case:
-    return _convolutional(nn.Conv2d(3, 4, 3, padding="valid"), (3, 7, 7))
-
-
-@case
-def conv2d_reflect() -> Case:
-    return _convolutional(nn.Conv2d(3, 4, 3, padding=(2, 1), padding_mode="reflect"), (3, 7, 7))
-
-
-@case
-def conv2d_same_reflect() -> Case:
-    return _convolutional(nn.Conv2d(3, 4, 4, padding="same", padding_mode="reflect"), (3, 7, 7))
-
-
-@case
-def conv2d_circular() -> Case:
-    return _convolutional(nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), (3, 7, 7))
-
-
-@case
-def conv2d_replicate() -> Case:
-    return _convolutional(nn.Conv2d(3, 4, 3, padding=1, padding_mode="replicate"), (3, 7, 7))
-
-
-@case
-def conv1d() -> Case:
-    return _convolutional(nn.Conv1d(3, 4, 3, stride=2, padding=1), (3, 11))
-
-
-@case
-def conv3d() -> Case:
-    return _convolutional(nn.Conv3d(2, 4, (2, 3, 3), groups=2, padding=(0, 1, 1)), (2, 4, 5, 5))
-
-
-@case
-def transposed1d() -> Case:
-    return _convolutional(nn.ConvTranspose1d(3, 4, 3, stride=3, output_padding=2, dilation=2), (3, 5))
-
-
-@case
-def transposed2d() -> Case:
-    return _convolutional(nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), (4, 4, 5))
-
-
-@case
-def transposed3d() -> Case:
-    return _convolutional(nn.ConvTranspose3d(2, 3, 2, stride=1), (2, 3, 3, 3))
-
-
-@case
-def transposed2d_bare() -> Case:
-    return _convolutional(nn.ConvTranspose2d(3, 2, 3, dilation=2, bias=False), (3, 4, 4))
 
 
 @case
@@ -384,12 +304,11 @@ def gru() -> Case:
 
 
 class TimeFirst(nn.Module):
-    """Linear layers that see (T, B, q), with T equal to the batch size of the check."""
+    """A linear layer that sees (T, B, q)."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
-        self.steps = steps
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(torch.tanh(self.first(x.transpose(0, 1))).mean(0))
@@ -397,12 +316,12 @@ class TimeFirst(nn.Module):
 
 @case
 def time_first() -> Case:
-    return TimeFirst(6), torch.randn(5, 6, 3)
+    return TimeFirst(), torch.randn(5, 6, 3)
 
 
 @case
 def time_first_square() -> Case:
-    return TimeFirst(5), torch.randn(5, 5, 3)
+    return TimeFirst(), torch.randn(5, 5, 3)
 
 
 class Keywords(nn.Module):
@@ -440,21 +359,12 @@ def subclassed() -> Case:
     return nn.Sequential(Subclassed(4, 5), nn.Tanh(), LowRank(5, 2)), torch.randn(5, 4)
 
 
-class Hooked(nn.Sequential):
-    """A user's forward hook replaces the output of a layer."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
-        self[0].register_forward_hook(_double_output)
-
-
-def _double_output(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    return output * 2 + 1
-
-
 @case
 def hooked() -> Case:
-    return Hooked(), torch.randn(5, 4)
+    """A user's forward hook replaces the output of a layer."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+    model[0].register_forward_hook(lambda module, args, output: output * 2 + 1)
+    return model, torch.randn(5, 4)
 
 
 class Unused(nn.Module):
@@ -482,7 +392,9 @@ def softmax() -> Case:
 def resnet18() -> Case:
     import torchvision
 
-    return torchvision.models.resnet18(num_classes=2), torch.randn(3, 3, 32, 32)
+    model = torchvision.models.resnet18()
+    model.layer4, model.fc = nn.Identity(), nn.Linear(256, 2)  # The last stage has three of four parameters.
+    return model, torch.randn(3, 3, 32, 32)
 
 
 @case

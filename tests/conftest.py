@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not torch.cuda.is_available():
         skipped["gpu"] = pytest.mark.skip(reason="needs a CUDA device")
     if not config.getoption("--slow"):
-        skipped["slow"] = pytest.mark.skip(reason="slow: give --slow, or run `make slow`")
+        skipped["slow"] = pytest.mark.skip(reason="slow: give --slow, or run `make test-all`")
     for item in items:
         for name, mark in skipped.items():
             if item.get_closest_marker(name):

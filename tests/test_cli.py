@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +49,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return lambda *args: main(list(args))
 
 
+def _marked(paths: list[Path]) -> list[Any]:
+    """Return the configurations; those that say little new are slow."""
+    quick = ("digits", "similarity_loss", "metric_learning", "domain_mmd")
+    return [path if path.stem in quick else pytest.param(path, marks=pytest.mark.slow) for path in paths]
+
+
 def test_each_question_has_its_configuration() -> None:
     assert {path.stem for path in CONFIGS.glob("*.yaml")} >= {"digits", "mnist", "toy_sinusoid"}
 
@@ -62,7 +69,7 @@ def test_configuration_says_what_it_answers_how_to_run_it_and_how_to_read_it(pat
     assert yaml.safe_load(text)["trainer"]["default_root_dir"] == f"runs/{path.stem}"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", _marked(sorted(CONFIGS.glob("*.yaml"))), ids=lambda path: path.stem)
 def test_configuration_runs_and_writes_its_tables(path: Path, run: Run, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     needs_data = "MNIST" in config["data"]["class_path"]

@@ -26,12 +26,14 @@ EXPECTED = {
     "06_clean_data": "after review",
 }
 
+QUICK = ("01_analyze", "03_similarity_loss")
+
 
 def test_every_example_is_listed() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(OPTIONS)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS])
 def test_example_runs(name: str, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *OPTIONS[name]]

@@ -22,9 +22,9 @@ from lightning_netsim.records.knn_graph import knn_graph
 from lightning_netsim.records.record import Record, newest_record, write_record
 from lightning_netsim.records.tables import make_record
 from lightning_netsim.records.view import RecordView
+from lightning_netsim.report.classes import plot_class_similarity
 from lightning_netsim.report.figures import plot_count_histogram, plot_neighbor_rows
 from lightning_netsim.report.html import record_to_html
-from lightning_netsim.report.issue_figures import plot_class_similarity
 from lightning_netsim.report.pictures import Pictures
 from lightning_netsim.report.summary import format_summary
 

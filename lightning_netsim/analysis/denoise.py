@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from lightning_netsim._checks import NetsimError, check_choice, expected
 from lightning_netsim.analysis.borrowed import borrowed, to_device_of
-from lightning_netsim.data.labels import class_numbers
+from lightning_netsim.data.labels import are_binary, are_classes, class_numbers
 from lightning_netsim.data.samples import Samples
-from lightning_netsim.data.sources import SampleSource
+from lightning_netsim.data.sources import Chunk, SampleSource
 from lightning_netsim.estimators import LabelDenoising
 from lightning_netsim.functional import lipschitz_constant
 from lightning_netsim.functional.results import LabelDenoisingResult
@@ -26,7 +26,7 @@ from lightning_netsim.jacobian.capture import full_float32
 from lightning_netsim.measurement.plan import chunk_of, memory_budget
 from lightning_netsim.measurement.progress import Progress
 from lightning_netsim.measurement.sample_table import SampleTable
-from lightning_netsim.measurement.settings import SweepSettings
+from lightning_netsim.measurement.settings import SweepSettings, takes_settings
 from lightning_netsim.measurement.sweep import FeatureReader, Sweeper
 
 TARGETS = ("auto", "classes", "values")
@@ -54,6 +54,7 @@ class DenoisedLabels:
     meta: dict[str, Any]
 
 
+@takes_settings("parameters", "max_samples", "memory_budget", "seed")
 def denoise_labels(
     model: nn.Module,
     loader: Iterable[Any],
@@ -64,11 +65,8 @@ def denoise_labels(
     all_pairs: bool = False,
     num_probes: int = 32,
     last_layer: str | None = None,
-    parameters: str | Iterable[str] = "trainable",
-    max_samples: int | None = None,
-    memory_budget: float | None = None,
     progress: bool = True,
-    seed: int = 0,
+    **settings: Any,
 ) -> DenoisedLabels:
     """Average the labels of a set over the kernel neighbors of every sample, as a network does that was trained on them.
 
@@ -88,12 +86,8 @@ def denoise_labels(
         num_probes: how many random signs estimate it; memory is that of D + 2 + `num_probes` gradients.
         last_layer: the name of the affine layer that the network ends in, for the bound of the kernel "outputs"; None for the
             last linear layer, if the network ends in that.
-        parameters: "trainable", or names of parameters or modules.
-        max_samples: a fixed random subset of this many samples of each set.
-        memory_budget: bytes that the sums of gradients, or those of the reference set, may take; None for a quarter of the
-            free memory.
         progress: show a progress bar.
-        seed: seed of random signs and subset.
+        **settings: see `SweepSettings`.
 
     Returns:
         a table and the tensors behind it.
@@ -113,16 +107,14 @@ def denoise_labels(
     check_choice("targets", targets, TARGETS)
     if last_layer is not None and kernel != "outputs":
         raise expected("last_layer", 'None with kernel="matrix", which has no bound', repr(last_layer))
-    estimator = LabelDenoising(kernel, all_pairs, num_probes, seed)
-    settings = SweepSettings(
-        k=1, directions="all", parameters=parameters, compare_activations=False, memory_budget=memory_budget, seed=seed
-    )
+    chosen = SweepSettings(k=1, directions="all", compare_activations=False, **settings)
+    estimator = LabelDenoising(kernel, all_pairs, num_probes, chosen.seed)
     move = to_device_of(model)
-    asked = Samples(loader, move, max_samples, seed)
-    averaged = asked if reference is None else Samples(reference, move, max_samples, seed)
+    asked = Samples(loader, move, chosen.max_samples, chosen.seed)
+    averaged = asked if reference is None else Samples(reference, move, chosen.max_samples, chosen.seed)
     start = time.perf_counter()
     with borrowed(model, progress) as tell, full_float32():
-        sweeps = _Sweeps(model, estimator, settings, targets, last_layer, tell)
+        sweeps = _Sweeps(model, estimator, chosen, targets, last_layer, averaged.first(), tell)
         sweeps.update(averaged)
         sweeps.query(asked.source)
         result = _spread(estimator.compute(sweeps.lipschitz()), sweeps.table.rank > 0)
@@ -146,42 +138,51 @@ class _Sweeps:
         settings: SweepSettings,
         targets: str,
         last_layer: str | None,
+        first: Chunk,
         progress: Progress,
     ) -> None:
-        self.model, self.estimator, self.settings, self.targets = model, estimator, settings, targets
-        self.reader, self.progress = FeatureReader(model, settings), progress
+        self.estimator, self.targets = estimator, targets
         self.budget = memory_budget(settings)
         self.table = SampleTable(0.0)
         self._last_layer = last_layer
-        self._layer = self._find_last_layer()
+        # The layer that the network may end in, where a bound is wanted.
+        self._layer: tuple[str, nn.Linear] | None = None
+        if estimator.kernel == "outputs":
+            linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+            if last_layer is not None and last_layer not in linear:
+                raise self._not_last()
+            name = next(reversed(linear), None) if last_layer is None else last_layer
+            self._layer = None if name is None else (name, linear[name])
         self._norms: list[tuple[Tensor, Tensor]] = []
+        reader = FeatureReader(model, settings)
+        reader.prepare(first)
+        few = reader.read(first)
+        if targets == "auto":
+            numbers = class_numbers(few.read.labels)
+            classified = numbers is not None and numbers.ndim == 1
+            classified = classified and (are_classes(numbers) or are_binary(numbers, few.read.outputs.shape[1]))
+            self.targets = "classes" if classified else "values"
+        chunk_size = chunk_of(few.features.jacobian, self.budget)
+        self.sweeper = Sweeper(reader, chunk_size, seed=settings.seed, progress=progress)
 
     def update(self, averaged: Samples) -> None:
         """Give the reference set to the estimator."""
-        first = averaged.first()
-        self.reader.prepare(first)
-        swept = self.reader.read(first)
-        self.targets = _kind_of(self.targets, swept.read.labels, swept.read.outputs.shape[1])
-        self.sweeper = Sweeper(
-            self.reader, chunk_of(swept.features.jacobian, self.budget), seed=self.settings.seed, progress=self.progress
-        )
         checked = False
         for swept, _ in self.sweeper.sweep(averaged.source, "reference", lambda swept: None):
-            read, features = swept.read, swept.features
-            if not checked and features.jacobian.num_samples:
-                self._check_budget(features.jacobian, averaged.source.num_samples)
+            jacobian = swept.features.jacobian
+            if not checked and jacobian.num_samples:
+                self._check_budget(jacobian, averaged.source.num_samples)
                 checked = True
-            wanted = _targets_of(read.labels, read.outputs, self.targets)
-            self.estimator.update(features.jacobian, wanted[features.valid], _fitted(features.jacobian, self.targets))
-            self._see(features.jacobian)
+            wanted = _targets_of(swept.read.labels, swept.read.outputs, self.targets)
+            self.estimator.update(jacobian, wanted[swept.features.valid], _fitted(jacobian, self.targets))
+            self._see(jacobian)
 
     def query(self, source: SampleSource) -> None:
         """Ask the estimator for every query that has a gradient."""
         for swept, _ in self.sweeper.sweep(source, "queries", lambda swept: None):
-            jacobian = swept.features.jacobian
             self.table.add(swept.chunk, replace(swept.read, inputs=None), swept.features)
-            self.estimator.query(jacobian, _fitted(jacobian, self.targets))
-            self._see(jacobian)
+            self.estimator.query(swept.features.jacobian, _fitted(swept.features.jacobian, self.targets))
+            self._see(swept.features.jacobian)
 
     def lipschitz(self) -> Tensor | None:
         """Return C of each of the values that are compared with labels, shape (D,), over all samples of both sets.
@@ -206,16 +207,6 @@ class _Sweeps:
         if needed > self.budget:
             raise expected("memory_budget", f"at least {needed:,.0f} bytes for these gradients", f"{self.budget:,.0f}", remedy)
 
-    def _find_last_layer(self) -> tuple[str, nn.Linear] | None:
-        """Return the layer that the network may end in, where a bound is wanted."""
-        if self.estimator.kernel != "outputs":
-            return None
-        linear = {name: module for name, module in self.model.named_modules() if isinstance(module, nn.Linear)}
-        name = self._last_layer if self._last_layer is not None else next(reversed(linear), "")
-        if self._last_layer is not None and name not in linear:
-            raise self._not_last()
-        return (name, linear[name]) if name in linear else None
-
     def _not_last(self) -> NetsimError:
         wanted = "the name of a linear layer with a bias that gives the outputs, and whose parameters are compared"
         return expected("last_layer", wanted, repr(self._last_layer))
@@ -231,12 +222,6 @@ class _Sweeps:
             raise self._not_last()
         else:
             self._layer = None
-
-
-def _share(shares: list[float], label: Any) -> float:
-    """Return the share of a label among those of all classes; NaN for one that is no class."""
-    whole = isinstance(label, (int, float)) and 0 <= label < len(shares) and label == int(label)
-    return shares[int(label)] if whole else math.nan
 
 
 def _spread(result: LabelDenoisingResult, valid: Tensor) -> LabelDenoisingResult:
@@ -276,18 +261,6 @@ def _norms(jacobian: PerSampleJacobian) -> Tensor:
     return jacobian.gram().diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
 
 
-def _kind_of(targets: str, labels: Any, number: int) -> str:
-    """Return "classes" or "values"."""
-    if targets != "auto":
-        return targets
-    numbers = class_numbers(labels)
-    if numbers is None or numbers.ndim != 1:
-        return "values"
-    # What a binary loss takes.
-    binary = number == 1 and bool(((numbers == 0) | (numbers == 1)).all())
-    return "classes" if binary or not numbers.is_floating_point() else "values"
-
-
 def _targets_of(labels: Any, outputs: Tensor, kind: str) -> Tensor:
     """Return ỹ, shape (B, D).
 
@@ -298,7 +271,14 @@ def _targets_of(labels: Any, outputs: Tensor, kind: str) -> Tensor:
     if labels is None:
         remedy = "Batches are (inputs, labels); or define `similarity_step` that returns a `SimilarityBatch` with labels."
         raise expected("labels", "one for each sample", "none", remedy)
-    found = _numbers(labels)
+    found = class_numbers(labels)
+    if found is None:
+        try:
+            found = torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise expected("labels", "class numbers, or values", f"a {type(labels).__name__} ({error})") from error
+    if found.is_complex():
+        raise expected("labels", "class numbers, or values", f"{found.dtype}")
     if kind == "values":
         values = found.unsqueeze(1) if found.ndim == 1 else found
         if values.shape != outputs.shape:
@@ -315,19 +295,6 @@ def _targets_of(labels: Any, outputs: Tensor, kind: str) -> Tensor:
         raise expected("labels", f"class numbers within 0 to {classes - 1}", got, remedy)
     found = found.to(outputs.device)
     return found.unsqueeze(1).to(outputs) if number == 1 else F.one_hot(found.long(), number).to(outputs)
-
-
-def _numbers(labels: Any) -> Tensor:
-    """Return labels as a tensor, a column as shape (B,)."""
-    found = class_numbers(labels)
-    if found is None:
-        try:
-            found = torch.as_tensor(labels)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise expected("labels", "class numbers, or values", f"a {type(labels).__name__} ({error})") from error
-    if found.is_complex():
-        raise expected("labels", "class numbers, or values", f"{found.dtype}")
-    return found
 
 
 def _fitted(jacobian: PerSampleJacobian, kind: str) -> Tensor:
@@ -354,7 +321,10 @@ def _table(table: SampleTable, kind: str, result: LabelDenoisingResult) -> pd.Da
             [int(row.argmax()) if bool(row.isfinite().all()) else None for row in shares], "Int64"
         )
         if samples.labels is not None:
-            columns["label_share"] = [_share(row, label) for row, label in zip(shares.tolist(), samples.labels, strict=True)]
+            # NaN where the label of a query is no class.
+            known = [isinstance(y, (int, float)) and 0 <= y < shares.shape[1] and y == int(y) for y in samples.labels]
+            rows = zip(shares.tolist(), samples.labels, known, strict=True)
+            columns["label_share"] = [row[int(label)] if is_class else math.nan for row, label, is_class in rows]
     else:
         names = ["denoised_label"] if smoothed.shape[1] == 1 else [f"denoised_label_{o}" for o in range(smoothed.shape[1])]
         columns |= dict(zip(names, smoothed.T.numpy(), strict=True))

@@ -14,8 +14,7 @@ from lightning_netsim._checks import check_choice, check_positive_number, check_
 from lightning_netsim.records.record import Record, newest_record
 from lightning_netsim.records.scores import ISSUES, THRESHOLDS, IssueFinder
 from lightning_netsim.report.html import text_and_figure
-from lightning_netsim.report.issue_figures import plot_issues
-from lightning_netsim.report.issues import format_issues
+from lightning_netsim.report.issues import format_issues, plot_issues
 from lightning_netsim.report.pictures import Thumbnails
 
 
@@ -53,13 +52,11 @@ class IssueReport:
     pictures: Thumbnails | None = None
 
     def __str__(self) -> str:
-        return format_issues(self.table, self.issues, [*self._reasons(), *self.notes], self.class_name)
+        reasons = [f"Not looked for: {name.replace('_', ' ')}. {reason}" for name, reason in self.skipped.items()]
+        return format_issues(self.table, self.issues, [*reasons, *self.notes], self.class_name)
 
     def __repr__(self) -> str:
         return f"IssueReport({', '.join(f'{name}: {len(self.found(name))}' for name in self.issues)})"
-
-    def _reasons(self) -> list[str]:
-        return [f"Not looked for: {name.replace('_', ' ')}. {reason}" for name, reason in self.skipped.items()]
 
     def _repr_html_(self) -> str:
         return text_and_figure(str(self), self.plot())
@@ -175,10 +172,10 @@ def find_issues(
     asked = None if given is None else [check_choice("issues", name, ISSUES) for name in given]
     record = _record_of(run)
     finder = IssueFinder(record, levels)
+    for name in asked or []:
+        if name in finder.skipped:
+            raise expected("issues", "ones that this run tells of", repr(name), finder.skipped[name])
     names = [name for name in ISSUES if name not in finder.skipped and (asked is None or name in asked)]
-    refused = [name for name in asked or [] if name in finder.skipped]
-    if refused:
-        raise expected("issues", "ones that this run tells of", repr(refused[0]), finder.skipped[refused[0]])
     for name in names:
         finder.find(name)
     return IssueReport(

@@ -71,7 +71,12 @@ class RareFirstSampler(Sampler[int]):
         self, counts: Tensor | Iterable[float], num_samples: int | None = None, power: float = math.inf, seed: int = 0
     ) -> None:
         super().__init__()
-        self.counts = _fill_gaps(_read_counts(counts))
+        found = _read_counts(counts)
+        ranked = found[found.isfinite()].sort().values
+        if not len(ranked):
+            raise expected("counts", "finite for one sample at least", f"{len(found)} non-finite entries")
+        median = (ranked[(len(ranked) - 1) // 2] + ranked[len(ranked) // 2]) / 2
+        self.counts = torch.where(found.isfinite(), found, median)
         self.num_samples = len(self.counts) if num_samples is None else check_positive_int("num_samples", num_samples)
         if self.num_samples > len(self.counts):
             wanted = f"at most {len(self.counts)}, the number of samples"
@@ -124,7 +129,9 @@ class RareFirstSampler(Sampler[int]):
 
     def order(self, epoch: int) -> Tensor:
         """Return the samples of an epoch in the order in which they are drawn, shape (num_samples,), int64."""
-        generator = torch.Generator().manual_seed(_mix(self.seed, _check_epoch("epoch", epoch)))
+        # One seed of both: their sum would give epoch 1 of seed 0 the order of epoch 0 of seed 1.
+        mixed = hashlib.sha256(f"{self.seed} {_check_epoch('epoch', epoch)}".encode()).digest()[:7]
+        generator = torch.Generator().manual_seed(int.from_bytes(mixed, "big"))
         if math.isinf(self.power):
             shuffled = torch.randperm(len(self.counts), generator=generator)
             return shuffled[self.counts[shuffled].argsort(stable=True)][: self.num_samples]
@@ -194,24 +201,10 @@ def _read_counts(counts: Tensor | Iterable[float]) -> Tensor:
     return values
 
 
-def _fill_gaps(counts: Tensor) -> Tensor:
-    """Return `counts` with the median of the finite ones in the place of the others."""
-    ranked = counts[counts.isfinite()].sort().values
-    if not len(ranked):
-        raise expected("counts", "finite for one sample at least", f"{len(counts)} non-finite entries")
-    median = (ranked[(len(ranked) - 1) // 2] + ranked[len(ranked) // 2]) / 2
-    return torch.where(counts.isfinite(), counts, median)
-
-
 def _check_epoch(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise expected(name, "an int of at least 0", repr(value))
     return value
-
-
-def _mix(seed: int, epoch: int) -> int:
-    """Return one seed for both: their sum would give epoch 1 of seed 0 the order of epoch 0 of seed 1."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {epoch}".encode()).digest()[:7], "big")
 
 
 def _check_same_data_set(index: Tensor, dataset_size: int, record: Record) -> None:

@@ -79,20 +79,21 @@ def review_table(report: IssueReport) -> pd.DataFrame:
     if "label" in rows:
         columns["label"] = rows["label"]
     if "suggested_label" in rows:
-        suggested = [
-            value if "label" in row else None for value, row in zip(rows["suggested_label"].tolist(), found, strict=True)
-        ]
-        whole = all(isinstance(value, int) for value in rows["suggested_label"].tolist())
+        values = rows["suggested_label"].tolist()
+        suggested = [value if "label" in row else None for value, row in zip(values, found, strict=True)]
+        whole = all(isinstance(value, int) for value in values)
         columns["suggested_label"] = pd.array(suggested, dtype="Int64") if whole else suggested
     else:
         columns["suggested_label"] = None
     later = report.later_duplicates(_MOST_COPIES)
     of_classes = "label" in table and not pd.api.types.is_float_dtype(table["label"].dtype)
     counts = table["label"].value_counts() if of_classes else {}
-    columns["action"] = [
-        _propose(row, int(index) in later, of_classes and counts[label] < RARE)
-        for row, index, label in zip(found, rows["index"], rows.get("label", rows["index"]), strict=True)
-    ]
+    actions = []
+    for row, index, label in zip(found, rows["index"], rows.get("label", rows["index"]), strict=True):
+        is_rare = of_classes and counts[label] < RARE
+        drop = "leak" in row or int(index) in later
+        actions.append("drop" if drop else "relabel" if "label" in row and not is_rare else "keep")
+    columns["action"] = actions
     columns["weight"] = 1.0
     for kind in ("label", "suggested_label"):
         if report.has_names and kind in columns:
@@ -103,9 +104,3 @@ def review_table(report: IssueReport) -> pd.DataFrame:
     result = pd.DataFrame(columns, index=rows.index)
     worst = rows[[f"{name}_score" for name in names]].min(axis=1) if names else rows["index"]
     return result.loc[worst.sort_values(kind="stable").index].reset_index(drop=True)
-
-
-def _propose(issues: list[str], is_later_duplicate: bool, is_rare: bool) -> str:
-    if "leak" in issues or is_later_duplicate:
-        return "drop"
-    return "relabel" if "label" in issues and not is_rare else "keep"

@@ -6,7 +6,6 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,19 +62,17 @@ class ReviewedDataset(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         position = self.positions[index]
         sample = self.dataset[position]
-        return _relabeled(sample, self.labels[position]) if position in self.labels else sample
+        if position not in self.labels:
+            return sample
+        if isinstance(sample, Mapping):
+            return {**sample, _label_key(sample): self.labels[position]}
+        parts = [sample[0], self.labels[position], *sample[2:]]
+        return type(sample)(*parts) if hasattr(sample, "_fields") else type(sample)(parts)
 
     def __repr__(self) -> str:
         dropped = len(self.dataset) - len(self.positions)
         changed = int((self.weights != 1).sum())
         return f"ReviewedDataset({len(self)} samples: {dropped} dropped, {len(self.labels)} relabeled, {changed} reweighted)"
-
-
-@dataclass(frozen=True)
-class _Decision:
-    action: str
-    label: Any
-    weight: float
 
 
 def apply_review(
@@ -115,16 +112,16 @@ def apply_review(
     decisions = {place: _decide(row) for place, row in zip(places, table.to_dict("records"), strict=True)}
     # Transforms of the data set may draw random numbers.
     with isolate_rng():
-        changed = {place: each.action == "relabel" for place, each in decisions.items() if each.action != "keep"}
-        given = {place: _label_of(dataset[place], required) for place, required in changed.items()}
+        changed = {place: action for place, (action, _) in decisions.items() if action != "keep"}
+        given = {place: _label_of(dataset[place], action == "relabel") for place, action in changed.items()}
     if "label" in table:
         _check_labels(dict(zip(places, table["label"], strict=True)), given)
-    labels = {place: _like(decisions[place].label, given[place], place) for place, relabeled in changed.items() if relabeled}
-    positions = [place for place in range(len(dataset)) if place not in decisions or decisions[place].action != "drop"]
+    labels = {place: _like(value, given[place], place) for place, (action, value) in decisions.items() if action == "relabel"}
+    positions = [place for place in range(len(dataset)) if changed.get(place) != "drop"]
     weights = torch.ones(len(positions), dtype=torch.float64)
     for row, place in enumerate(positions):
-        if place in decisions and decisions[place].action == "reweight":
-            weights[row] = decisions[place].weight
+        if changed.get(place) == "reweight":
+            weights[row] = decisions[place][1]
     left = None if names is None else [names[place] for place in positions]
     return ReviewedDataset(dataset, positions, labels, weights, left)
 
@@ -138,7 +135,13 @@ def _read(review: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
         raise expected("review", wanted, f"{review!r}, which is no file")
     else:
         try:
-            table = _read_csv(Path(review))
+            # Also what a spreadsheet program wrote: with semicolons or tabs, and empty rows.
+            with Path(review).open(encoding="utf-8-sig") as file:
+                head = file.readline()
+            mark = max(",;\t", key=head.count)
+            # Names such as 00012 or None are to stay what they are.
+            table = pd.read_csv(review, sep=mark, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+            table = table[(table != "").any(axis=1)]
         except (ValueError, OSError) as error:  # pandas' errors of parsing are ValueErrors
             raise expected("review", wanted, f"{str(review)!r} ({error})") from error
     table = table.rename(columns=lambda name: str(name).strip().lower())
@@ -147,16 +150,6 @@ def _read(review: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
         wanted = f"a table with the columns {', '.join(_COLUMNS)}"
         raise expected("review", wanted, f"one without {', '.join(missing)}", "Were its columns renamed?")
     return table
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    """Return a CSV file as text, also one that a spreadsheet program wrote: with semicolons or tabs, and empty rows."""
-    with path.open(encoding="utf-8-sig") as file:
-        head = file.readline()
-    mark = max(",;\t", key=head.count)
-    # Names such as 00012 or None are to stay what they are.
-    table = pd.read_csv(path, sep=mark, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
-    return table[(table != "").any(axis=1)]
 
 
 def _places(dataset: Any, ids: list[Any] | None, named: list[Any]) -> list[int]:
@@ -177,32 +170,31 @@ def _places(dataset: Any, ids: list[Any] | None, named: list[Any]) -> list[int]:
             else "Is it the data set that was measured, and did a spreadsheet program leave the ids as they were?"
         )
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise expected(
-            "review", "about samples of the data set", f"the sample_id {unknown[0]!r}{more}, which it has not", remedy
-        )
+        got = f"the sample_id {unknown[0]!r}{more}, which it has not"
+        raise expected("review", "about samples of the data set", got, remedy)
     twice = [name for name, count in Counter(named).items() if count > 1]
     if twice:
         raise expected("review", "one row for each sample", f"the sample_id {twice[0]!r} more than once")
     return [places[name] for name in named]
 
 
-def _decide(row: Mapping[str, Any]) -> _Decision:
-    """Return what a row of a review says."""
+def _decide(row: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return the action that a row of a review says, and its new label or weight."""
     name, action = row["sample_id"], str(row["action"]).strip().lower()
     if action not in ACTIONS:
         raise expected("review", f"a table whose action is one of {', '.join(ACTIONS)}", f"{row['action']!r} for {name!r}")
-    label, weight = row.get("suggested_label"), row.get("weight")
-    if action == "relabel" and _is_missing(label):
+    if action == "relabel" and _is_missing(row.get("suggested_label")):
         raise expected("review", "a table with a suggested_label for each relabel", f"none for {name!r}")
-    if action == "reweight":
-        try:
-            number = float(str(weight).replace(",", "."))
-        except ValueError:
-            number = math.nan
-        if not (math.isfinite(number) and number >= 0):
-            raise expected("review", "a table with a weight of at least 0 for each reweight", f"{weight!r} for {name!r}")
-        return _Decision(action, label, number)
-    return _Decision(action, label, 1.0)
+    if action != "reweight":
+        return action, row.get("suggested_label")
+    weight = row.get("weight")
+    try:
+        number = float(str(weight).replace(",", "."))
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise expected("review", "a table with a weight of at least 0 for each reweight", f"{weight!r} for {name!r}")
+    return action, number
 
 
 def _is_missing(value: Any) -> bool:
@@ -224,11 +216,9 @@ def _label_of(sample: Any, required: bool) -> Any:
     Raises:
         ValueError: if there is none, and it is required.
     """
-    if isinstance(sample, Mapping):
-        key = next((key for key in LABEL_KEYS if key in sample), None)
-        if key is not None:
-            return sample[key]
-    elif isinstance(sample, (tuple, list)) and len(sample) > 1:
+    if isinstance(sample, Mapping) and any(key in sample for key in LABEL_KEYS):
+        return sample[_label_key(sample)]
+    if isinstance(sample, (tuple, list)) and len(sample) > 1:
         return sample[1]
     if not required:
         return None
@@ -236,14 +226,8 @@ def _label_of(sample: Any, required: bool) -> Any:
     raise expected("dataset", wanted, type(sample).__name__)
 
 
-def _relabeled(sample: Any, label: Any) -> Any:
-    if isinstance(sample, Mapping):
-        key = next(key for key in LABEL_KEYS if key in sample)
-        return {**sample, key: label}
-    parts = [sample[0], label, *sample[2:]]
-    if hasattr(sample, "_fields"):
-        return type(sample)(*parts)
-    return type(sample)(parts)
+def _label_key(sample: Mapping[str, Any]) -> str:
+    return next(key for key in LABEL_KEYS if key in sample)
 
 
 def _like(label: Any, given: Any, place: int) -> Any:

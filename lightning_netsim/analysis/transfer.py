@@ -21,8 +21,7 @@ from lightning_netsim.data.batches import SimilarityBatch, read_batch
 from lightning_netsim.data.labels import is_class_number
 from lightning_netsim.data.samples import Samples, check_positions
 from lightning_netsim.data.sources import Chunk
-from lightning_netsim.jacobian.capture import differentiable, full_float32, without_inference
-from lightning_netsim.jacobian.fallbacks import plain_attention
+from lightning_netsim.jacobian.capture import differentiable, full_float32, plain_attention, without_inference
 from lightning_netsim.jacobian.feature_batches import DenseFeatureBatch
 from lightning_netsim.measurement.plan import chunk_of, memory_budget
 from lightning_netsim.measurement.sample_table import SampleTable, describe

@@ -173,15 +173,11 @@ class NetsimTrainer(Trainer):
     def _move(self, model: LightningModule, datamodule: LightningDataModule | None) -> Move:
         """Return the function that brings a batch to the model, through the hooks that the user may have overridden."""
         device, convert = self.strategy.root_device, self.precision_plugin.convert_input
-        owners = {
-            hook: _owner(hook, model, datamodule)
-            for hook in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-        }
+        hooks = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+        before, to_device, after = (getattr(_owner(hook, model, datamodule), hook) for hook in hooks)
 
         def move(batch: Any, number: int) -> Any:
-            batch = owners["on_before_batch_transfer"].on_before_batch_transfer(convert(batch), number)
-            batch = owners["transfer_batch_to_device"].transfer_batch_to_device(batch, device, number)
-            return owners["on_after_batch_transfer"].on_after_batch_transfer(batch, number)
+            return after(to_device(before(convert(batch), number), device, number), number)
 
         return move
 
@@ -258,16 +254,12 @@ def _load_checkpoint(model: LightningModule, path: str, weights_only: bool | Non
 
 def _differences(own: Mapping[str, Any], other: Mapping[str, Any], strict: bool) -> list[str]:
     """Return in what two states differ, in the order of the model."""
-    found = []
-    for name in [*own, *(name for name in other if name not in own)]:
-        shapes = [_shape(state, name) for state in (own, other)]
-        missing = name not in own or name not in other
-        if shapes[0] != shapes[1] and (strict or not missing):
-            found.append(f"`{name}` is {shapes[0]} in the model and {shapes[1]} in the checkpoint")
-    return found
 
+    def shape(state: Mapping[str, Any], name: str) -> str:
+        if name not in state:
+            return "missing"
+        return str(tuple(state[name].shape)) if isinstance(state[name], Tensor) else "there"
 
-def _shape(state: Mapping[str, Any], name: str) -> str:
-    if name not in state:
-        return "missing"
-    return str(tuple(state[name].shape)) if isinstance(state[name], Tensor) else "there"
+    names = [name for name in dict.fromkeys([*own, *other]) if strict or (name in own and name in other)]
+    pairs = [(name, shape(own, name), shape(other, name)) for name in names]
+    return [f"`{name}` is {one} in the model and {two} in the checkpoint" for name, one, two in pairs if one != two]

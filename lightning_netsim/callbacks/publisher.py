@@ -42,11 +42,14 @@ class Publisher:
         path = None
         if self.root is not None:
             path = write_record(record_directory(self.root, record.meta["epoch"], record.meta["global_step"]), record)
-        if self._figures:
-            for name, figure in self._draw(record, pictures, history).items():
-                if path is not None:
-                    save_figure(figure, path / f"{name}.png")
-                _show(figure, name, loggers, step)
+        for name, figure in self._draw(record, pictures, history).items() if self._figures else ():
+            if path is not None:
+                save_figure(figure, path / f"{name}.png")
+            for logger in loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image(f"netsim/{name}", figure_to_array(figure), step, dataformats="HWC")
+                elif hasattr(logger, "log_image"):
+                    logger.log_image(key=f"netsim/{name}", images=[figure_to_array(figure)], step=step)
         if path is not None and self._keep == "last":
             prune_records(path.parent, {path})
         return path
@@ -70,12 +73,3 @@ def print_summary(trainer: Trainer, record: Record, path: Path | None) -> None:
     """Print the summary of a record once, on the first process."""
     if trainer.is_global_zero:
         print(f"\n{format_summary(record, path)}")
-
-
-def _show(figure: Figure, name: str, loggers: Sequence[Logger], step: int) -> None:
-    """Hand a figure to every logger that can show one."""
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(f"netsim/{name}", figure_to_array(figure), step, dataformats="HWC")
-        elif hasattr(logger, "log_image"):
-            logger.log_image(key=f"netsim/{name}", images=[figure_to_array(figure)], step=step)

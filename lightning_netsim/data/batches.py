@@ -64,7 +64,16 @@ def read_batch(model: nn.Module, batch: Any, batch_idx: int = 0) -> SimilarityBa
 
 def run_model(model: nn.Module, inputs: Any, remedy: str = _REMEDY) -> Any:
     """Return what a model returns for the inputs of a batch: those of a mapping as keywords that its `forward` takes."""
-    return model(**_keywords(model, inputs, remedy)) if isinstance(inputs, Mapping) else model(inputs)
+    if not isinstance(inputs, Mapping):
+        return model(inputs)
+    parameters = inspect.signature(model.forward).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return model(**inputs)
+    taken = {key: value for key, value in inputs.items() if key in parameters}
+    if not taken:
+        wanted = f"a mapping with a key that `forward` takes ({', '.join(parameters)})"
+        raise expected("batch", wanted, f"the keys {sorted(map(str, inputs))}", remedy)
+    return model(**taken)
 
 
 def find_views(inputs: Any) -> list[Tensor]:
@@ -95,42 +104,24 @@ def split_batch(batch: Any, remedy: str = _REMEDY) -> tuple[Any, Any, Any]:
     return batch, None, None
 
 
-def _keywords(model: nn.Module, inputs: Mapping[str, Any], remedy: str) -> dict[str, Any]:
-    """Return those of `inputs` that the `forward` of `model` takes."""
-    parameters = inspect.signature(model.forward).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return dict(inputs)
-    taken = {key: value for key, value in inputs.items() if key in parameters}
-    if not taken:
-        wanted = f"a mapping with a key that `forward` takes ({', '.join(parameters)})"
-        raise expected("batch", wanted, f"the keys {sorted(map(str, inputs))}", remedy)
-    return taken
-
-
 def find_outputs(result: Any, remedy: str = _REMEDY) -> Tensor:
     """Return the (B, D) tensor to compare in what a model returned; where there is not one, say what helps."""
-    if isinstance(result, Tensor):
-        return _check_outputs(result, remedy)
     logits = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
-    if isinstance(logits, Tensor):
-        return _check_outputs(logits, remedy)
-    parts = (
-        dict(result) if isinstance(result, Mapping) else dict(enumerate(result)) if isinstance(result, (tuple, list)) else {}
-    )
-    candidates = [
-        value for value in parts.values() if isinstance(value, Tensor) and value.ndim == 2 and value.is_floating_point()
-    ]
+    outputs = result if isinstance(result, Tensor) else logits
+    if isinstance(outputs, Tensor):
+        if outputs.ndim != 2 or not outputs.is_floating_point():
+            remedy = f"Use `unsqueeze(1)` for a single output. Otherwise: {remedy}"
+            raise expected("outputs", "a floating-point tensor of shape (B, D)", _describe(outputs), remedy)
+        return outputs
+    parts: dict[Any, Any] = dict(result) if isinstance(result, Mapping) else {}
+    if isinstance(result, (tuple, list)):
+        parts = dict(enumerate(result))
+    tensors = [value for value in parts.values() if isinstance(value, Tensor)]
+    candidates = [tensor for tensor in tensors if tensor.ndim == 2 and tensor.is_floating_point()]
     if len(candidates) == 1:
         return candidates[0]
     seen = ", ".join(f"{key}: {_describe(value)}" for key, value in parts.items()) or type(result).__name__
     raise expected("model", "one that returns a (B, D) tensor, or exactly one among its results", f"{{{seen}}}", remedy)
-
-
-def _check_outputs(outputs: Tensor, remedy: str) -> Tensor:
-    if outputs.ndim != 2 or not outputs.is_floating_point():
-        remedy = f"Use `unsqueeze(1)` for a single output. Otherwise: {remedy}"
-        raise expected("outputs", "a floating-point tensor of shape (B, D)", _describe(outputs), remedy)
-    return outputs
 
 
 def _describe(value: Any) -> str:

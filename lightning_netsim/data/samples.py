@@ -39,7 +39,10 @@ class Samples:
             check_positive_int("max_samples", max_samples)
         several = isinstance(loader, (list, tuple)) and len(loader) > 0 and all(isinstance(one, DataLoader) for one in loader)
         self._loaders: list[Any] = list(loader) if several else [loader]
-        self._transfers = [_numbered(move, number) for number in range(len(self._loaders))]
+        self._transfers: list[Callable[[Any, int], Any]] = [
+            lambda batch, batch_idx, number=number: move(batch, number)  # type: ignore[misc]
+            for number in range(len(self._loaders))
+        ]
         pairs = zip(self._loaders, self._transfers, strict=True)
         self.source = join_sources([from_loader(one, transfer, max_samples, seed) for one, transfer in pairs])
         self.dataset = getattr(self._loaders[0], "dataset", None)
@@ -83,10 +86,6 @@ class Samples:
             if sum(len(chunk.index) for chunk in chunks) == len(positions):
                 return chunks
         raise _out_of_range("queries", int(positions.max()), size)
-
-
-def _numbered(move: Move, number: int) -> Callable[[Any, int], Any]:
-    return lambda batch, batch_idx: move(batch, number)
 
 
 def check_positions(name: str, positions: Iterable[int], size: int | None) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -139,11 +140,12 @@ def from_loader(
     if not isinstance(loader, DataLoader):
         raise expected("loader", "a DataLoader", type(loader).__name__)
     dataset: Any = loader.dataset
-    size, extent = _batch_size(loader), len(dataset)
+    extent = len(dataset)
+    size = int(loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1)
     total = extent if limit_batches is None else min(extent, limit_batches * size)
     chosen = fixed_subset(total, max_samples, seed)
     positions = torch.arange(total) if chosen is None else chosen
-    return _indexed(loader, transfer, positions, range(_num_batches(len(positions), size)), size, extent)
+    return _indexed(loader, transfer, positions, range(math.ceil(len(positions) / size)), size, extent)
 
 
 def _indexed(
@@ -168,10 +170,6 @@ def _indexed(
 
     whole = len(own) == extent
     return SampleSource(chunks, len(own), None if whole else own, extent, split)
-
-
-def _num_batches(num_samples: int, size: int) -> int:
-    return -(-num_samples // size)
 
 
 def from_batches(
@@ -237,11 +235,6 @@ def join_sources(sources: list[SampleSource]) -> SampleSource:
         return join_sources([source.split(rank, size) for source in sources])
 
     return SampleSource(chunks, sum(sizes), torch.cat(positions), sum(extents), split)
-
-
-def _batch_size(loader: DataLoader[Any]) -> int:
-    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
-    return int(size) if size else 1
 
 
 def _in_order(loader: DataLoader[Any], positions: Tensor, batch_size: int) -> DataLoader[Any]:

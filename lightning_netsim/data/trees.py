@@ -18,12 +18,18 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
     """
     if isinstance(tree, Mapping):
         mapped = {key: map_leaves(function, value) for key, value in tree.items()}
-        # Mappings with a constructor of their own (a tokenizer's BatchEncoding) are still mappings to the model.
-        return mapped if type(tree) is dict else _rebuild_mapping(tree, mapped)
+        if type(tree) is dict:
+            return mapped
+        try:
+            # Mappings with a constructor of their own (a tokenizer's BatchEncoding) are still mappings to the model.
+            return type(tree)(mapped)  # type: ignore[call-arg]
+        except TypeError:
+            return mapped
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(map_leaves(function, value) for value in tree))
-    if isinstance(tree, (tuple, list)) and not _is_column(tree):
-        return type(tree)(map_leaves(function, value) for value in tree)
+    if isinstance(tree, (tuple, list)):
+        is_column = len(tree) > 0 and all(isinstance(value, (str, bytes, int, float, bool)) for value in tree)
+        return function(tree) if is_column else type(tree)(map_leaves(function, value) for value in tree)
     return function(tree)
 
 
@@ -122,14 +128,3 @@ def detached(tree: Any, device: torch.device | None = None) -> Any:
 
     with torch.inference_mode(False):
         return map_leaves(copy, tree)
-
-
-def _is_column(values: tuple[Any, ...] | list[Any]) -> bool:
-    return len(values) > 0 and all(isinstance(value, (str, bytes, int, float, bool)) for value in values)
-
-
-def _rebuild_mapping(original: Mapping[Any, Any], mapped: dict[Any, Any]) -> Any:
-    try:
-        return type(original)(mapped)  # type: ignore[call-arg]
-    except TypeError:
-        return mapped

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -113,33 +114,32 @@ class ClassSimilarity:
 
     def _groups(self, features: AbstractFeatureBatch, labels: Sequence[ClassLabel]) -> dict[ClassLabel, Tensor]:
         """Return the rows of each class among the valid samples; nothing if the sums do not fit, before any is formed."""
-        valid = self._valid_labels(features, labels)
+        groups = _rows_by_class(features, labels)
         if self._sums is None:
             return {}
-        number = len({*self._sums, *valid})
+        number = len({*self._sums, *groups})
         if number * features.sum_nbytes > self.limit or number > MAX_CLASSES:
             self._bytes = max(self._bytes, number * features.sum_nbytes)
             self.drop()
             return {}
-        return _rows_by_class(valid)
+        return groups
 
-    def share(self, processes: Processes) -> None:
+    def merge(self, processes: Processes) -> None:
         """Make the reference sets of all processes one, after each has been updated with its part."""
         own = self._sums
         kept = processes.gather(None if own is None else ({label: count for label, (_, count) in own.items()}, self._bytes))
-        counts: dict[ClassLabel, int] = {}
+        counts: Counter[ClassLabel] = Counter()
         size = 0.0
         for held, nbytes in (part for part in kept if part is not None):
             size = max(size, nbytes / max(1, len(held)))
-            for label, count in held.items():
-                counts[label] = counts.get(label, 0) + count
+            counts.update(held)
         self._bytes = max(self._bytes, round(size * len(counts)))
         if own is None or None in kept or self._bytes > self.limit or len(counts) > MAX_CLASSES:
             self.drop()
             return
         device = next((value.device for total, _ in own.values() for value in total.values()), None)
-        shared = {label: processes.sum(own.get(label, ({}, 0))[0], device) for label in _ordered(counts)}
-        self._sums = {label: (total, counts[label]) for label, total in shared.items()}
+        # Every process asks for the classes in the same order.
+        self._sums = {label: (processes.sum(own.get(label, ({}, 0))[0], device), counts[label]) for label in _ordered(counts)}
 
     def query(self, queries: AbstractFeatureBatch, labels: Sequence[ClassLabel]) -> Tensor:
         """Return the sum of each query's similarities to the samples of its class, shape (B,); NaN where left out.
@@ -153,9 +153,9 @@ class ClassSimilarity:
         """
         if self._sums is None:
             raise expected("limit", f"at least {self._bytes:,} bytes for the sums of the classes", f"{self.limit:,.0f}")
-        valid = self._valid_labels(queries, labels)
-        own = queries.norm.new_zeros(len(valid))
-        for label, rows in _rows_by_class(valid).items():
+        groups = _rows_by_class(queries, labels)
+        own = queries.norm.new_zeros(sum(map(len, groups.values())))
+        for label, rows in groups.items():
             if label in self._sums:
                 own[rows.to(own.device)] = queries.select(rows).dot(self._sums[label][0])
         return queries.spread(own)
@@ -188,40 +188,33 @@ class ClassSimilarity:
             return None
         classes = _ordered(self._sums)
         counts = torch.tensor([self._sums[label][1] for label in classes])
-        inner = _inner_products([self._sums[label][0] for label in classes])
+        sums = [self._sums[label][0] for label in classes]
+        inner = torch.zeros(len(sums), len(sums), dtype=torch.float64)
+        for name in dict.fromkeys(name for each in sums for name in each):
+            # A parameter that the sum of a class lacks counts as zero there.
+            rows = torch.tensor([place for place, each in enumerate(sums) if name in each])
+            held = [sums[place][name].flatten() for place in rows.tolist()]
+            width = max(1, _ELEMENTS // len(rows))
+            for start in range(0, len(held[0]), width):
+                block = to_double(torch.stack([row[start : start + width] for row in held]))
+                inner[rows.unsqueeze(1), rows] += (block @ block.mT).to(inner)
         within = counts * (counts - 1)
         diagonal = (inner.diagonal() - counts) / within.double().masked_fill(within == 0, torch.nan)
         similarity = (inner / (counts.unsqueeze(1) * counts)).diagonal_scatter(diagonal)
         return ClassSimilarityResult(classes, counts, similarity.float())
 
-    @staticmethod
-    def _valid_labels(features: AbstractFeatureBatch, labels: Sequence[ClassLabel]) -> list[ClassLabel]:
-        """Return the labels of the valid samples."""
-        if len(labels) != len(features.valid):
-            raise expected("labels", f"{len(features.valid)} classes, one for each sample", f"{len(labels)}")
-        return [label for label, valid in zip(labels, features.valid.tolist(), strict=True) if valid]
 
-
-def _rows_by_class(labels: Sequence[ClassLabel]) -> dict[ClassLabel, Tensor]:
-    """Return the rows of each class."""
+def _rows_by_class(features: AbstractFeatureBatch, labels: Sequence[ClassLabel]) -> dict[ClassLabel, Tensor]:
+    """Return the rows of each class among the valid samples."""
+    if len(labels) != len(features.valid):
+        raise expected("labels", f"{len(features.valid)} classes, one for each sample", f"{len(labels)}")
     groups: dict[ClassLabel, list[int]] = {}
-    for row, label in enumerate(labels):
+    valid = [label for label, valid in zip(labels, features.valid.tolist(), strict=True) if valid]
+    for row, label in enumerate(valid):
         groups.setdefault(label, []).append(row)
     return {label: torch.tensor(rows) for label, rows in groups.items()}
 
 
-def _inner_products(sums: Sequence[FeatureSum]) -> Tensor:
-    """Return the inner products of all pairs of sums, shape (C, C), float64: a parameter that one lacks counts as zero."""
-    total = torch.zeros(len(sums), len(sums), dtype=torch.float64)
-    for name in dict.fromkeys(name for each in sums for name in each):
-        rows = [place for place, each in enumerate(sums) if name in each]
-        held = [sums[place][name].flatten() for place in rows]
-        for start in range(0, len(held[0]), max(1, _ELEMENTS // len(rows))):
-            block = to_double(torch.stack([row[start : start + max(1, _ELEMENTS // len(rows))] for row in held]))
-            total[torch.tensor(rows).unsqueeze(1), torch.tensor(rows)] += (block @ block.mT).to(total)
-    return total
-
-
-def _ordered(labels: object) -> list[ClassLabel]:
+def _ordered(labels: Iterable[ClassLabel]) -> list[ClassLabel]:
     """Return classes in their natural order, numbers before names."""
-    return sorted(labels, key=lambda label: (isinstance(label, str), label))  # type: ignore[call-overload, no-any-return]
+    return sorted(labels, key=lambda label: (isinstance(label, str), label))

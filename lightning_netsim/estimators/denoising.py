@@ -128,10 +128,16 @@ class LabelDenoising:
         if not self._answers:
             raise expected("queries", "asked before `compute`", "none", "Call `query` first.")
         joined = {name: torch.cat([answer[name] for answer in self._answers]) for name in self._answers[0]}
+        bound = None
         if lipschitz is not None:
-            self._check_lipschitz(lipschitz, joined.get("spread"))
+            check_tensor("lipschitz", lipschitz, 1, like="(D,)")
+            if self.kernel != "outputs":
+                raise expected("kernel", '"outputs" for a bound', repr(self.kernel))
+            spread = joined["spread"]
+            if lipschitz.shape != spread.shape[1:]:
+                raise expected("lipschitz", f"of shape {tuple(spread.shape[1:])}", f"shape {tuple(lipschitz.shape)}")
+            bound = math.sqrt(2) * lipschitz.to(spread) * spread
         negative = joined.pop("negative", None)
-        bound = None if lipschitz is None else math.sqrt(2) * lipschitz.to(joined["spread"]) * joined["spread"]
         return LabelDenoisingResult(
             **joined,
             factor_error=0.0 if self.all_pairs else 1 / math.sqrt(2 * self.num_probes),
@@ -143,35 +149,31 @@ class LabelDenoising:
 
     def _by_sums(self, jacobian: PerSampleJacobian) -> dict[str, Tensor]:
         """Return what the matrix kernel gives: by the sums over the reference set, or of all pairs."""
-        if self.all_pairs:
-            summed, squared = self._pair_sums(jacobian)
-        else:
-            summed, squared = to_double(jacobian.dot(self._total)), None
         number = jacobian.num_directions
+        if self.all_pairs:
+            # Σ_j K_ij [Id, ỹ_j, ŷ_j], shape (B, D, D + 2), and Σ_j K_ij K_ijᵀ, shape (B, D, D).
+            empty = to_double(jacobian.outputs[:0])
+            summed = empty.new_zeros(jacobian.num_samples, number, number + 2)
+            squared = empty.new_zeros(jacobian.num_samples, number, number)
+            for kernel, targets, outputs in self._tiles(jacobian):
+                values = to_double(torch.stack([targets, outputs], 2))
+                summed[..., :number] += kernel.sum(1)
+                summed[..., number:] += torch.einsum("qnab,nbc->qac", kernel, values)
+                squared += torch.einsum("qnab,qncb->qac", kernel, kernel)
+        else:
+            summed = to_double(jacobian.dot(self._total))
         inverse = sum_inverse(summed[..., :number], jacobian.outputs.dtype)
         targets, outputs = summed[..., number], summed[..., number + 1]
-        if squared is None:
-            variance = (inverse @ summed[..., number + 2 :]).square().sum(1).mean(1)
-        else:
+        if self.all_pairs:
             variance = (inverse @ squared @ inverse.mT).diagonal(dim1=1, dim2=2).sum(1)
+        else:
+            variance = (inverse @ summed[..., number + 2 :]).square().sum(1).mean(1)
         return {
             "smoothed_targets": (inverse @ targets.unsqueeze(2)).squeeze(2),
             "smoothed_outputs": (inverse @ outputs.unsqueeze(2)).squeeze(2),
             "factor": (variance / number).sqrt(),
             "residual": outputs - targets,
         }
-
-    def _pair_sums(self, jacobian: PerSampleJacobian) -> tuple[Tensor, Tensor]:
-        """Return Σ_j K_ij [Id, ỹ_j, ŷ_j], shape (B, D, D + 2), and Σ_j K_ij K_ijᵀ, shape (B, D, D)."""
-        size, number = jacobian.num_samples, jacobian.num_directions
-        empty = to_double(jacobian.outputs[:0])
-        summed, squared = empty.new_zeros(size, number, number + 2), empty.new_zeros(size, number, number)
-        for kernel, targets, outputs in self._tiles(jacobian):
-            values = to_double(torch.stack([targets, outputs], 2))
-            summed[..., :number] += kernel.sum(1)
-            summed[..., number:] += torch.einsum("qnab,nbc->qac", kernel, values)
-            squared += torch.einsum("qnab,qncb->qac", kernel, kernel)
-        return summed, squared
 
     def _by_outputs(self, jacobian: PerSampleJacobian) -> dict[str, Tensor]:
         """Return what the kernels of single outputs give, negative ones put to 0."""
@@ -210,14 +212,6 @@ class LabelDenoising:
             for start in range(0, len(targets), size):
                 part = slice(start, min(start + size, len(targets)))
                 yield to_double(jacobian.inner(held.select(part))), targets[part], outputs[part]
-
-    def _check_lipschitz(self, lipschitz: Tensor, spread: Tensor | None) -> None:
-        """Refuse constants that fit no bound."""
-        check_tensor("lipschitz", lipschitz, 1, like="(D,)")
-        if spread is None:
-            raise expected("kernel", '"outputs" for a bound', repr(self.kernel))
-        if lipschitz.shape != spread.shape[1:]:
-            raise expected("lipschitz", f"of shape {tuple(spread.shape[1:])}", f"shape {tuple(lipschitz.shape)}")
 
     def _check(self, name: str, values: Tensor, jacobian: PerSampleJacobian) -> Tensor:
         """Return values with one row for each sample and one column for each output."""

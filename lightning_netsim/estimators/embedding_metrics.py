@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -73,13 +74,12 @@ class EmbeddingMetrics(AbstractEmbeddingMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return each figure by its name, a scalar in [0, 1]; NaN where there is nothing to find."""
-        queries, references = _renumbered(self.queries(), self.references())
-        figures = self._retrieval(_Search(queries, references), queries.labels)
-        if self.nmi:
-            figures["nmi"] = _clustering(queries, self.seed)
-        return figures
-
-    def _retrieval(self, search: _Search, truth: Tensor) -> dict[str, Tensor]:
+        queries, references = self.queries(), self.references()
+        # Classes are numbered from 0 on, without gaps.
+        numbers = torch.unique(torch.cat([queries.labels, references.labels]), return_inverse=True)[1]
+        truth = numbers[: len(queries)]
+        queries, references = replace(queries, labels=truth), replace(references, labels=numbers[len(queries) :])
+        search = _Search(queries, references)
         shown = max(1, min(max([*self.recall_at, self.num_neighbors]), search.available))
         relevant = search.num_relevant if self.map_at_r else torch.zeros_like(truth)
         wanted = max(shown, int(relevant.max()) if len(relevant) else 0)
@@ -98,6 +98,8 @@ class EmbeddingMetrics(AbstractEmbeddingMetric):
             figures["map@r"] = (precision / (relevant > 0).sum()).float()
         voters = slice(None, self.num_neighbors)
         figures["knn_accuracy"] = (neighbor_vote(similarity[:, voters], labels[:, voters]) == truth).float().mean()
+        if self.nmi:
+            figures["nmi"] = _clustering(queries, self.seed)
         return figures
 
 
@@ -131,13 +133,6 @@ class _Search:
             similarity[:, :k] = result.similarity
             labels[:, :k] = self._searched.labels[result.index].where(result.index >= 0, -1)
         return similarity, labels
-
-
-def _renumbered(*samples: LabeledEmbeddings) -> list[LabeledEmbeddings]:
-    """Return sets of samples with their classes numbered from 0 on, without gaps."""
-    labels = torch.unique(torch.cat([some.labels for some in samples]), return_inverse=True)[1]
-    parts = labels.split([len(some) for some in samples])
-    return [LabeledEmbeddings(some.vectors, part) for some, part in zip(samples, parts, strict=True)]
 
 
 def _clustering(samples: LabeledEmbeddings, seed: int) -> Tensor:

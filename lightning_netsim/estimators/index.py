@@ -28,6 +28,7 @@ from lightning_netsim._checks import (
     check_tensor,
     expected,
 )
+from lightning_netsim.estimators.neighbor_table import in_order
 from lightning_netsim.functional.results import KernelNeighborsResult
 
 FORMAT_VERSION = 1
@@ -75,7 +76,22 @@ class NeighborIndex:
         self.dim = check_positive_int("dim", dim)
         self.index_factory = index_factory
         self.fingerprint = fingerprint
-        self._index = _build(dim, index_factory)
+        faiss = _faiss()
+        remedy = "Use 'Flat', 'HNSW32', 'IVF256,Flat' or another of faiss's strings without an IDMap."
+        refusal = expected(
+            "index_factory", f"a faiss index_factory string for the inner product and dim={dim}", repr(index_factory), remedy
+        )
+        if not isinstance(index_factory, str):
+            raise refusal
+        try:
+            self._index: Any = faiss.index_factory(dim, index_factory, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            raise refusal from error
+        if self._index.metric_type != faiss.METRIC_INNER_PRODUCT or "IDMap" in type(self._index).__name__:
+            raise refusal
+        inverted = faiss.try_extract_index_ivf(self._index)
+        if inverted is not None:
+            inverted.nprobe = math.isqrt(inverted.nlist - 1) + 1
         self._ids: list[Tensor] = []
         self._known: set[int] = set()
         self._pending: list[Tensor] = []
@@ -200,18 +216,18 @@ class NeighborIndex:
                 another fingerprint.
         """
         note, ids = _read_note(Path(path))
-        if fingerprint is not None and note.get("fingerprint") != fingerprint:
-            raise _wrong_run(path, fingerprint, note.get("fingerprint"))
+        found = note.get("fingerprint")
+        if fingerprint is not None and found != fingerprint:
+            got = f"{str(path)!r}, which " + ("does not say of what it is" if found is None else f"is of {found!r}")
+            raise expected("path", f"an index of {fingerprint!r}", got, "Build the index again, or name the right file.")
         try:
             index = _faiss().read_index(str(path))
         except RuntimeError as error:
             raise _wrong_file(path, "one that faiss cannot read") from error
         if (index.d, index.ntotal) != (note["dim"], note["num_samples"]):
             raise _wrong_file(path, "one whose note does not fit its content")
-        loaded = cls.__new__(cls)
-        loaded.dim, loaded.index_factory = int(note["dim"]), str(note["index_factory"])
-        loaded.fingerprint = note.get("fingerprint")
-        loaded._index, loaded._ids, loaded._known, loaded._pending = index, [ids], set(ids.tolist()), []
+        loaded = cls(note["dim"], note["index_factory"], found)
+        loaded._index, loaded._ids, loaded._known = index, [ids], set(ids.tolist())
         return loaded
 
     def _settle(self) -> None:
@@ -243,33 +259,18 @@ class NeighborIndex:
         similarity, position = torch.from_numpy(values), torch.from_numpy(places)
         last = similarity[:, -1].clone()
         near = ((similarity[:, :-1] - similarity[:, 1:]) <= _TIE_TOLERANCE).any(dim=1).nonzero().squeeze(1)
-        if settle_ties:
-            similarity[near] = self._rescore(rows[near], similarity[near], position[near])
+        stored = self._stored()
+        if settle_ties and stored is not None:
+            # Of duplicates, similarities in float64 that are rounded to float32 tie exactly.
+            for some in torch.split(near, max(1, _BLOCK_ELEMENTS // (fetch * self.dim))):
+                exact = torch.einsum("qk,qfk->qf", rows[some].double(), stored[position[some]].double())
+                similarity[some] = exact.float()
         ids = self.ids[position.clamp_min(0)]
         gone = (position < 0) | (ids == exclude.unsqueeze(1))
         similarity, ids = similarity.masked_fill(gone, -math.inf), ids.masked_fill(gone, -1)
-        by_id = ids.argsort(dim=1)
-        order = similarity.gather(1, by_id).sort(dim=1, descending=True, stable=True).indices
-        order = by_id.gather(1, order)[:, :k]
-        similarity, ids = similarity.gather(1, order), ids.gather(1, order)
+        similarity, ids = in_order(similarity, ids, k)
         tied = (position[:, -1] >= 0) & (similarity[:, -1] - last <= _TIE_TOLERANCE)
-        if order.shape[1] < k:
-            padding = (0, k - order.shape[1])
-            similarity = torch.nn.functional.pad(similarity, padding, value=-math.inf)
-            ids = torch.nn.functional.pad(ids, padding, value=-1)
         return similarity.masked_fill(ids < 0, math.nan), ids, tied
-
-    def _rescore(self, rows: Tensor, similarity: Tensor, position: Tensor) -> Tensor:
-        """Return the similarities in float64, rounded to float32: duplicates then tie exactly."""
-        stored = self._stored()
-        if stored is None or not rows.numel():
-            return similarity
-        block = max(1, _BLOCK_ELEMENTS // (position.shape[1] * self.dim))
-        exact = [
-            torch.einsum("qk,qfk->qf", one.double(), stored[place].double()).float()
-            for one, place in zip(torch.split(rows, block), torch.split(position, block), strict=True)
-        ]
-        return torch.cat(exact)
 
 
 def find_clusters(features: Tensor, num_clusters: int, seed: int = 0, num_starts: int = 1) -> Tensor:
@@ -312,25 +313,6 @@ def find_clusters(features: Tensor, num_clusters: int, seed: int = 0, num_starts
     return torch.from_numpy(k_means.centroids).to(features)
 
 
-def _build(dim: int, index_factory: str) -> Any:
-    """Build the faiss index, or say in one sentence why not."""
-    faiss = _faiss()
-    wanted = f"a faiss index_factory string for the inner product and dim={dim}"
-    remedy = "Use 'Flat', 'HNSW32', 'IVF256,Flat' or another of faiss's strings without an IDMap."
-    if not isinstance(index_factory, str):
-        raise expected("index_factory", wanted, repr(index_factory), remedy)
-    try:
-        index = faiss.index_factory(dim, index_factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise expected("index_factory", wanted, repr(index_factory), remedy) from error
-    if index.metric_type != faiss.METRIC_INNER_PRODUCT or "IDMap" in type(index).__name__:
-        raise expected("index_factory", wanted, repr(index_factory), remedy)
-    inverted = faiss.try_extract_index_ivf(index)
-    if inverted is not None:
-        inverted.nprobe = math.isqrt(inverted.nlist - 1) + 1
-    return index
-
-
 def _float32(name: str, features: Tensor, dim: int) -> Tensor:
     """Return the features as contiguous float32 on the CPU."""
     check_tensor(name, features, 2, like=f"(n, {dim})")
@@ -349,11 +331,6 @@ def _check_ids(name: str, ids: Tensor, rows: Tensor) -> Tensor:
 
 def _wrong_file(path: str | os.PathLike[str], got: str) -> NetsimError:
     return expected("path", f"a file written by `NeighborIndex.save` (version {FORMAT_VERSION})", f"{str(path)!r}, {got}")
-
-
-def _wrong_run(path: str | os.PathLike[str], wanted: str, found: str | None) -> NetsimError:
-    got = f"{str(path)!r}, which " + ("does not say of what it is" if found is None else f"is of {found!r}")
-    return expected("path", f"an index of {wanted!r}", got, "Build the index again, or name the right file.")
 
 
 def _read_note(path: Path) -> tuple[dict[str, Any], Tensor]:

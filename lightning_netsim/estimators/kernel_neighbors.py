@@ -47,7 +47,6 @@ class KernelNeighbors:
         """Forget the reference set and all queries."""
         self._index: NeighborIndex | _FlatSearch | None = None
         self._num_seen = 0
-        self._added: list[tuple[Tensor, Tensor]] = []
         self._answers: list[KernelNeighborsResult] = []
 
     def update(self, reference: AbstractFeatureBatch, ids: Tensor) -> Tensor:
@@ -62,7 +61,11 @@ class KernelNeighbors:
         """
         vectors = reference.vectors().float()
         self._num_seen += len(ids)
-        self._added.append((vectors, ids[reference.valid.cpu()]))
+        if self._index is None:
+            stays = vectors.device.type != "cpu" and self.index_factory == "Flat"
+            self._index = _FlatSearch() if stays else NeighborIndex(vectors.shape[1], self.index_factory)
+        if len(vectors):
+            self._index.add(vectors, ids[reference.valid.cpu()])
         return vectors
 
     def query(self, queries: AbstractFeatureBatch, exclude: Tensor | None = None) -> KernelNeighborsResult:
@@ -80,10 +83,10 @@ class KernelNeighbors:
         similarity = torch.full((len(valid), self.k), torch.nan)
         index = torch.full((len(valid), self.k), -1)
         check_neighbors_fit(self.k, self._num_seen, exclude is not None)
-        held = self._build()
-        k = min(self.k, len(held) - int(exclude is not None)) if held is not None else 0
-        if held is not None and k > 0 and bool(valid.any()):
-            found = held.search(queries.vectors().float(), k, None if exclude is None else exclude[valid], self.settle_ties)
+        k = min(self.k, len(self._index) - int(exclude is not None)) if self._index is not None else 0
+        if self._index is not None and k > 0 and bool(valid.any()):
+            own = None if exclude is None else exclude[valid]
+            found = self._index.search(queries.vectors().float(), k, own, self.settle_ties)
             similarity[valid, :k], index[valid, :k] = found.similarity, found.index
         answer = KernelNeighborsResult(similarity, index, 1.0 if self.is_exact else None)
         self._answers.append(answer)
@@ -98,17 +101,6 @@ class KernelNeighbors:
         similarity = torch.cat([torch.zeros(0, self.k), *(answer.similarity for answer in self._answers)])
         index = torch.cat([torch.zeros(0, self.k, dtype=torch.int64), *(answer.index for answer in self._answers)])
         return KernelNeighborsResult(similarity, index, 1.0 if self.is_exact else recall)
-
-    def _build(self) -> NeighborIndex | _FlatSearch | None:
-        """Return the index over everything added so far; None if that is nothing."""
-        for vectors, ids in self._added:
-            if self._index is None:
-                stays = vectors.device.type != "cpu" and self.index_factory == "Flat"
-                self._index = _FlatSearch() if stays else NeighborIndex(vectors.shape[1], self.index_factory)
-            if len(vectors):
-                self._index.add(vectors, ids)
-        self._added = []
-        return self._index
 
 
 class _FlatSearch:

@@ -30,6 +30,10 @@ class LabeledEmbeddings:
         """Return n."""
         return len(self.labels)
 
+    def __getitem__(self, chosen: Tensor) -> LabeledEmbeddings:
+        """Return some of the samples."""
+        return LabeledEmbeddings(self.vectors[chosen], self.labels[chosen])
+
 
 class AbstractEmbeddingMetric(Metric, ABC):
     """A metric of embeddings and labels: update with batches, compute from all of them, over all processes.

@@ -50,8 +50,11 @@ class LinearProbe(AbstractEmbeddingMetric):
             return torch.tensor(math.nan)
         if len(references):
             return self._correct(references, queries).float().mean()
-        fold = _folds(queries.labels, min(self.folds, len(queries)))
-        parts = [(_chosen(queries, fold != each), _chosen(queries, fold == each)) for each in range(int(fold.max()) + 1)]
+        folds = min(self.folds, len(queries))
+        # The samples of a class take turns; one class goes on where the other has stopped.
+        fold = torch.empty_like(queries.labels)
+        fold[queries.labels.argsort(stable=True)] = torch.arange(len(queries)) % folds
+        parts = [(queries[fold != each], queries[fold == each]) for each in range(folds)]
         return torch.cat([self._correct(train, judged) for train, judged in parts]).float().mean()
 
     def _correct(self, train: LabeledEmbeddings, judged: LabeledEmbeddings) -> Tensor:
@@ -80,15 +83,3 @@ class LinearProbe(AbstractEmbeddingMetric):
 
         optimizer.step(loss)  # type: ignore[no-untyped-call]
         return weights.detach()
-
-
-def _folds(labels: Tensor, folds: int) -> Tensor:
-    """Return the fold of each sample: the samples of a class take turns, one class goes on where the other has stopped."""
-    order = labels.argsort(stable=True)
-    fold = torch.empty_like(labels)
-    fold[order] = torch.arange(len(labels)) % folds
-    return fold
-
-
-def _chosen(samples: LabeledEmbeddings, mask: Tensor) -> LabeledEmbeddings:
-    return LabeledEmbeddings(samples.vectors[mask], samples.labels[mask])

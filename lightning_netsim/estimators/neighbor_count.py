@@ -48,7 +48,7 @@ class NeighborCount:
             self._total[name] = self._total[name] + value if name in self._total else value
         self._num_reference += num_samples
 
-    def share(self, processes: Processes) -> None:
+    def merge(self, processes: Processes) -> None:
         """Make the reference sets of all processes one, after each has been updated with its part."""
         self._total = processes.sum(self._total)
         self._num_reference = sum(processes.gather(self._num_reference))

@@ -11,6 +11,10 @@ from lightning_netsim._checks import check_numbers, check_positive_int, check_te
 from lightning_netsim.functional.results import KernelNeighborsResult
 
 _NOBODY = torch.iinfo(torch.int64).max
+# Listed beyond k, so that ties across the k-th place are seen.
+_SLACK = 4
+# Similarities of duplicates differ by this much at most, by the order of summation in float32.
+_TIE = 5e-7
 
 
 class NeighborTable:
@@ -58,7 +62,15 @@ class NeighborTable:
         device = self._ids.device
         tile = check_tensor("similarity", similarity, 2, like="(q, n)").to(device, torch.float32)
         ids, rows = ids.to(device), None if rows is None else rows.to(device)
-        self._check_shapes(tile, ids, rows, exclude)
+        number, width = tile.shape
+        num_rows = len(self._ids) if rows is None else len(rows)
+        if number != num_rows:
+            raise expected("similarity", f"of shape ({num_rows}, n), one row for each query", f"shape {tuple(tile.shape)}")
+        if ids.shape not in ((width,), (number, width)) or ids.is_floating_point():
+            wanted = f"an int64 tensor of shape ({width},) or ({number}, {width})"
+            raise expected("ids", wanted, f"{ids.dtype} of shape {tuple(ids.shape)}")
+        if exclude is not None and exclude.shape != (number,):
+            raise expected("exclude", f"of shape ({number},)", f"shape {tuple(exclude.shape)}")
         if not tile.numel():
             return
         tile = tile.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
@@ -70,7 +82,10 @@ class NeighborTable:
         tile, ids = tile[open_rows], ids[open_rows] if ids.ndim == 2 else ids.expand(len(open_rows), -1)
         if exclude is not None:
             tile = tile.masked_fill_(ids == exclude.to(device)[open_rows].unsqueeze(1), -torch.inf)
-        self._merge(open_rows if rows is None else rows[open_rows], *_first(tile, ids, self.k))
+        rows = open_rows if rows is None else rows[open_rows]
+        best, found = _first(tile, ids, self.k)
+        similarity, ids = torch.cat([self._similarity[rows], best], 1), torch.cat([self._ids[rows], found], 1)
+        self._similarity[rows], self._ids[rows] = in_order(similarity, ids, self.k)
 
     def kth(self) -> Tensor:
         """Return the smallest listed similarity of each query, shape (Q,); -inf while fewer than k are listed."""
@@ -88,25 +103,13 @@ class NeighborTable:
             similarity.masked_fill(missing, torch.nan), self._ids.cpu().masked_fill(missing, -1), recall
         )
 
-    def _merge(self, rows: Tensor, similarity: Tensor, ids: Tensor) -> None:
-        """Take the best k of what is listed for the queries `rows` and the candidates, shape (q, at most k)."""
-        similarity = torch.cat([self._similarity[rows], similarity], 1)
-        ids = torch.cat([self._ids[rows], ids], 1)
-        by_id = ids.argsort(1)
-        order = similarity.gather(1, by_id).sort(dim=1, descending=True, stable=True).indices[:, : self.k]
-        order = by_id.gather(1, order)
-        self._similarity[rows], self._ids[rows] = similarity.gather(1, order), ids.gather(1, order)
 
-    def _check_shapes(self, tile: Tensor, ids: Tensor, rows: Tensor | None, exclude: Tensor | None) -> None:
-        number, width = tile.shape
-        if number != (len(self._ids) if rows is None else len(rows)):
-            wanted = f"of shape ({len(self._ids) if rows is None else len(rows)}, n), one row for each query"
-            raise expected("similarity", wanted, f"shape {tuple(tile.shape)}")
-        if ids.shape not in ((width,), (number, width)) or ids.is_floating_point():
-            wanted = f"an int64 tensor of shape ({width},) or ({number}, {width})"
-            raise expected("ids", wanted, f"{ids.dtype} of shape {tuple(ids.shape)}")
-        if exclude is not None and exclude.shape != (number,):
-            raise expected("exclude", f"of shape ({number},)", f"shape {tuple(exclude.shape)}")
+def in_order(similarity: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the first k of each row, or all if there are fewer, by similarity (descending) and then by id (ascending)."""
+    by_id = ids.argsort(dim=1)
+    order = similarity.gather(1, by_id).sort(dim=1, descending=True, stable=True).indices
+    order = by_id.gather(1, order)[:, :k]
+    return similarity.gather(1, order), ids.gather(1, order)
 
 
 def _first(tile: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -125,13 +128,6 @@ def _first(tile: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
         place = (torch.arange(k, device=tile.device) - above).clamp_min(0)
         found[tied] = torch.where(top[tied] == edge, lowest.gather(1, place), found[tied])
     return top, found
-
-
-# Listed beyond k, so that ties across the k-th place are seen.
-_SLACK = 4
-
-# Similarities of duplicates differ by this much at most, by the order of summation in float32.
-_TIE = 5e-7
 
 
 class AllPairs:
@@ -189,8 +185,7 @@ class AllPairs:
 
     def neighbors(self) -> KernelNeighborsResult:
         """Return the k nearest of all that was offered; similarities equal up to rounding are in the order of their ids."""
-        found = self._table.result(recall=1.0)
-        return settle_ties(found, self.k)
+        return settle_ties(self._table.result(recall=1.0), self.k)
 
 
 def settle_ties(found: KernelNeighborsResult, k: int) -> KernelNeighborsResult:
@@ -205,7 +200,7 @@ def settle_ties(found: KernelNeighborsResult, k: int) -> KernelNeighborsResult:
     apart = (filled[:, :-1] - filled[:, 1:]).nan_to_num(nan=torch.inf) > _TIE
     group = torch.nn.functional.pad(apart.cumsum(1), (1, 0))
     # Missing entries, of index -1, stay behind.
-    by_id = index.masked_fill(index < 0, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
+    by_id = index.masked_fill(index < 0, _NOBODY).argsort(dim=1, stable=True)
     order = by_id.gather(1, group.gather(1, by_id).argsort(dim=1, stable=True))
     settled = similarity.gather(1, order).nan_to_num(nan=-torch.inf).sort(dim=1, descending=True).values
     settled = settled.masked_fill(settled == -torch.inf, torch.nan)

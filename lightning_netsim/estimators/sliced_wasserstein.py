@@ -96,7 +96,8 @@ class SlicedWassersteinDistance(Metric):
         if any(before) and size != before:
             wanted = f"of shape (B, {', '.join(map(str, before))}), as those before"
             raise expected("images", wanted, f"shape {tuple(images.shape)}", "Crop or resize all images to one size.")
-        levels = laplacian_pyramid(images, self._levels_of(min(size[1:])))
+        num_levels = self.num_levels or 1 + int(math.log2(max(1, min(size[1:]) / _SMALLEST)))
+        levels = laplacian_pyramid(images, num_levels)
         if min(levels[-1].shape[2:]) < self.patch_size:
             got = f"shape {tuple(images.shape)} with {len(levels)} levels"
             raise expected("images", f"large enough for patches of {self.patch_size} pixels", got, "Choose fewer levels.")
@@ -143,12 +144,6 @@ class SlicedWassersteinDistance(Metric):
         """Forget all images, and draw as at the beginning."""
         super().reset()
         self._generator.manual_seed(self.seed)
-
-    def _levels_of(self, side: int) -> int:
-        """Return the number of levels for images of a shorter side."""
-        if self.num_levels is not None:
-            return self.num_levels
-        return max(1, 1 + int(math.log2(side / _SMALLEST))) if side >= _SMALLEST else 1
 
     def _patches(self, images: Tensor) -> Tensor:
         """Return patches at random places, shape (B · patches, C·P²)."""

@@ -15,21 +15,19 @@ from lightning_netsim.functional.denoising import (
 from lightning_netsim.functional.difference_alignment import ctv_norm, difference_alignment_loss
 from lightning_netsim.functional.expected_neighbors import expected_neighbors, neighbor_dimension, neighbor_radius
 from lightning_netsim.functional.kernel import (
+    effective_rank,
+    identity_distance_similarity,
     inverse_root,
     kernel_matrix,
     normalized_kernel_matrix,
     orthonormal_gradients,
     pairwise_similarity,
-    transfer,
-)
-from lightning_netsim.functional.kernel_neighbors import kernel_neighbors
-from lightning_netsim.functional.kernel_scalars import (
-    effective_rank,
-    identity_distance_similarity,
     rotation_similarity,
     subspace_similarity,
     trace_similarity,
+    transfer,
 )
+from lightning_netsim.functional.kernel_neighbors import kernel_neighbors
 from lightning_netsim.functional.label_quality import label_quality, label_votes
 from lightning_netsim.functional.mmd import gaussian_kernel, median_distance, random_feature_mmd, squared_mmd
 from lightning_netsim.functional.neighbor_count import hard_count, neighbor_count, power_count, soft_count

@@ -1,8 +1,6 @@
-"""What the functions of (query, reference) features share: which rows are usable, and how to walk over them in blocks."""
+"""What the functions of (query, reference) features share: which features fit, and which of their rows are usable."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -18,12 +16,6 @@ def check_features(query: Tensor, reference: Tensor | None) -> Tensor:
     check_tensor("reference", reference, 2, like="(N, K)")
     check_same_size("reference", reference, "query", query, dim=1)
     return reference
-
-
-def row_blocks(features: Tensor, chunk_size: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first row, rows) for successive blocks of `chunk_size` rows."""
-    for start in range(0, features.shape[0], chunk_size):
-        yield start, features[start : start + chunk_size]
 
 
 def usable_rows(features: Tensor) -> Tensor:

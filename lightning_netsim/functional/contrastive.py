@@ -44,10 +44,8 @@ def contrastive_loss(embeddings: Tensor, labels: Tensor, margin: float = 1.0) ->
     squares = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")[first, second].square()
     known = (labels[first] >= 0) & (labels[second] >= 0)
     same = labels[first] == labels[second]
-    terms = squares[same & known] / 2, (margin - squares[~same & known]).relu() / 2
-    return sum((_mean_above_zero(term) for term in terms), embeddings.sum() * 0)
-
-
-def _mean_above_zero(values: Tensor) -> Tensor:
-    above = values[values > 0]
-    return above.mean() if len(above) else values.sum() * 0
+    total = embeddings.sum() * 0
+    for terms in (squares[same & known] / 2, (margin - squares[~same & known]).relu() / 2):
+        above = terms[terms > 0]
+        total = total + (above.mean() if len(above) else terms.sum() * 0)
+    return total

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_netsim._checks import check_same_size, check_tensor, expected
 from lightning_netsim.functional._precision import full_precision, to_double, upcast
-from lightning_netsim.functional.kernel import FLOOR_FLOAT32, FLOOR_FLOAT64
+from lightning_netsim.functional.kernel import default_floor
 
 
 def denoising_weights(kernel: Tensor, clamp: bool = False) -> Tensor:
@@ -61,8 +61,7 @@ def sum_inverse(total: Tensor, digits: torch.dtype) -> Tensor:
     double = to_double(total)
     usable = torch.isfinite(double).all(-1).all(-1) & (double != 0).any(-1).any(-1)
     identity = torch.eye(total.shape[-1], dtype=double.dtype, device=double.device)
-    floor = FLOOR_FLOAT64 if digits == torch.float64 else FLOOR_FLOAT32
-    inverse = torch.linalg.pinv(torch.where(usable[..., None, None], double, identity), rtol=floor)
+    inverse = torch.linalg.pinv(torch.where(usable[..., None, None], double, identity), rtol=default_floor(digits))
     return torch.where(usable[..., None, None], inverse, torch.nan).to(total)
 
 

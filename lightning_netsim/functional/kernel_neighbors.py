@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_netsim._checks import check_neighbors_fit, check_positive_int
-from lightning_netsim.functional._blocks import check_features, row_blocks, usable_rows
+from lightning_netsim.functional._blocks import check_features, usable_rows
 from lightning_netsim.functional._precision import full_precision, to_double
 from lightning_netsim.functional.results import KernelNeighborsResult
 
@@ -50,34 +50,27 @@ def kernel_neighbors(
     check_positive_int("chunk_size", chunk_size)
     similarities, indices = [], []
     with torch.no_grad(), full_precision(query):
-        for start, rows in row_blocks(query, chunk_size):
-            similarity, index = _nearest(rows, reference, k, chunk_size, start if is_self else None)
-            missing = (similarity == -torch.inf) | ~usable_rows(rows).unsqueeze(1).to(similarity.device)
-            similarities.append(torch.where(missing, torch.nan, similarity).to(query.device))
-            indices.append(torch.where(missing, -1, index).to(query.device))
-    if not similarities:
-        return KernelNeighborsResult(query.new_zeros(0, k).float(), query.new_zeros(0, k).long(), recall=1.0)
+        places = torch.arange(max(len(query), len(reference)), device=query.device)
+        blocks = list(zip(torch.split(reference, chunk_size), torch.split(places[: len(reference)], chunk_size), strict=True))
+        for rows, own in zip(torch.split(query, chunk_size), torch.split(places[: len(query)], chunk_size), strict=True):
+            usable = usable_rows(rows).unsqueeze(1)
+            wide = to_double(torch.where(usable, rows, 0.0))
+            best = wide.new_zeros(len(rows), 0, dtype=torch.float32)
+            best_index = torch.zeros_like(best, dtype=torch.int64)
+            for columns, index in blocks:
+                present = usable_rows(columns)
+                safe = to_double(torch.where(present.unsqueeze(1), columns, 0.0))
+                similarity = (wide @ safe.mT).float().masked_fill(~present.to(wide.device), -torch.inf)
+                if is_self:
+                    similarity = similarity.masked_fill((own.unsqueeze(1) == index).to(wide.device), -torch.inf)
+                candidates = torch.cat([best, similarity], dim=1)
+                candidate_index = torch.cat([best_index, index.to(wide.device).expand(len(rows), -1)], dim=1)
+                chosen = _stable_topk(candidates, min(k, candidates.shape[1]))
+                best, best_index = candidates.gather(1, chosen), candidate_index.gather(1, chosen)
+            missing = (best == -torch.inf) | ~usable.to(best.device)
+            similarities.append(torch.where(missing, torch.nan, best).to(query.device))
+            indices.append(torch.where(missing, -1, best_index).to(query.device))
     return KernelNeighborsResult(torch.cat(similarities), torch.cat(indices), recall=1.0)
-
-
-def _nearest(rows: Tensor, reference: Tensor, k: int, chunk_size: int, self_start: int | None) -> tuple[Tensor, Tensor]:
-    """Return the best k of all reference samples for one block of queries; -inf where there is none."""
-    wide = to_double(torch.where(usable_rows(rows).unsqueeze(1), rows, 0.0))
-    best = wide.new_zeros(rows.shape[0], 0, dtype=torch.float32)
-    best_index = torch.zeros_like(best, dtype=torch.int64)
-    for start, columns in row_blocks(reference, chunk_size):
-        usable = usable_rows(columns)
-        safe = to_double(torch.where(usable.unsqueeze(1), columns, 0.0))
-        similarity = (wide @ safe.mT).float().masked_fill(~usable.to(wide.device), -torch.inf)
-        index = torch.arange(start, start + columns.shape[0], device=wide.device)
-        if self_start is not None:
-            own = torch.arange(self_start, self_start + rows.shape[0], device=wide.device)
-            similarity = similarity.masked_fill(own.unsqueeze(1) == index, -torch.inf)
-        candidates = torch.cat([best, similarity], dim=1)
-        candidate_index = torch.cat([best_index, index.expand(rows.shape[0], -1)], dim=1)
-        chosen = _stable_topk(candidates, min(k, candidates.shape[1]))
-        best, best_index = candidates.gather(1, chosen), candidate_index.gather(1, chosen)
-    return best, best_index
 
 
 def _stable_topk(values: Tensor, k: int) -> Tensor:

@@ -209,7 +209,7 @@ class _PairSum(torch.autograd.Function):
         # A kernel is symmetric: what a sample pulls from the one side, it pulls from the other.
         ctx.factor = 2 if y is None else 1
         ctx.save_for_backward(x, y, *pulls)
-        return total.to(x.device) if x.device.type != "mps" else total
+        return total
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
@@ -268,8 +268,7 @@ def _gaussian_block(
 
 def _gaussian_bandwidths(kernel: Kernel) -> tuple[float, ...] | None:
     """Return the bandwidths of `gaussian_kernel`, or of a `functools.partial` of it; None for another kernel."""
-    settings = kernel.keywords if isinstance(kernel, partial) else {}
-    is_plain = not isinstance(kernel, partial) or not (kernel.args or settings.keys() - {"bandwidths"})
-    if (kernel.func if isinstance(kernel, partial) else kernel) is not gaussian_kernel or not is_plain:
+    given = kernel if isinstance(kernel, partial) else partial(kernel)
+    if given.func is not gaussian_kernel or given.args or given.keywords.keys() - {"bandwidths"}:
         return None
-    return check_bandwidths("bandwidths", settings.get("bandwidths", 1.0))
+    return check_bandwidths("bandwidths", given.keywords.get("bandwidths", 1.0))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_netsim._checks import check_numbers, check_positive_int, check_positive_number
-from lightning_netsim.functional._blocks import check_features, row_blocks, usable_rows
+from lightning_netsim.functional._blocks import check_features, usable_rows
 from lightning_netsim.functional._precision import full_precision, to_double, upcast
 from lightning_netsim.functional.results import NeighborCountResult
 
@@ -48,13 +48,13 @@ def soft_count(query: Tensor, reference: Tensor | None = None, chunk_size: int =
     check_positive_int("chunk_size", chunk_size)
     with full_precision(query):
         total = to_double(query.new_zeros(query.shape[1]))
-        for _, block in row_blocks(reference, chunk_size):
+        for block in torch.split(reference, chunk_size):
             total = total + torch.where(usable_rows(block).unsqueeze(1), to_double(block), 0.0).sum(dim=0).to(total.device)
         counts = [
             torch.where(usable_rows(block), (to_double(block) @ total).to(block.device), torch.nan)
-            for _, block in row_blocks(query, chunk_size)
+            for block in torch.split(query, chunk_size)
         ]
-    return _joined(counts, query)
+    return torch.cat(counts).to(upcast(query))
 
 
 def hard_count(query: Tensor, reference: Tensor | None = None, threshold: float = 0.9, chunk_size: int = 1024) -> Tensor:
@@ -147,7 +147,7 @@ def neighbor_count(
     soft = soft_count(query, reference, chunk_size)
     hard, power = _blockwise_counts(query, reference, taus, alphas, chunk_size)
     counted = query if reference is None else reference
-    num_reference = sum(int(usable_rows(block).sum()) for _, block in row_blocks(counted, chunk_size))
+    num_reference = sum(int(usable_rows(block).sum()) for block in torch.split(counted, chunk_size))
     return NeighborCountResult(soft=soft, num_reference=num_reference, hard=hard, power=power)
 
 
@@ -157,42 +157,24 @@ def _blockwise_counts(
     """Return {τ: hard count} and {α: power count}, from blocks of similarities in the precision of the features."""
     reference = check_features(query, reference)
     check_positive_int("chunk_size", chunk_size)
+    if not thresholds and not powers:
+        return {}, {}
+    like = upcast(query)
+    common = torch.promote_types(like.dtype, upcast(reference).dtype)
+    tolerance = _TOLERANCE_EPS * torch.finfo(common).eps
     hard: dict[float, list[Tensor]] = {tau: [] for tau in thresholds}
     power: dict[float, list[Tensor]] = {alpha: [] for alpha in powers}
-    if not hard and not power:
-        return {}, {}
     with full_precision(query):
-        for _, rows in row_blocks(query, chunk_size):
-            left_out = torch.where(usable_rows(rows), 0.0, torch.nan)
-            sums: dict[tuple[str, float], Tensor] = {}
-            for _, columns in row_blocks(reference, chunk_size):
-                for key, value in _count_block(upcast(rows), upcast(columns[usable_rows(columns)]), thresholds, powers).items():
-                    sums[key] = sums[key] + value if key in sums else value
-            for tau in thresholds:
-                hard[tau].append(sums.get(("hard", tau), 0.0) + left_out)
-            for alpha in powers:
-                power[alpha].append(sums.get(("power", alpha), 0.0) + left_out)
-    return {tau: _joined(counts, query) for tau, counts in hard.items()}, {
-        alpha: _joined(counts, query) for alpha, counts in power.items()
+        for rows in torch.split(query, chunk_size):
+            left_out = torch.where(usable_rows(rows), 0.0, torch.nan).to(common)
+            for counts in (*hard.values(), *power.values()):
+                counts.append(left_out)
+            for columns in torch.split(reference, chunk_size):
+                similarity = rows.to(common) @ columns[usable_rows(columns)].to(common).mT
+                for tau, counts in hard.items():
+                    counts[-1] = counts[-1] + (similarity >= tau - tolerance).sum(dim=1)
+                for alpha, counts in power.items():
+                    counts[-1] = counts[-1] + similarity.clamp_min(0.0).pow(alpha).sum(dim=1)
+    return {tau: torch.cat(counts).to(like) for tau, counts in hard.items()}, {
+        alpha: torch.cat(counts).to(like) for alpha, counts in power.items()
     }
-
-
-def _count_block(
-    rows: Tensor, columns: Tensor, thresholds: tuple[float, ...], powers: tuple[float, ...]
-) -> dict[tuple[str, float], Tensor]:
-    """Return the counts that one block of reference samples adds to one block of queries."""
-    common = torch.promote_types(rows.dtype, columns.dtype)
-    similarity = rows.to(common) @ columns.to(common).mT
-    tolerance = _TOLERANCE_EPS * torch.finfo(common).eps
-    counts: dict[tuple[str, float], Tensor] = {}
-    for tau in thresholds:
-        counts["hard", tau] = (similarity >= tau - tolerance).sum(dim=1).to(common)
-    for alpha in powers:
-        counts["power", alpha] = similarity.clamp_min(0.0).pow(alpha).sum(dim=1)
-    return counts
-
-
-def _joined(counts: list[Tensor], query: Tensor) -> Tensor:
-    """Return the counts of all blocks in float64 for float64 features, else in float32."""
-    like = upcast(query)
-    return torch.cat(counts).to(like) if counts else like.new_zeros(0)

@@ -206,8 +206,10 @@ def exact_patch_mmd(
     input, target = check_pair(input, target)
     check_windows((input.shape[2], input.shape[3]), patch_size, window, stride, remove_mean)
     windows = [_windows_of_patches(images, patch_size, window, stride, remove_mean) for images in (input, target.to(input))]
-    pairs = zip(*windows, strict=True)
-    return torch.stack([_mmd_of_each(first, second, kernel) for first, second in pairs]).mean(0)
+    values = []
+    for first, second in zip(*windows, strict=True):
+        values.append(torch.stack([squared_mmd(x[0], y[0], kernel) for x, y in each_pair(first, second)]))
+    return torch.stack(values).mean(0)
 
 
 def _windows_of_patches(images: Tensor, patch_size: int, window: int, stride: int, remove_mean: bool) -> list[Tensor]:
@@ -218,11 +220,6 @@ def _windows_of_patches(images: Tensor, patch_size: int, window: int, stride: in
     patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3)
     starts = [range(0, math.ceil((size - window) / stride) * stride + 1, stride) for size in patches.shape[1:3]]
     return [patches[:, row : row + window, column : column + window].flatten(1, 2) for row in starts[0] for column in starts[1]]
-
-
-def _mmd_of_each(first: Tensor, second: Tensor, kernel: Kernel) -> Tensor:
-    """Return the squared MMD of the patches of each image, shape (B,)."""
-    return torch.stack([squared_mmd(x[0], y[0], kernel) for x, y in each_pair(first, second)])
 
 
 class _WindowMMD(torch.autograd.Function):

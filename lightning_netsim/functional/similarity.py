@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_netsim._checks import check_choice, check_numbers, check_positive_int, check_same_size, check_tensor, expected
-from lightning_netsim.functional._precision import upcast
+from lightning_netsim.functional._precision import full_precision, upcast
 
 
 def pair_similarity_loss(similarity: Tensor) -> Tensor:
@@ -101,7 +101,8 @@ def group_similarity_loss(similarity: Tensor, labels: Tensor) -> Tensor:
     if not len(sizes):
         return similarity.nan_to_num().sum() * 0
     kept = similarity[usable][:, usable]
-    squared_norms = ((kept @ members) * members).sum(0) / sizes.square()
+    with full_precision(kept):
+        squared_norms = ((kept @ members) * members).sum(0) / sizes.square()
     return -group_mean_similarity(squared_norms, sizes).mean()
 
 

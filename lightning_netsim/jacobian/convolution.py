@@ -14,22 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn import grad as convolution_gradients
 
 from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor, OuterFactor, row_products
 from lightning_netsim.jacobian.sketch import SketchProjection
-
-_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_INPUT_GRADIENTS: dict[int, Callable[..., Tensor]] = {
-    1: convolution_gradients.conv1d_input,
-    2: convolution_gradients.conv2d_input,
-    3: convolution_gradients.conv3d_input,
-}
-_WEIGHT_GRADIENTS: dict[int, Callable[..., Tensor]] = {
-    1: convolution_gradients.conv1d_weight,
-    2: convolution_gradients.conv2d_weight,
-    3: convolution_gradients.conv3d_weight,
-}
 
 # Measured on sixteen shapes (1 to 512 channels, 2² to 32² positions, 1 and 4 directions, one core), where a multiplication in a
 # large product takes 20 to 30 ps: an addition of two entries in memory takes as long as about 4, and a formed entry, from
@@ -80,6 +67,25 @@ class Geometry:
         columns = inputs.shape[1] // self.groups * math.prod(self.kernel)
         return view.reshape(len(inputs), self.groups, columns, math.prod(positions))
 
+    def convolve(self, inputs: Tensor, weight: Tensor, groups: int) -> Tensor:
+        """Return the convolution of `inputs` (B, C, *S) with `weight`."""
+        return torch.convolution(inputs, weight, None, self.stride, self.padding, self.dilation, False, [0], groups)
+
+    def input_gradient(self, shape: Sequence[int], weight: Tensor, deltas: Tensor, groups: int) -> Tensor:
+        """Return the gradient of ⟨convolve(u, weight), deltas⟩ with respect to u of `shape`."""
+        return self._gradients(deltas, deltas.new_empty(1).expand(shape), weight, groups, (True, False))[0]
+
+    def weight_gradient(self, inputs: Tensor, shape: Sequence[int], deltas: Tensor, groups: int) -> Tensor:
+        """Return the gradient of ⟨convolve(inputs, W), deltas⟩ with respect to W of `shape`."""
+        return self._gradients(deltas, inputs, deltas.new_empty(1).expand(shape), groups, (False, True))[1]
+
+    def _gradients(
+        self, deltas: Tensor, inputs: Tensor, weight: Tensor, groups: int, needed: tuple[bool, bool]
+    ) -> tuple[Tensor, Tensor]:
+        steps = (self.stride, self.padding, self.dilation)
+        found = torch.ops.aten.convolution_backward(deltas, inputs, weight, None, *steps, False, [0], groups, (*needed, False))
+        return found[0], found[1]
+
 
 def form_gradients(inputs: Tensor, deltas: Tensor, geometry: Geometry) -> Tensor:
     """Form the per-sample gradients of a convolution weight.
@@ -92,8 +98,7 @@ def form_gradients(inputs: Tensor, deltas: Tensor, geometry: Geometry) -> Tensor
     Returns:
         shape (B, d, O, C/g, *kernel), differentiable.
     """
-    differentiable = torch.is_grad_enabled() and (inputs.requires_grad or deltas.requires_grad)
-    if not differentiable:
+    if not (torch.is_grad_enabled() and (inputs.requires_grad or deltas.requires_grad)):
         return _form(inputs, deltas, geometry)
     formed: Tensor = _FormedGradients.apply(inputs, deltas, geometry)
     return formed
@@ -107,8 +112,13 @@ def _form(inputs: Tensor, deltas: Tensor, geometry: Geometry) -> Tensor:
         return deltas.new_zeros(shape)
     grouped = torch.unflatten(deltas, 2, (geometry.groups, -1)).transpose(1, 2)
     few = shape[1:].numel() <= _NUMBERS_PER_POSITION * positions.numel() and (directions == 1 or geometry.groups == 1)
-    at_once = deltas.device.type == "cpu" and few and directions * inputs.shape[1] >= _CHANNELS_AT_ONCE
-    formed = (_form_at_once if at_once else _form_by_patches)(inputs, grouped, geometry)
+    if deltas.device.type == "cpu" and few and directions * inputs.shape[1] >= _CHANNELS_AT_ONCE:
+        # The weight gradient of one convolution of one picture, with a group of channels for each sample.
+        flat, groups = torch.Size((batch * directions * rows, *shape[3:])), batch * geometry.groups
+        formed = geometry.weight_gradient(inputs.flatten(0, 1)[None], flat, grouped.flatten(0, 3)[None], groups)
+        formed = formed.view(batch, geometry.groups, directions * rows // geometry.groups, -1)
+    else:
+        formed = _form_by_patches(inputs, grouped, geometry)
     return torch.unflatten(formed, 2, grouped.shape[2:4]).transpose(1, 2).reshape(shape)
 
 
@@ -143,15 +153,13 @@ def pull_gradients(
         needed: which of the two gradients.
     """
     (batch, directions, rows), positions = deltas.shape[:3], deltas.shape[3:]
-    dimensions, groups = len(geometry.kernel), batch * geometry.groups
+    groups = batch * geometry.groups
     # Every group of each sample has the directions of its channels side by side.
     weight = cotangent.reshape(batch, directions, geometry.groups, rows // geometry.groups, -1).transpose(1, 2)
     weight = weight.reshape(-1, inputs.shape[1] // geometry.groups, *geometry.kernel)
     for_inputs = for_deltas = None
     if needed[1]:
-        moved = _CONVOLUTIONS[dimensions](
-            inputs.reshape(1, -1, *inputs.shape[2:]), weight, None, geometry.stride, geometry.padding, geometry.dilation, groups
-        )
+        moved = geometry.convolve(inputs.flatten(0, 1)[None], weight, groups)
         for axis, size in enumerate(positions, start=2):
             moved = moved.narrow(axis, 0, size)
         moved = moved.reshape(batch, geometry.groups, directions, -1, *positions)
@@ -162,15 +170,8 @@ def pull_gradients(
             size for wanted, have in zip(geometry.positions(inputs), positions, strict=True) for size in (wanted - have, 0)
         ]
         grouped = F.pad(grouped, missing[::-1]) if any(missing) else grouped
-        for_inputs = _INPUT_GRADIENTS[dimensions](
-            (1, inputs.shape[0] * inputs.shape[1], *inputs.shape[2:]),
-            weight,
-            grouped,
-            geometry.stride,
-            geometry.padding,
-            geometry.dilation,
-            groups,
-        ).view(inputs.shape)
+        shape = (1, inputs.shape[0] * inputs.shape[1], *inputs.shape[2:])
+        for_inputs = geometry.input_gradient(shape, weight, grouped, groups).view(inputs.shape)
     return for_inputs, for_deltas
 
 
@@ -186,20 +187,6 @@ def _form_by_patches(inputs: Tensor, deltas: Tensor, geometry: Geometry) -> Tens
         patches = geometry.patches(some, positions)
         torch.bmm(some_left.flatten(0, 1), patches.flatten(0, 1).mT, out=out.flatten(0, 1))
     return formed
-
-
-def _form_at_once(inputs: Tensor, deltas: Tensor, geometry: Geometry) -> Tensor:
-    """Form the same as the weight gradient of one convolution of one picture, with a group of channels for each sample."""
-    batch, groups, directions, rows = deltas.shape[:4]
-    shape = torch.Size((batch * groups * directions * rows, inputs.shape[1] // groups, *geometry.kernel))
-    formed = _weight_gradient(inputs.flatten(0, 1)[None], deltas.flatten(0, 3)[None], shape, geometry, batch * groups)
-    return formed.view(batch, groups, directions * rows, -1)
-
-
-def _weight_gradient(inputs: Tensor, deltas: Tensor, shape: torch.Size, geometry: Geometry, groups: int) -> Tensor:
-    """Return the ordinary weight gradient, of `shape`, summed over the batch."""
-    gradient = _WEIGHT_GRADIENTS[len(geometry.kernel)]
-    return gradient(inputs, shape, deltas, geometry.stride, geometry.padding, geometry.dilation, groups)
 
 
 class ConvolutionFactor(AbstractFactor):
@@ -284,8 +271,8 @@ class ConvolutionFactor(AbstractFactor):
         if self._kept is not None:
             return self._kept.weighted_sum(weight)
         deltas = torch.unflatten(torch.einsum("bdn,bdc->cbn", self.deltas.flatten(2), weight), 2, self.deltas.shape[2:])
-        columns = [_weight_gradient(self.inputs, column, self.shape, self.geometry, self.geometry.groups) for column in deltas]
-        return torch.stack(columns)
+        groups = self.geometry.groups
+        return torch.stack([self.geometry.weight_gradient(self.inputs, self.shape, column, groups) for column in deltas])
 
     def dot(self, direction: Tensor) -> Tensor:
         if self._kept is not None:
@@ -293,16 +280,15 @@ class ConvolutionFactor(AbstractFactor):
         return torch.einsum("bdn,bcn->bdc", self.deltas.flatten(2), self._moved(direction))
 
     def trace_inner(self, other: AbstractFactor) -> Tensor:
-        if isinstance(other, ConvolutionFactor) and self._are_pairs_better_by_patches(other):
-            left = self._outer()
-            return left.trace_inner(left if other is self else other._outer())
-        return super().trace_inner(other)
-
-    def _are_pairs_better_by_patches(self, other: ConvolutionFactor) -> bool:
-        """Return whether traces of all pairs are better from patches: where no gradients are formed, or larger ones."""
+        if not isinstance(other, ConvolutionFactor):
+            return super().trace_inner(other)
+        # Patches are better where no gradients are formed, or larger ones.
         formed_are_larger = self.deltas.shape[3:].numel() <= self.size[1] * self.shape[0]
         by_rows = self.geometry.groups == 1 and self._kept is other._kept is None and formed_are_larger
-        return by_rows or self._ghosts_are_cheaper(other, self.size[1])
+        if not by_rows and not self._ghosts_are_cheaper(other, self.size[1]):
+            return super().trace_inner(other)
+        left = self._outer()
+        return left.trace_inner(left if other is self else other._outer())
 
     def trace_dot(self, direction: Tensor) -> Tensor:
         if self._kept is not None:
@@ -320,10 +306,9 @@ class ConvolutionFactor(AbstractFactor):
     def _moved(self, direction: Tensor) -> Tensor:
         """Return the layer's output with `direction`, shape (c, *shape), as its weight: shape (B, c, O·positions)."""
         geometry, columns = self.geometry, direction.shape[0]
-        convolve = _CONVOLUTIONS[len(geometry.kernel)]
         # Grouped convolutions need the columns inside their group.
         kernels = torch.unflatten(direction, 1, (geometry.groups, -1)).transpose(0, 1).flatten(0, 2)
-        moved = convolve(self.inputs, kernels, None, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+        moved = geometry.convolve(self.inputs, kernels, geometry.groups)
         for axis, size in enumerate(self.deltas.shape[3:]):
             moved = moved.narrow(2 + axis, 0, size)
         return torch.unflatten(moved, 1, (geometry.groups, columns, -1)).transpose(1, 2).flatten(2)

@@ -33,10 +33,6 @@ class EmbeddingFactor(AbstractFactor):
         index, deltas = parts
         return EmbeddingFactor(index, deltas, self.shape[0])
 
-    @property
-    def padding(self) -> tuple[int, ...]:
-        return -1, 0
-
     def joined(self, others: Sequence[AbstractFactor]) -> AbstractFactor:
         index = [factor.parts[0] for factor in (self, *others)]
         deltas = [factor.parts[1] for factor in (self, *others)]

@@ -66,11 +66,6 @@ class AbstractFactor(ABC):
         """Return the number of bytes that the factor keeps."""
         return sum(part.nbytes for part in self.parts)
 
-    @property
-    def padding(self) -> tuple[int, ...]:
-        """Return, for each part, the number that stands where there is no gradient."""
-        return tuple(0 for _ in self.parts)
-
     def select(self, index: Tensor | slice) -> AbstractFactor:
         """Return the samples `index`: shape (B',), int64, or a slice, which copies nothing."""
         if isinstance(index, slice):
@@ -131,14 +126,15 @@ class AbstractFactor(ABC):
 
     def clear(self, start: int, stop: int) -> None:
         """Make the gradients of the samples from `start` to before `stop` zero."""
-        for part, number in zip(self.parts, self.padding, strict=True):
-            part[start:stop] = number
+        for part in self.parts:
+            part[start:stop] = 0
 
     def _padded_to(self, shapes: Sequence[tuple[int, ...]]) -> AbstractFactor:
+        """Return the factor with zeros beside its parts: where δ is zero, there is no gradient."""
         parts = []
-        for part, shape, number in zip(self.parts, shapes, self.padding, strict=True):
+        for part, shape in zip(self.parts, shapes, strict=True):
             missing = [size for wanted, have in zip(shape, part.shape[1:], strict=True) for size in (wanted - have, 0)]
-            parts.append(F.pad(part, missing[::-1], value=number) if any(missing) else part)
+            parts.append(F.pad(part, missing[::-1]) if any(missing) else part)
         return self.with_parts(parts)
 
     def joined(self, others: Sequence[AbstractFactor]) -> AbstractFactor:
@@ -448,8 +444,12 @@ class OuterFactor(AbstractFactor):
             return deltas * (self.inputs[:, 0] @ other.inputs[:, 0].mT)
         products = self.inputs.shape[1] * other.inputs.shape[0] * other.inputs.shape[1]
         at_a_time = max(1, WORKING_BYTES // max(1, products * self.inputs.element_size()))
-        parts = zip(*(torch.split(part, at_a_time) for part in self.parts), strict=True)
-        return torch.cat([_trace_of_positions(inputs, deltas, other) for inputs, deltas in parts])
+        traces = []
+        for inputs, deltas in zip(*(torch.split(part, at_a_time) for part in self.parts), strict=True):
+            by_delta = torch.einsum("iosp,jotp->isjt", deltas, other.deltas)
+            by_input = torch.einsum("isq,jtq->isjt", inputs, other.inputs)
+            traces.append((by_delta * by_input).sum((1, 3)))
+        return torch.cat(traces)
 
     def _trace_of_formed(self, other: OuterFactor) -> Tensor:
         """Return tr(GᵀG') of each pair from gradients that are formed for some rows of the weight at a time.
@@ -508,10 +508,3 @@ class OuterFactor(AbstractFactor):
         columns = direction.shape[0]
         moved = torch.unflatten(self.inputs @ direction.flatten(2).flatten(0, 1).mT, 2, (columns, -1))
         return torch.einsum("bdtp,btcp->bdc", self.deltas, moved)
-
-
-def _trace_of_positions(inputs: Tensor, deltas: Tensor, other: OuterFactor) -> Tensor:
-    """Return tr(GᵀG') of each pair from the inner products of all positions."""
-    by_delta = torch.einsum("iosp,jotp->isjt", deltas, other.deltas)
-    by_input = torch.einsum("isq,jtq->isjt", inputs, other.inputs)
-    return (by_delta * by_input).sum((1, 3))

@@ -68,6 +68,10 @@ class AbstractFeatureBatch(ABC):
         spread[self.valid.to(values.device)] = values
         return spread
 
+    def spread_pairs(self, other: AbstractFeatureBatch, values: Tensor) -> Tensor:
+        """Put values of pairs of valid samples among those of all, shape (B, B'); NaN for the others."""
+        return self.spread(other.spread(values.mT).mT)
+
 
 class DenseFeatureBatch(AbstractFeatureBatch):
     """Vectors kept as rows of a matrix.
@@ -96,7 +100,7 @@ class DenseFeatureBatch(AbstractFeatureBatch):
         return self.spread(product(self._vectors, total["vector"].unsqueeze(0)).squeeze(1))
 
     def inner(self, other: AbstractFeatureBatch) -> Tensor:
-        return _spread_pairs(self, other, product(self._vectors, other.vectors()))
+        return self.spread_pairs(other, product(self._vectors, other.vectors()))
 
     def vectors(self, projection: SketchProjection | None = None) -> Tensor:
         return self._vectors
@@ -131,9 +135,7 @@ class UnitFeatureBatch(AbstractFeatureBatch):
         return self.unit.trace_dot(total)
 
     def inner(self, other: AbstractFeatureBatch) -> Tensor:
-        if not isinstance(other, (UnitFeatureBatch, GradientFeatureBatch)):
-            raise expected("other", "gradient features", type(other).__name__)
-        return other.spread(self.unit.trace_inner(other.unit).mT).mT
+        return self.spread_pairs(other, self.unit.trace_inner(_unit(other)))
 
     def vectors(self, projection: SketchProjection | None = None) -> Tensor:
         return (self.unit.materialize() if projection is None else self.unit.sketch(projection)).flatten(1)
@@ -161,9 +163,8 @@ class Normalization:
         """Return the normalization of the samples of a Jacobian."""
         gram, floor = accurate_gram(jacobian)
         root, rank = scaled_root(gram, floor)
-        dtype = jacobian.outputs.dtype
         norm = gram.diagonal(dim1=1, dim2=2).sum(1).sqrt()
-        return cls(root.to(dtype), rank, norm.to(dtype))
+        return cls(root.to(jacobian.outputs.dtype), rank, norm.to(jacobian.outputs.dtype))
 
 
 class GradientFeatureBatch(AbstractFeatureBatch):
@@ -210,9 +211,7 @@ class GradientFeatureBatch(AbstractFeatureBatch):
         return self.spread(self.unit.trace_dot(total))
 
     def inner(self, other: AbstractFeatureBatch) -> Tensor:
-        if not isinstance(other, (UnitFeatureBatch, GradientFeatureBatch)):
-            raise expected("other", "gradient features", type(other).__name__)
-        return _spread_pairs(self, other, self.unit.trace_inner(other.unit))
+        return self.spread_pairs(other, self.unit.trace_inner(_unit(other)))
 
     def vectors(self, projection: SketchProjection | None = None) -> Tensor:
         sketched = self.jacobian.materialize() if projection is None else self.jacobian.sketch(projection)
@@ -268,5 +267,8 @@ def accurate_gram(jacobian: PerSampleJacobian) -> tuple[Tensor, float | None]:
     return exact, FLOOR_FLOAT32
 
 
-def _spread_pairs(left: AbstractFeatureBatch, right: AbstractFeatureBatch, values: Tensor) -> Tensor:
-    return left.spread(right.spread(values.mT).mT)
+def _unit(features: AbstractFeatureBatch) -> PerSampleJacobian:
+    """Return φ of the valid samples as a Jacobian."""
+    if not isinstance(features, (UnitFeatureBatch, GradientFeatureBatch)):
+        raise expected("other", "gradient features", type(features).__name__)
+    return features.unit

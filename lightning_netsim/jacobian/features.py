@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -68,10 +68,7 @@ class GradientFeatures:
         if form:
             jacobian = jacobian.packed(fast=True)
         features = GradientFeatureBatch(jacobian, normalization)
-        self._remark(jacobian.outputs, features)
-        return features
-
-    def _remark(self, outputs: Tensor, features: GradientFeatureBatch) -> None:
+        outputs = jacobian.outputs
         if outputs.shape[1] > 1 and bool((outputs >= 0).all()) and torch.allclose(outputs.sum(1), outputs.new_ones(())):
             self.notes.add("The outputs sum to one: probabilities make the kernel ill-conditioned; compare logits instead.")
         if bool((features.valid & (features.rank < features.num_directions)).any()):
@@ -79,6 +76,7 @@ class GradientFeatures:
                 "The gradients of some samples are linearly dependent (rank below the number of directions); their similarity "
                 "is that of the subspace they span. If the outputs are probabilities, compare logits instead."
             )
+        return features
 
 
 class ActivationFeatures:
@@ -123,12 +121,10 @@ class ActivationFeatures:
             if isinstance(value, Tensor):
                 seen.append(value.detach())
 
-        handles = [module.register_forward_hook(hook) for module in self._watched]
-        try:
+        with ExitStack() as stack:
+            for module in self._watched:
+                stack.callback(module.register_forward_hook(hook).remove)
             yield seen
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def read(self, seen: Sequence[Tensor]) -> DenseFeatureBatch:
         """Return the activations that `watch` saw last, normalized."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import reduce
+from contextlib import contextmanager, nullcontext
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -15,10 +15,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_netsim._checks import expected
 from lightning_netsim.data import trees
-from lightning_netsim.jacobian.capture import Call, Capture, capture, differentiable, watch, without_inference
+from lightning_netsim.jacobian.capture import (
+    Call,
+    Pass,
+    differentiable,
+    differentiate,
+    plain_attention,
+    watch,
+    without_inference,
+)
 from lightning_netsim.jacobian.directions import Directions, DirectionsLike
-from lightning_netsim.jacobian.fallbacks import plain_attention
-from lightning_netsim.jacobian.paths import Method, Ownership, Pass, find_factors
+from lightning_netsim.jacobian.paths import Method, Ownership, find_factors
 from lightning_netsim.jacobian.per_sample import PerSampleJacobian
 from lightning_netsim.jacobian.tangents import ComposedNormalizations, forward_derivatives
 
@@ -72,19 +79,13 @@ class JacobianOperator:
         self.directions = directions if isinstance(directions, Directions) else Directions(directions, seed)
         self.create_graph = create_graph
         self.ownership = Ownership(model, parameters)
-        self._forward = forward or _model_forward(model)
+        self._forward = forward or partial(_call, model)
         self._prepared = False
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
         """Return the shape of every parameter that is differentiated, by name."""
         return {name: parameter.shape for name, parameter in self.ownership.parameters.items()}
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        """Return the precision of the gradients: that of the parameters, float32 at least."""
-        dtypes = [parameter.dtype for parameter in self.ownership.parameters.values()]
-        return reduce(torch.promote_types, dtypes, torch.float32)
 
     def __call__(self, inputs: Any, labels: Tensor | None = None) -> PerSampleJacobian:
         """Return the per-sample Jacobian of a batch; `prepare` looks at the first one.
@@ -122,7 +123,7 @@ class JacobianOperator:
         if not self._prepared:  # As after a first batch with nothing finite in it.
             self.prepare(inputs, labels)
         with _exact(self.model, self.create_graph):
-            return _complete(self._assemble(Capture(_read_outputs(outputs), calls), inputs, labels, self.create_graph))
+            return _complete(self._read(calls, outputs, inputs, labels, self.create_graph))
 
     def tangent(self, inputs: Any, direction: Any, labels: Tensor | None = None) -> PerSampleJacobian:
         """Return ∂_x G(x_i)·e_i, the derivative of the per-sample Jacobian as the inputs move along e.
@@ -154,22 +155,19 @@ class JacobianOperator:
     def prepare(self, inputs: Any, labels: Tensor | None = None) -> None:
         """Check the model, and find the right path for every parameter, on at most 8 samples of `inputs`."""
         _refuse_batch_statistics(self.model)
+        inputs = without_inference(inputs)
         devices = {p.device for p in self.model.parameters() if p.device.type == "cuda"}
         with torch.random.fork_rng(devices=list(devices)), _exact(self.model, self.create_graph):
-            few, few_labels = self._few_samples(without_inference(inputs), labels)
+            few, few_labels = self._few_samples(inputs, labels)
             few, few_labels = self._finite_samples(few, few_labels)
-            if few is None:  # Nothing finite to compare: the next batch is looked at.
-                self._demote_failing(without_inference(inputs), labels)
+            if few is None:  # Nothing finite to compare: paths that raise are left, and the next batch is looked at.
+                while errors := self._jacobian(inputs, labels, create_graph=False)[1]:
+                    self._demote({name: str(error) for name, error in errors.items()})
                 return
             while failures := self._failures(few, few_labels):
                 self._demote(failures)
         self._prepared = True
         logger.debug("Per-sample gradients by method: %s", self.ownership.methods())
-
-    def _demote_failing(self, inputs: Any, labels: Tensor | None) -> None:
-        """Leave the paths that raise, without comparing any value."""
-        while failures := self._jacobian(inputs, labels, create_graph=False)[1]:
-            self._demote({name: str(error) for name, error in failures.items()})
 
     def _few_samples(self, inputs: Any, labels: Tensor | None) -> tuple[Any, Tensor | None]:
         """Return at most 8 samples, after checking that each has the same output alone as in company."""
@@ -203,19 +201,21 @@ class JacobianOperator:
     def _jacobian(
         self, inputs: Any, labels: Tensor | None, create_graph: bool
     ) -> tuple[PerSampleJacobian, dict[str, Exception]]:
-        captured = capture(lambda: _read_outputs(self._forward(inputs)), self._watched())
-        return self._assemble(captured, inputs, labels, create_graph)
+        """Run the model and differentiate it; return the Jacobian, and the error of each parameter whose path failed."""
+        with watch(self._watched()) as calls:
+            outputs = self._forward(inputs)
+        return self._read(calls, outputs, inputs, labels, create_graph)
 
     def _watched(self) -> set[nn.Module]:
         """Return the modules whose calls are to be recorded."""
         paths = self.ownership.paths().values()
         return {path.module for path in paths if path.method not in (Method.MODEL_VMAP, Method.MODEL_LOOP)}
 
-    def _assemble(
-        self, captured: Capture, inputs: Any, labels: Tensor | None, create_graph: bool
+    def _read(
+        self, calls: dict[nn.Module, list[Call]], outputs: Any, inputs: Any, labels: Tensor | None, create_graph: bool
     ) -> tuple[PerSampleJacobian, dict[str, Exception]]:
         """Return the Jacobian from one forward pass, and the error of each parameter whose path failed."""
-        outputs, paths = captured.outputs, self.ownership.paths()
+        outputs = _read_outputs(outputs)
         if not outputs.requires_grad:
             raise expected(
                 "outputs",
@@ -223,15 +223,16 @@ class JacobianOperator:
                 "no gradient",
                 "Remove `detach()` and `no_grad` between the parameters and the outputs.",
             )
-        if self._watched() and not captured.calls:
+        if self._watched() and not calls:
             raise expected("forward", "a function that runs the modules of `model`", "one that calls none of them")
         projected = self.directions.project(outputs, labels)
-        deltas = captured.deltas(projected, create_graph)
-        one_pass = Pass(self.model, self._projected_forward, (inputs, labels), captured, deltas, len(outputs), create_graph)
-        factors, failures = find_factors(one_pass, paths)
-        ordered = {name: factors[name] for name in paths if name in factors}
-        kept_outputs = (outputs if create_graph else outputs.detach()).to(self._dtype)
-        return PerSampleJacobian(ordered, self.shapes, kept_outputs, projected.shape[1]), failures
+        reached = differentiate(calls, projected, create_graph)
+        one_pass = Pass(self.model, self._projected_forward, (inputs, labels), reached, projected, create_graph)
+        factors, failures = find_factors(one_pass, self.ownership.paths())
+        # In the precision of the parameters, float32 at least.
+        dtypes = [parameter.dtype for parameter in self.ownership.parameters.values()]
+        kept_outputs = (outputs if create_graph else outputs.detach()).to(reduce(torch.promote_types, dtypes, torch.float32))
+        return PerSampleJacobian(factors, self.shapes, kept_outputs, projected.shape[1]), failures
 
     def _projected_forward(self, batch: tuple[Any, Tensor | None]) -> Tensor:
         inputs, labels = batch
@@ -334,21 +335,15 @@ def _complete(found: tuple[PerSampleJacobian, dict[str, Exception]]) -> PerSampl
 
 @contextmanager
 def _exact(model: nn.Module, create_graph: bool) -> Iterator[None]:
-    with differentiable(model):
-        if create_graph:
-            with plain_attention():
-                yield
-        else:
-            yield
+    with differentiable(model), plain_attention() if create_graph else nullcontext():
+        yield
 
 
-def _model_forward(model: nn.Module) -> Callable[[Any], Any]:
-    def forward(inputs: Any) -> Any:
-        if isinstance(inputs, Mapping):
-            return model(**inputs)
-        return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
-
-    return forward
+def _call(model: nn.Module, inputs: Any) -> Any:
+    """Call the model with a batch as it is."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
 def _read_outputs(outputs: Any) -> Tensor:

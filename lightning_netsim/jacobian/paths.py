@@ -1,8 +1,8 @@
-"""Which path gives the gradients of each parameter, and the factors from one captured pass."""
+"""Which path gives the gradients of each parameter, and how each path finds them in one pass over a batch."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_netsim._checks import expected
-from lightning_netsim.jacobian import fallbacks
-from lightning_netsim.jacobian.capture import Call, Capture
+from lightning_netsim.data import trees
+from lightning_netsim.jacobian.capture import Arguments, Deltas, Pass, plain_attention
 from lightning_netsim.jacobian.factors import AbstractFactor, DenseFactor, sum_of_calls
 from lightning_netsim.jacobian.layers import KNOWN_LAYERS
 
@@ -56,9 +57,23 @@ class Ownership:
     """
 
     def __init__(self, model: nn.Module, parameters: str | Iterable[str] = "trainable") -> None:
-        names = _chosen(model, parameters)
-        self.parameters = {name: model.get_parameter(name) for name in names}
-        self._paths = {name: _candidates(model, name) for name in names}
+        trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        if not trainable:
+            raise expected(
+                "model",
+                "a module with at least one trainable parameter",
+                "none",
+                "Set `requires_grad` on what you want to compare by.",
+            )
+        if parameters == "trainable":
+            prefixes = list(trainable)
+        else:
+            prefixes = [parameters] if isinstance(parameters, str) else list(parameters)
+        for prefix in prefixes:
+            if not any(_matches(name, prefix) for name in trainable):
+                raise expected("parameters", '"trainable" or names of trainable parameters or their modules', repr(prefix))
+        self.parameters = {name: p for name, p in trainable.items() if any(_matches(name, prefix) for prefix in prefixes)}
+        self._paths = {name: _candidates(model, name) for name in self.parameters}
 
     def path(self, name: str) -> Path:
         """Return the path now taken for parameter `name`."""
@@ -77,28 +92,7 @@ class Ownership:
 
     def methods(self) -> dict[str, int]:
         """Return how many parameter tensors each method serves, by the method's name in lower case."""
-        counts: dict[str, int] = {}
-        for path in self.paths().values():
-            counts[path.method.name.lower()] = counts.get(path.method.name.lower(), 0) + 1
-        return counts
-
-
-def _chosen(model: nn.Module, parameters: str | Iterable[str]) -> list[str]:
-    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not trainable:
-        raise expected(
-            "model",
-            "a module with at least one trainable parameter",
-            "none",
-            "Set `requires_grad` on what you want to compare by.",
-        )
-    if parameters == "trainable":
-        return trainable
-    prefixes = [parameters] if isinstance(parameters, str) else list(parameters)
-    for prefix in prefixes:
-        if not any(_matches(name, prefix) for name in trainable):
-            raise expected("parameters", '"trainable" or names of trainable parameters or their modules', repr(prefix))
-    return [name for name in trainable if any(_matches(name, prefix) for prefix in prefixes)]
+        return dict(Counter(path.method.name.lower() for path in self.paths().values()))
 
 
 def _matches(name: str, prefix: str) -> bool:
@@ -141,34 +135,6 @@ class PathError(RuntimeError):
 PATH_ERRORS = (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 
 
-@dataclass(frozen=True)
-class Pass:
-    """One forward and backward pass over a batch.
-
-    Attributes:
-        model: the model.
-        forward: inputs -> projected outputs (B, d).
-        inputs: the batch.
-        capture: what the watched modules saw.
-        deltas: δ at every output of every call.
-        batch: B.
-        create_graph: whether the factors stay on the graph.
-    """
-
-    model: nn.Module
-    forward: Callable[[Any], Tensor]
-    inputs: Any
-    capture: Capture
-    deltas: dict[nn.Module, list[tuple[Tensor | None, ...]]]
-    batch: int
-    create_graph: bool
-
-    def calls(self, module: nn.Module) -> list[tuple[Call, tuple[Tensor | None, ...]]]:
-        """Return the calls of `module` on which the outputs depend, each with its δ."""
-        pairs = zip(self.capture.calls.get(module, []), self.deltas.get(module, []), strict=True)
-        return [(call, deltas) for call, deltas in pairs if any(delta is not None for delta in deltas)]
-
-
 def find_factors(one_pass: Pass, paths: Mapping[str, Path]) -> tuple[dict[str, AbstractFactor], dict[str, Exception]]:
     """Return the factor of every parameter on which the outputs depend, and the error of every path that failed."""
     groups: dict[tuple[Method, nn.Module], list[str]] = defaultdict(list)
@@ -179,85 +145,145 @@ def find_factors(one_pass: Pass, paths: Mapping[str, Path]) -> tuple[dict[str, A
     for (method, module), names in groups.items():
         inner = [paths[name].name for name in names]
         try:
-            found = _METHODS[method](one_pass, module, inner)
+            found = _factored(one_pass, module) if method is Method.LAYER else _formed(one_pass, method, module, inner)
         except PATH_ERRORS as error:
             failures |= dict.fromkeys(names, error)
             continue
         factors |= {name: found[local] for name, local in zip(names, inner, strict=True) if local in found}
-    return factors, failures
+    return {name: factors[name] for name in paths if name in factors}, failures
 
 
-def _layer(one_pass: Pass, module: nn.Module, names: Sequence[str]) -> dict[str, AbstractFactor]:
+def _factored(one_pass: Pass, module: nn.Module) -> dict[str, AbstractFactor]:
+    """Return the gradients of the parameters of a known layer: the sum over its calls."""
     build = next(function for kind, function in KNOWN_LAYERS.items() if isinstance(module, kind))
     found: dict[str, list[AbstractFactor]] = defaultdict(list)
-    for call, deltas in one_pass.calls(module):
+    for call, deltas in one_pass.calls.get(module, []):
         inputs, delta = call.arguments[0], deltas[0]
         if len(call.arguments) != 1 or delta is None or len(deltas) != 1:
             raise PathError("The layer has more than one input or output.")
-        if inputs.shape[:1] != (one_pass.batch,) or delta.shape[0] != one_pass.batch:
+        if not (one_pass.carries_batch(inputs) and one_pass.carries_batch(delta)):
             raise PathError(f"Dimension 0 of the layer's input is not the batch: shape {tuple(inputs.shape)}.")
         if not call.arguments_unchanged():
             raise PathError("The layer's input was overwritten after the call.")
         for name, factor in build(module, _kept(inputs, one_pass), _kept(delta, one_pass)).items():
             found[name].append(factor)
-    return {name: sum_of_calls(found[name]) for name in names if name in found}
+    return {name: sum_of_calls(factors) for name, factors in found.items()}
+
+
+def _formed(one_pass: Pass, method: Method, module: nn.Module, names: Sequence[str]) -> dict[str, AbstractFactor]:
+    """Return the gradients of parameters without a factored form, of a module or of the whole model."""
+    found: list[dict[str, Tensor]] = []
+    if method is Method.MODEL_VMAP:
+        # One call whose output is the projected outputs: their gradient by themselves is the identity.
+        projected = one_pass.projected
+        identity = torch.eye(projected.shape[1], dtype=projected.dtype, device=projected.device).expand(one_pass.batch, -1, -1)
+        inner = [f"model.{name}" for name in names]
+        gradients = _by_vmap(one_pass, _Runner(one_pass), inner, ((one_pass.inputs,), {}), (identity,))
+        found.append(dict(zip(names, (gradients[name] for name in inner), strict=True)))
+    elif method is Method.MODEL_LOOP:
+        found.append(_model_by_loop(one_pass, names))
+    else:
+        find = _by_vmap if method is Method.MODULE_VMAP else _module_by_loop
+        for call, deltas in one_pass.calls.get(module, []):
+            if not all(delta is None or one_pass.carries_batch(delta) for delta in deltas):
+                raise PathError("Dimension 0 of the module's output is not the batch.")
+            if not any(one_pass.carries_batch(tensor) for tensor in call.arguments):
+                raise PathError("No input of the module has the batch as dimension 0.")
+            if not call.arguments_unchanged():
+                raise PathError("An input of the module was overwritten after the call.")
+            found.append(find(one_pass, module, names, (call.args, call.kwargs), deltas))
+    if not found:
+        return {}
+    return {name: sum_of_calls(DenseFactor(_kept(gradients[name], one_pass)) for gradients in found) for name in names}
 
 
 def _kept(tensor: Tensor, one_pass: Pass) -> Tensor:
     """Return `tensor` as a factor keeps it: off the graph unless it is wanted, in float32 or better."""
-    return at_least_float32(tensor if one_pass.create_graph else tensor.detach())
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Return `tensor` in float32 if it is in half precision, else as it is."""
+    tensor = tensor if one_pass.create_graph else tensor.detach()
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _module_vmap(one_pass: Pass, module: nn.Module, names: Sequence[str]) -> dict[str, AbstractFactor]:
-    found = [fallbacks.module_by_vmap(module, names, call, deltas) for call, deltas in _module_calls(one_pass, module)]
-    return _dense(one_pass, found, names)
+def _by_vmap(
+    one_pass: Pass, module: nn.Module, names: Sequence[str], arguments: Arguments, deltas: Deltas
+) -> dict[str, Tensor]:
+    """Differentiate a call of `module` alone, all samples at once: for each name, shape (B, d, *shape)."""
+    batched, joined = one_pass.apart(arguments)
+    parameters = {name: module.get_parameter(name) for name in names}
+
+    def one_sample(rows: list[Tensor], cotangents: list[Tensor]) -> dict[str, Tensor]:
+        args, kwargs = joined(rows)
+        pull = vjp(lambda values: _reached(functional_call(module, values, args, kwargs), deltas), parameters)[1]
+        gradients: dict[str, Tensor] = vmap(lambda *columns: pull([column.unsqueeze(0) for column in columns])[0])(*cotangents)
+        return gradients
+
+    with plain_attention():
+        found: dict[str, Tensor] = vmap(one_sample)(batched, [delta for delta in deltas if delta is not None])
+    return found
 
 
-def _module_loop(one_pass: Pass, module: nn.Module, names: Sequence[str]) -> dict[str, AbstractFactor]:
-    found = [
-        fallbacks.module_by_loop(module, names, call, deltas, one_pass.create_graph)
-        for call, deltas in _module_calls(one_pass, module)
-    ]
-    return _dense(one_pass, found, names)
+def _module_by_loop(
+    one_pass: Pass, module: nn.Module, names: Sequence[str], arguments: Arguments, deltas: Deltas
+) -> dict[str, Tensor]:
+    """Differentiate a call of `module` alone, sample by sample; result as in `_by_vmap`."""
+    # An alias of each parameter: where the inputs depend on the same parameter, that path belongs to another call.
+    values = {name: module.get_parameter(name).view_as(module.get_parameter(name)) for name in names}
+
+    def one_sample(number: int) -> tuple[list[Tensor], list[list[Tensor]]]:
+        args, kwargs = one_pass.sample(arguments, number)
+        rows = [delta[number] for delta in deltas if delta is not None]
+        outputs = _reached(functional_call(module, values, args, kwargs), deltas)
+        return outputs, [[row[column].unsqueeze(0) for row in rows] for column in range(len(rows[0]))]
+
+    return _by_loop(one_pass, values, one_sample)
 
 
-def _module_calls(one_pass: Pass, module: nn.Module) -> list[tuple[Call, tuple[Tensor | None, ...]]]:
-    calls = one_pass.calls(module)
-    for call, deltas in calls:
-        if any(delta is not None and delta.shape[0] != one_pass.batch for delta in deltas):
-            raise PathError("Dimension 0 of the module's output is not the batch.")
-        if not any(tensor.shape[:1] == (one_pass.batch,) for tensor in call.arguments):
-            raise PathError("No input of the module has the batch as dimension 0.")
-        if not call.arguments_unchanged():
-            raise PathError("An input of the module was overwritten after the call.")
-    return calls
+class _Runner(nn.Module):
+    """Make the forward pass a module, so that `functional_call` can swap the parameters inside it."""
+
+    def __init__(self, one_pass: Pass) -> None:
+        super().__init__()
+        self.model = one_pass.model
+        self._run = one_pass.forward
+
+    def forward(self, inputs: Any) -> Tensor:
+        return self._run(inputs)
 
 
-def _model_vmap(one_pass: Pass, model: nn.Module, names: Sequence[str]) -> dict[str, AbstractFactor]:
-    found = fallbacks.model_by_vmap(model, one_pass.forward, names, one_pass.inputs, one_pass.batch)
-    return _dense(one_pass, [found], names)
+def _model_by_loop(one_pass: Pass, names: Sequence[str]) -> dict[str, Tensor]:
+    """Differentiate the projected outputs of the whole model, sample by sample; result as in `_by_vmap`."""
+
+    def one_sample(number: int) -> tuple[list[Tensor], list[list[Tensor]]]:
+        outputs = one_pass.forward(one_pass.sample(one_pass.inputs, number))
+        identity = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
+        return [outputs], [[row.unsqueeze(0)] for row in identity]
+
+    return _by_loop(one_pass, {name: one_pass.model.get_parameter(name) for name in names}, one_sample)
 
 
-def _model_loop(one_pass: Pass, model: nn.Module, names: Sequence[str]) -> dict[str, AbstractFactor]:
-    found = fallbacks.model_by_loop(model, one_pass.forward, names, one_pass.inputs, one_pass.batch, one_pass.create_graph)
-    return _dense(one_pass, [found], names)
+def _by_loop(
+    one_pass: Pass, parameters: Mapping[str, Tensor], one_sample: Callable[[int], tuple[list[Tensor], list[list[Tensor]]]]
+) -> dict[str, Tensor]:
+    """Differentiate what `one_sample` returns for each sample: some outputs, and for each direction the cotangents of these."""
+    samples = []
+    for number in range(one_pass.batch):
+        outputs, directions = one_sample(number)
+        rows = [
+            torch.autograd.grad(
+                outputs,
+                list(parameters.values()),
+                cotangents,
+                retain_graph=True,
+                create_graph=one_pass.create_graph,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            for cotangents in directions
+        ]
+        samples.append([torch.stack(column) for column in zip(*rows, strict=True)])
+    return {name: torch.stack(column) for name, column in zip(parameters, zip(*samples, strict=True), strict=True)}
 
 
-def _dense(one_pass: Pass, calls: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> dict[str, AbstractFactor]:
-    if not calls:
-        return {}
-    return {name: sum_of_calls([DenseFactor(_kept(call[name], one_pass)) for call in calls]) for name in names}
-
-
-_METHODS: dict[Method, Callable[[Pass, nn.Module, Sequence[str]], dict[str, AbstractFactor]]] = {
-    Method.LAYER: _layer,
-    Method.MODULE_VMAP: _module_vmap,
-    Method.MODULE_LOOP: _module_loop,
-    Method.MODEL_VMAP: _model_vmap,
-    Method.MODEL_LOOP: _model_loop,
-}
+def _reached(output: Any, deltas: Deltas) -> list[Tensor]:
+    """Return the outputs of a call that carry a gradient, in the order in which the capture saw them."""
+    found = [tensor for tensor in trees.tensors(output) if tensor.is_floating_point()]
+    return [tensor for tensor, delta in zip(found, deltas, strict=False) if delta is not None]

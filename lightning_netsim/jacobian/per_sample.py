@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from lightning_netsim._checks import check_choice, check_tensor, expected
 from lightning_netsim.jacobian.factors import AbstractFactor
 from lightning_netsim.jacobian.sketch import SketchProjection
+
+T = TypeVar("T")
 
 
 class PerSampleJacobian:
@@ -155,7 +158,9 @@ class PerSampleJacobian:
 
     def gram(self) -> Tensor:
         """Return C(x_i) = G(x_i)ᵀ G(x_i), shape (B, d, d)."""
-        return self._total(factor.gram() for factor in self._factors.values())
+        return self._total(
+            self._factors, (self.num_samples, self.num_directions, self.num_directions), lambda mine, _: mine.gram()
+        )
 
     def energy(self) -> dict[str, float]:
         """Return the squared norm of the gradient in each parameter tensor, averaged over the samples."""
@@ -170,11 +175,8 @@ class PerSampleJacobian:
         """
         if self.shapes != other.shapes:
             raise expected("other", "a Jacobian of the same parameters", f"{len(other.shapes)} other tensors")
-        common = [name for name in self._factors if name in other._factors]
-        if not common:
-            shape = (self.num_samples, other.num_samples, self.num_directions, other.num_directions)
-            return self.outputs.new_zeros(shape)
-        return self._total(self._factors[name].inner(other._factors[name]) for name in common)
+        shape = (self.num_samples, other.num_samples, self.num_directions, other.num_directions)
+        return self._total(other._factors, shape, lambda mine, theirs: mine.inner(theirs))
 
     def weighted_sum(self, weight: Tensor) -> dict[str, Tensor]:
         """Return Σ_i G(x_i) weight_i: for each parameter, shape (c, *shape).
@@ -196,10 +198,8 @@ class PerSampleJacobian:
         A parameter that `direction` does not name counts as zero.
         """
         columns = next((len(value) for value in direction.values()), 0)
-        common = [name for name in self._factors if name in direction]
-        if not common:
-            return self.outputs.new_zeros(self.num_samples, self.num_directions, columns)
-        return self._total(self._factors[name].dot(direction[name]) for name in common)
+        shape = (self.num_samples, self.num_directions, columns)
+        return self._total(direction, shape, lambda mine, value: mine.dot(value))
 
     def mix(self, matrix: Tensor) -> PerSampleJacobian:
         """Return G(x_i) matrix_i: with matrix_i = M_i/√r, the gradient features φ(x_i) in factored form.
@@ -211,10 +211,8 @@ class PerSampleJacobian:
 
     def row_inner(self, other: PerSampleJacobian) -> Tensor:
         """Return G(x_i)ᵀ G(x'_i) of corresponding samples, shape (B, d, d')."""
-        common = [name for name in self._factors if name in other._factors]
-        if not common:
-            return self.outputs.new_zeros(self.num_samples, self.num_directions, other.num_directions)
-        return self._total(self._factors[name].row_inner(other._factors[name]) for name in common)
+        shape = (self.num_samples, self.num_directions, other.num_directions)
+        return self._total(other._factors, shape, lambda mine, theirs: mine.row_inner(theirs))
 
     def hold_formed(self) -> None:
         """Form the gradients of some parameters, and hold on to them, where several products to come are then cheaper."""
@@ -223,9 +221,7 @@ class PerSampleJacobian:
 
     def kernel_product(self, columns: Tensor) -> Tensor:
         """Return Σ_j K(x_i, x_j) columns_j for `columns` of shape (B, d, m), shape (B, d, m)."""
-        if not self._factors:
-            return torch.zeros_like(columns)
-        return self._total(factor.kernel_product(columns) for factor in self._factors.values())
+        return self._total(self._factors, columns.shape, lambda mine, _: mine.kernel_product(columns))
 
     def pull(self, own: Tensor | None, receive: Tensor, send: Tensor) -> list[Tensor | None]:
         """Return, for each of `parts`, the gradient of ⟨G, G'⟩ with G'_i = G_i own_i + Σ_j G_j send_j receive_iᵀ constant.
@@ -239,18 +235,14 @@ class PerSampleJacobian:
 
     def trace_inner(self, other: PerSampleJacobian) -> Tensor:
         """Return tr(G(x_i)ᵀ G(x'_j)), shape (B, B'), without the d × d' products beside the diagonal."""
-        common = [name for name in self._factors if name in other._factors]
-        if not common:
-            return self.outputs.new_zeros(self.num_samples, other.num_samples)
-        return self._total(self._factors[name].trace_inner(other._factors[name]) for name in common)
+        shape = (self.num_samples, other.num_samples)
+        return self._total(other._factors, shape, lambda mine, theirs: mine.trace_inner(theirs))
 
     def trace_tile(self, rows: Tensor, other: PerSampleJacobian, samples: Tensor) -> Tensor:
         """Return tr(G(x_i)ᵀ G(x'_j)) for i in `rows` and j in `samples` of `other`, each int64, shape (r, s)."""
         rows, samples = rows.to(self.outputs.device), samples.to(other.outputs.device)
-        common = [name for name in self._factors if name in other._factors]
-        if not common:
-            return self.outputs.new_zeros(len(rows), len(samples))
-        return self._total(self._factors[name].trace_tile(rows, other._factors[name], samples) for name in common)
+        shape = (len(rows), len(samples))
+        return self._total(other._factors, shape, lambda mine, theirs: mine.trace_tile(rows, theirs, samples))
 
     def pair_cost(self) -> tuple[int, int]:
         """Return the multiplications for tr(GᵀG') of a pair of many samples, and those to form one sample's gradient first."""
@@ -259,10 +251,7 @@ class PerSampleJacobian:
 
     def trace_dot(self, direction: Mapping[str, Tensor]) -> Tensor:
         """Return tr(G(x_i)ᵀ S) for S given as a tensor of shape (d, *shape) for each parameter, shape (B,)."""
-        common = [name for name in self._factors if name in direction]
-        if not common:
-            return self.outputs.new_zeros(self.num_samples)
-        return self._total(self._factors[name].trace_dot(direction[name]) for name in common)
+        return self._total(direction, (self.num_samples,), lambda mine, value: mine.trace_dot(value))
 
     def sketch(self, projection: SketchProjection) -> Tensor:
         """Return the sketched gradients, shape (B, d, K): inner products are kept in expectation.
@@ -270,23 +259,12 @@ class PerSampleJacobian:
         Args:
             projection: made from `shapes`.
         """
-        parts = []
-        for name in self.shapes:
-            factor = self._factors.get(name)
-            if factor is None:
-                parts.append(self.outputs.new_zeros(self.num_samples, self.num_directions, projection.widths[name]))
-            else:
-                parts.append(factor.sketch(projection, name))
-        return torch.cat(parts, 2)
+        return self._columns(projection.widths, lambda name, factor: factor.sketch(projection, name))
 
     def materialize(self) -> Tensor:
         """Return the Jacobian itself, transposed, shape (B, d, P), parameters in the order of `shapes`."""
-        parts = []
-        for name, shape in self.shapes.items():
-            factor = self._factors.get(name)
-            zeros = (self.num_samples, self.num_directions, shape.numel())
-            parts.append(self.outputs.new_zeros(zeros) if factor is None else factor.dense())
-        return torch.cat(parts, 2)
+        sizes = {name: shape.numel() for name, shape in self.shapes.items()}
+        return self._columns(sizes, lambda _, factor: factor.dense())
 
     def _each(
         self, change: Callable[[AbstractFactor], AbstractFactor], outputs: Tensor, num_directions: int | None = None
@@ -294,10 +272,20 @@ class PerSampleJacobian:
         factors = {name: change(factor) for name, factor in self._factors.items()}
         return PerSampleJacobian(factors, self.shapes, outputs, num_directions or self.num_directions)
 
-    def _total(self, terms: Iterable[Tensor]) -> Tensor:
+    def _total(self, others: Mapping[str, T], shape: Sequence[int], term: Callable[[AbstractFactor, T], Tensor]) -> Tensor:
+        """Return the sum of a term for each parameter that `others` have, too; zeros of `shape` if they have none."""
         total: Tensor | None = None
-        for term in terms:
-            total = term if total is None else total + term
-        if total is None:
-            return self.outputs.new_zeros(self.num_samples, self.num_directions, self.num_directions)
-        return total
+        for name, factor in self._factors.items():
+            if name in others:
+                value = term(factor, others[name])
+                total = value if total is None else total + value
+        return self.outputs.new_zeros(shape) if total is None else total
+
+    def _columns(self, widths: Mapping[str, int], make: Callable[[str, AbstractFactor], Tensor]) -> Tensor:
+        """Return what is made of each parameter, side by side; zeros where the outputs do not depend on it."""
+        size = (self.num_samples, self.num_directions)
+        parts = [
+            make(name, self._factors[name]) if name in self._factors else self.outputs.new_zeros(*size, widths[name])
+            for name in self.shapes
+        ]
+        return torch.cat(parts, 2)

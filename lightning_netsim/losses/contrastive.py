@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_netsim._checks import check_choice, check_positive_number, expected
 from lightning_netsim.functional.contrastive import contrastive_loss
-from lightning_netsim.losses.criterion import AbstractEmbeddingLoss
+from lightning_netsim.losses.criterion import AbstractEmbeddingLoss, public_path
 
 
 class ContrastiveLoss(AbstractEmbeddingLoss):
@@ -98,8 +98,7 @@ class MetricLearningLoss(AbstractEmbeddingLoss):
         return term + embeddings.sum() * 0  # On the graph also where the criterion found nothing to compare.
 
     def config(self) -> dict[str, Any]:
-        kind = type(self)
-        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": dict(self._arguments)}
+        return {"class_path": public_path(type(self)), "init_args": dict(self._arguments)}
 
     def extra_repr(self) -> str:
         return ""

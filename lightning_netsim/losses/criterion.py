@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from abc import ABC, abstractmethod
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,6 +15,23 @@ from lightning_netsim._checks import check_embeddings, check_labels, check_seed,
 from lightning_netsim.functional._precision import full_precision, upcast
 
 
+def public_path(kind: type) -> str:
+    """Return the path that names a class in checkpoints and files: of a class that this package shows, the shortest.
+
+    Example:
+        >>> from lightning_netsim.losses import MMDLoss
+        >>> MMDLoss.__module__, public_path(MMDLoss)
+        ('lightning_netsim.losses.mmd', 'lightning_netsim.losses.MMDLoss')
+    """
+    module, name = kind.__module__, kind.__qualname__
+    package, *rooms = module.split(".")
+    if package == __name__.partition(".")[0]:
+        for room in accumulate(rooms, "{}.{}".format, initial=package):
+            if getattr(sys.modules.get(room), name, None) is kind:
+                return f"{room}.{name}"
+    return f"{module}.{name}"
+
+
 class AbstractCriterion(nn.Module, ABC):
     """A criterion to be minimized.
 
@@ -20,14 +39,14 @@ class AbstractCriterion(nn.Module, ABC):
     """
 
     def config(self) -> dict[str, Any]:
-        """Return the class and its arguments as plain values, in the form in which LightningCLI reads them."""
+        """Return the public path of the class, and its arguments as plain values, as LightningCLI reads them."""
         kind = type(self)
         names = () if kind.__init__ is nn.Module.__init__ else inspect.signature(kind).parameters
         for name in names:
             if not hasattr(self, name):
                 raise expected(kind.__name__, f"a criterion that keeps its argument `{name}` as an attribute", "none")
         arguments = {name: getattr(self, name) for name in names}
-        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
+        return {"class_path": public_path(kind), "init_args": arguments}
 
     def extra_repr(self) -> str:
         values = {name: getattr(self, name, ...) for name in inspect.signature(type(self)).parameters}

@@ -6,6 +6,7 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -31,7 +32,12 @@ class AbstractImageLoss(AbstractCriterion):
 
     def __init__(self, value_range: Sequence[float], redraw: bool, reduction: str, seed: int) -> None:
         super().__init__()
-        self.value_range = _check_range(value_range)
+        low = high = math.nan
+        with suppress(TypeError, ValueError):
+            low, high = (float(value) for value in value_range)
+        if isinstance(value_range, str) or not -math.inf < low < high < math.inf:
+            raise expected("value_range", "two numbers, the least and the greatest value of a pixel", repr(value_range))
+        self.value_range = (low, high)
         self.redraw = redraw
         self.reduction = check_choice("reduction", reduction, ("mean", "none"))
         self.seed = seed
@@ -95,16 +101,3 @@ def reduce_windows(maps: Tensor, reduction: str) -> Tensor:
     """Return the mean of maps (B, ...) over all, or for each image."""
     each = maps.flatten(1).mean(1)
     return each.mean() if reduction == "mean" else each
-
-
-def _check_range(value_range: Sequence[float]) -> tuple[float, float]:
-    wanted = "two numbers, the least and the greatest value of a pixel"
-    if isinstance(value_range, str):
-        raise expected("value_range", wanted, repr(value_range))
-    try:
-        low, high = (float(value) for value in value_range)
-    except (TypeError, ValueError) as error:
-        raise expected("value_range", wanted, repr(value_range)) from error
-    if not -math.inf < low < high < math.inf:
-        raise expected("value_range", wanted, repr(value_range))
-    return low, high

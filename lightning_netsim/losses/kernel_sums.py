@@ -28,7 +28,7 @@ def kernel_sums(jacobian: PerSampleJacobian, weights: Tensor, unit: UnitGradient
     Returns:
         Shape (B, C).
     """
-    sums: Tensor = _KernelSums.apply(unit or UnitGradients(jacobian), weights.detach(), *jacobian.parts)
+    sums: Tensor = _KernelSums.apply(unit or UnitGradients(jacobian), weights.detach(), False, *jacobian.parts)
     return sums
 
 
@@ -43,7 +43,7 @@ def kernel_energies(jacobian: PerSampleJacobian, weights: Tensor, unit: UnitGrad
     Returns:
         Shape (C,).
     """
-    energies: Tensor = _KernelEnergies.apply(unit or UnitGradients(jacobian), weights.detach(), *jacobian.parts)
+    energies: Tensor = _KernelSums.apply(unit or UnitGradients(jacobian), weights.detach(), True, *jacobian.parts)
     return energies
 
 
@@ -113,49 +113,27 @@ class UnitGradients:
 
 
 class _KernelSums(torch.autograd.Function):
-    """The sums above; the arguments after the first two are the parts that the factors of the Jacobian keep."""
+    """The sums above, or the energies; after the first three arguments come the parts that the factors of the Jacobian keep."""
 
     @staticmethod
-    def forward(ctx: Any, unit: UnitGradients, weights: Tensor, *parts: Tensor) -> Tensor:
+    def forward(ctx: Any, unit: UnitGradients, weights: Tensor, as_energies: bool, *parts: Tensor) -> Tensor:
         with full_float32():
             products = unit.products(weights)
-        ctx.unit = unit
+        ctx.unit, ctx.as_energies = unit, as_energies
         ctx.save_for_backward(weights, products)
-        return unit.sums(products)
+        sums = unit.sums(products)
+        return (weights * sums).sum(0) if as_energies else sums
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # As k is symmetric, x_i takes part in its own sums and, with its weights, in those of the others.
-        _refuse_second_derivative()
+        if torch.is_grad_enabled():  # Terms of the second derivative would be missing.
+            remedy = "For second derivatives, use `lightning_netsim.functional` on materialized gradients."
+            raise expected("create_graph", "False where a sum of similarities is differentiated", "True", remedy)
         weights, products = ctx.saved_tensors
         with full_float32():  # A backward pass may run under autocast.
-            products = torch.cat([products, ctx.unit.products(grad)], 2)
-            found = ctx.unit.pull(products, torch.cat([grad, weights], 1), torch.cat([weights, grad], 1))
-        return None, None, *found
-
-
-class _KernelEnergies(torch.autograd.Function):
-    """The energies above; arguments likewise."""
-
-    @staticmethod
-    def forward(ctx: Any, unit: UnitGradients, weights: Tensor, *parts: Tensor) -> Tensor:
-        with full_float32():
-            products = unit.products(weights)
-        ctx.unit = unit
-        ctx.save_for_backward(weights, products)
-        return (weights * unit.sums(products)).sum(0)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivative()
-        weights, products = ctx.saved_tensors
-        with full_float32():
-            found = ctx.unit.pull(products, 2 * grad * weights, weights)
-        return None, None, *found
-
-
-def _refuse_second_derivative() -> None:
-    """Refuse to be differentiated in a way that can be differentiated again: terms would be missing."""
-    if torch.is_grad_enabled():
-        remedy = "For second derivatives, use `lightning_netsim.functional` on materialized gradients."
-        raise expected("create_graph", "False where a sum of similarities is differentiated", "True", remedy)
+            if ctx.as_energies:
+                found = ctx.unit.pull(products, 2 * grad * weights, weights)
+            else:  # As k is symmetric, x_i takes part in its own sums and, with its weights, in those of the others.
+                products = torch.cat([products, ctx.unit.products(grad)], 2)
+                found = ctx.unit.pull(products, torch.cat([grad, weights], 1), torch.cat([weights, grad], 1))
+        return None, None, None, *found

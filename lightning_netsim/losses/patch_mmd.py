@@ -91,12 +91,9 @@ class PatchMMDLoss(AbstractImageLoss):
         if self.remove_mean:
             frequencies = remove_patch_means(frequencies)
         loss = random_patch_mmd(input, target, frequencies, self.window, self.stride, self.reduction)
-        if self.local_weight:
-            loss = loss + self.local_weight * self._local(input, target)
+        if self.local_weight:  # Times the mean of 1 − exp(−‖p − q‖²/(2σ²)) over the patches at the same place.
+            squares = (input - target).square().sum(1, keepdim=True)
+            distances = size**2 * F.avg_pool2d(squares, size, stride=1)
+            local = reduce_windows(-torch.expm1(distances * (-0.5 / self.local_bandwidth**2)), self.reduction)
+            loss = loss + self.local_weight * local
         return loss
-
-    def _local(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the mean of 1 − exp(−‖p − q‖²/(2σ²)) over the patches at the same place."""
-        squares = (input - target).square().sum(1, keepdim=True)
-        distances = self.patch_size**2 * F.avg_pool2d(squares, self.patch_size, stride=1)
-        return reduce_windows(-torch.expm1(distances * (-0.5 / self.local_bandwidth**2)), self.reduction)

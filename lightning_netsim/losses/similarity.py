@@ -67,9 +67,14 @@ class PairSimilarityLoss(AbstractSimilarityLoss):
 
     def compute(self, batch: GradientBatch) -> Tensor:
         batch.all_gradients.hold_formed()
-        first, second = _circles(batch.groups(batch.usable))
-        if not len(first):
+        pairs = []
+        for members in batch.groups(batch.usable).unbind(1):
+            samples = members.nonzero().squeeze(1)
+            circle = torch.stack([samples, samples.roll(-1)])
+            pairs.append(circle if len(samples) > 2 else circle[:, :1])
+        if not pairs:
             return batch.zero()
+        first, second = torch.cat(pairs, 1)
         return functional.pair_similarity_loss(pair_similarity(batch.jacobian.select(first), batch.jacobian.select(second)))
 
 
@@ -120,12 +125,16 @@ class MinibatchSimilarityLoss(AbstractSimilarityLoss):
 
     def compute(self, batch: GradientBatch) -> Tensor:
         finite = batch.all_gradients.finite()
-        halves = [half for members in batch.groups(finite).unbind(1) for half in _halves(members)]
+        halves: list[Tensor] = []
+        for members in batch.groups(finite).unbind(1):
+            samples = members.nonzero().squeeze(1)
+            half = len(samples) // 2
+            halves += [samples[:half], samples[half : 2 * half]]
         if not halves:
             return batch.zero()
         means = [_mean_gradient(some) for some in batch.gradients_of(finite).split(halves)]
         pairs = zip(means[::2], means[1::2], halves[::2], strict=True)
-        terms = [functional.minibatch_similarity_loss(first, second, len(half)) for first, second, half in pairs]
+        terms = [functional.minibatch_similarity_loss(first, second, len(samples)) for first, second, samples in pairs]
         return torch.stack(terms).mean()
 
 
@@ -236,19 +245,16 @@ class TangentLoss(AbstractSimilarityLoss):
             raise expected("operators", "a function of the inputs, or several", repr(operators))
 
     def compute(self, batch: GradientBatch) -> Tensor:
-        terms = [self._criterion(batch, operator(batch.inputs)) for operator in self.operators]
+        terms = []
+        for operator in self.operators:
+            direction = operator(batch.inputs)
+            squares = _squared_speed(batch.operator, batch.inputs, direction, batch.labels)
+            kept, size = torch.isfinite(squares).nonzero().squeeze(1), len(squares)
+            if 0 < len(kept) < size:  # 0 · NaN is NaN: a backward pass must not come near a sample that is not finite.
+                labels = None if batch.labels is None else batch.labels[kept.to(batch.labels.device)]
+                squares = _squared_speed(batch.operator, take(batch.inputs, kept, size), take(direction, kept, size), labels)
+            terms.append(squares.mean() if len(kept) else batch.zero())
         return torch.stack(terms).mean()
-
-    def _criterion(self, batch: GradientBatch, direction: Any) -> Tensor:
-        squares = _squared_speed(batch.operator, batch.inputs, direction, batch.labels)
-        finite = torch.isfinite(squares)
-        if not bool(finite.all()):  # 0 · NaN is NaN: a backward pass must not come near a sample that is not finite.
-            if not bool(finite.any()):
-                return batch.zero()
-            kept, size = finite.nonzero().squeeze(1), len(finite)
-            labels = None if batch.labels is None else batch.labels[kept.to(batch.labels.device)]
-            squares = _squared_speed(batch.operator, take(batch.inputs, kept, size), take(direction, kept, size), labels)
-        return squares.mean()
 
 
 def _squared_speed(operator: JacobianOperator, inputs: Any, direction: Any, labels: Tensor | None) -> Tensor:
@@ -283,24 +289,6 @@ def _check_alike(moved: Any, given: Tensor) -> None:
     if not isinstance(moved, Tensor) or moved.shape != given.shape:
         got = f"shape {tuple(moved.shape)}" if isinstance(moved, Tensor) else type(moved).__name__
         raise expected("transform", f"a function that returns shape {tuple(given.shape)}, as it was given", got)
-
-
-def _circles(members: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the samples of each pair, (first, second), that link the members of each group in a circle."""
-    pairs: list[Tensor] = []
-    for group in members.unbind(1):
-        samples = group.nonzero().squeeze(1)
-        circle = torch.stack([samples, samples.roll(-1)])
-        pairs.append(circle if len(samples) > 2 else circle[:, :1])
-    first, second = torch.cat(pairs, 1) if pairs else members.new_zeros(2, 0, dtype=torch.long)
-    return first, second
-
-
-def _halves(members: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two halves of the samples of a group, of the same size."""
-    samples = members.nonzero().squeeze(1)
-    half = len(samples) // 2
-    return samples[:half], samples[half : 2 * half]
 
 
 def _mean_gradient(jacobian: PerSampleJacobian) -> Tensor:

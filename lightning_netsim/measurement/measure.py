@@ -257,24 +257,17 @@ class _Measurement:
         audit: RecallAudit,
     ) -> None:
         """Sweep again for each lot of queries whose features fit into memory; in the first of these sweeps, count too."""
-        same, number, lot, stored = queries is reference, len(queries.ids), self._lot, queries.store
+        same, number, lot = queries is reference, len(queries.ids), self._lot
+        stored = queries.hand_over_store()
         for start in range(0, max(self.processes.gather(number)), lot):
             following = FeatureStore(lot if start + lot < number else 0)
             wanted = queries.ids[start + lot : start + 2 * lot]
             chosen = reranking.first() | reranking.rest()
             rows = torch.arange(number)[start : start + lot]
-
-            def again(
-                first: bool = start == 0, following: FeatureStore = following, wanted: Tensor = wanted
-            ) -> Iterator[Block]:
-                for packed, ids in self._packed_sweep(reference, "neighbors"):
-                    if same and first:
-                        counting.take_reference(UnitFeatureBatch(packed), ids)
-                    if same:
-                        following.add_some(packed, ids, wanted)
-                    yield packed, ids
-
-            for block in exchanged(again(), self.processes, self.prepared.device):
+            sweep = self._packed_sweep(reference, "neighbors")
+            if same:
+                sweep = self._taken(sweep, counting if start == 0 else None, following, wanted)
+            for block in exchanged(sweep, self.processes, self.prepared.device):
                 compare_candidates(reranking, chosen, stored, rows, block)
                 if start == 0:
                     audit_with(audit, audited, [block])
@@ -282,6 +275,15 @@ class _Measurement:
                 for packed, ids in self._packed_sweep(queries, "queries"):
                     following.add_some(packed, ids, wanted)
             stored = following
+
+    @staticmethod
+    def _taken(sweep: Iterator[Block], counting: Counting | None, following: FeatureStore, wanted: Tensor) -> Iterator[Block]:
+        """Yield the blocks of a set that is compared with itself; count them once, and keep those that are ranked next."""
+        for packed, ids in sweep:
+            if counting is not None:
+                counting.take_reference(UnitFeatureBatch(packed), ids)
+            following.add_some(packed, ids, wanted)
+            yield packed, ids
 
     def _packed_sweep(self, part: SweptSet, stage: str) -> Iterator[Block]:
         """Go through a set again; yield packed features and ids of its valid samples."""

@@ -89,7 +89,7 @@ class Counting:
 
     def merge(self, reference: SweptSet, processes: Processes) -> None:
         """Complete the sums after the first sweep over the reference set, and make those of all processes one."""
-        self.count.share(processes)
+        self.count.merge(processes)
         labels = reference.table.class_labels()
         self._labels = labels or {}
         held = processes.gather(None if labels is None else (set(labels.values()), len(labels)))
@@ -104,7 +104,7 @@ class Counting:
         if self.classes.is_kept and not self._in_passing:
             for features, ids in reference.store.blocks(TILE):
                 self.classes.update(UnitFeatureBatch(features), self._labels_of(ids))
-        self.classes.share(processes)
+        self.classes.merge(processes)
 
     def ask(self, features: AbstractFeatureBatch, read: SimilarityBatch) -> Counted:
         """Return the counts of some queries, without taking them."""

@@ -121,6 +121,11 @@ class SweptSet:
         if swept.activations is not None:
             self.activations.append((swept.activations, swept.chunk.index))
 
+    def hand_over_store(self) -> FeatureStore:
+        """Return the store and let go of it, so that its memory is free when the caller has done with it."""
+        store, self.store = self.store, FeatureStore(0)
+        return store
+
     @property
     def ids(self) -> Tensor:
         """Return the ids of the valid samples in their order."""

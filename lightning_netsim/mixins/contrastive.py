@@ -7,8 +7,8 @@ from typing import Any
 from lightning_netsim._checks import check_positive_number
 from lightning_netsim.estimators import PseudoLabels
 from lightning_netsim.losses import ContrastiveLoss
-from lightning_netsim.mixins.embeddings import EmbeddingCriterion, EmbeddingRegularizer, embedding_criterion
-from lightning_netsim.mixins.regularized import RegularizedModule, check_saved
+from lightning_netsim.mixins.layers import EmbeddingCriterion, EmbeddingRegularizer, embedding_criterion
+from lightning_netsim.mixins.regularized import RegularizedModule
 from lightning_netsim.mixins.schedule import ScheduleLike
 
 
@@ -74,8 +74,7 @@ class ContrastiveMixin(RegularizedModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._keep_hyperparameters({"contrastive_criterion": contrastive_criterion, "contrastive_weight": contrastive_weight})
-        check_saved("contrastive_weight", contrastive_weight)
+        self._keep_hyperparameters(contrastive_criterion=contrastive_criterion, contrastive_weight=contrastive_weight)
         if contrastive_learning_rate is not None:
             check_positive_number("contrastive_learning_rate", contrastive_learning_rate)
         self.contrastive_criterion = embedding_criterion("contrastive_criterion", contrastive_criterion) or ContrastiveLoss()

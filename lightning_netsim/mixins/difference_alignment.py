@@ -6,8 +6,8 @@ from typing import Any
 
 from lightning_netsim.estimators import PseudoLabels
 from lightning_netsim.losses import DifferenceAlignmentLoss
-from lightning_netsim.mixins.embeddings import EmbeddingCriterion, EmbeddingRegularizer, embedding_criterion
-from lightning_netsim.mixins.regularized import RegularizedModule, check_saved
+from lightning_netsim.mixins.layers import EmbeddingCriterion, EmbeddingRegularizer, embedding_criterion
+from lightning_netsim.mixins.regularized import RegularizedModule
 from lightning_netsim.mixins.schedule import ScheduleLike
 
 
@@ -59,8 +59,7 @@ class DifferenceAlignmentMixin(RegularizedModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._keep_hyperparameters({"alignment_criterion": alignment_criterion, "alignment_weight": alignment_weight})
-        check_saved("alignment_weight", alignment_weight)
+        self._keep_hyperparameters(alignment_criterion=alignment_criterion, alignment_weight=alignment_weight)
         self.alignment_criterion = embedding_criterion("alignment_criterion", alignment_criterion) or DifferenceAlignmentLoss()
         regularizer = EmbeddingRegularizer(
             "alignment", alignment_weight, alignment_every_n_steps, layer=alignment_layer, labels=alignment_labels

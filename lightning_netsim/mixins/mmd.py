@@ -14,7 +14,7 @@ from lightning_netsim.data.batches import run_model, split_batch
 from lightning_netsim.data.trees import batch_size
 from lightning_netsim.losses import AbstractEmbeddingLoss, AbstractImageLoss, AbstractSimilarityLoss, MMDLoss
 from lightning_netsim.mixins.layers import AbstractLayerRegularizer
-from lightning_netsim.mixins.regularized import RegularizedModule, check_saved, made_criterion
+from lightning_netsim.mixins.regularized import RegularizedModule, made_criterion
 from lightning_netsim.mixins.schedule import ScheduleLike
 
 PRIORS = ("normal", "uniform")
@@ -86,10 +86,7 @@ class MMDMixin(RegularizedModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        given = {"mmd_criterion": mmd_criterion, "mmd_weight": mmd_weight, "mmd_prior": mmd_prior}
-        self._keep_hyperparameters(given)
-        check_saved("mmd_weight", mmd_weight)
-        check_saved("mmd_prior", mmd_prior)
+        self._keep_hyperparameters(mmd_criterion=mmd_criterion, mmd_weight=mmd_weight, mmd_prior=mmd_prior)
         wanted = "`lightning_netsim.losses.MMDLoss`, or a function of (features, features)"
         self.mmd_criterion = made_criterion("mmd_criterion", mmd_criterion, wanted) or MMDLoss()
         if isinstance(self.mmd_criterion, AbstractSimilarityLoss | AbstractEmbeddingLoss | AbstractImageLoss):
@@ -147,19 +144,21 @@ class DomainRegularizer(AbstractLayerRegularizer):
 
     def term(self, module: RegularizedModule, batch: Any, seen: list[Tensor]) -> Tensor:
         source, target = self._parts(batch)
+        rows = self.joined(seen)
         if self._whole_batch:
-            features = self._divided(self.joined(seen), source, target)
+            sizes = [batch_size(split_batch(part)[0]) or 0 for part in (source, target)]
+            if sum(sizes) != len(rows):
+                wanted = f"one row for each of {sizes[0]} samples of the source and {sizes[1]} of the target"
+                remedy = f"With `{self.name}_whole_batch`, let the training step run the layer on both, the source first."
+                raise expected(f"{self.name}_layer", wanted, f"{len(rows)} rows", remedy)
+            features = rows[: sizes[0]], rows[sizes[0] :]
         else:
+            remedy = f"Run both domains in the training step, and set `{self.name}_whole_batch=True`."
             with self.capturing(module, lambda: True) as seen_of_target:
-                self._run(module, target)
-            features = self.joined(seen), self.joined(seen_of_target)
+                run_model(module, split_batch(target, remedy)[0], remedy)
+            features = rows, self.joined(seen_of_target)
         term: Tensor = self.criterion(module)(*features)
         return term
-
-    def _run(self, module: RegularizedModule, target: Any) -> None:
-        """Run the module on the inputs of the target."""
-        remedy = f"Run both domains in the training step, and set `{self.name}_whole_batch=True`."
-        run_model(module, split_batch(target, remedy)[0], remedy)
 
     def _has_both(self, batch: Any) -> bool:
         return isinstance(batch, Mapping) and all(batch.get(domain) is not None for domain in self._domains)
@@ -178,15 +177,6 @@ class DomainRegularizer(AbstractLayerRegularizer):
             remedy = f"Let `train_dataloader` return {{{first!r}: loader, {second!r}: other_loader}}."
             raise expected("batch", wanted, got, remedy)
         return batch[first], batch[second]
-
-    def _divided(self, rows: Tensor, source: Any, target: Any) -> tuple[Tensor, Tensor]:
-        """Return the rows of source and target, where the training step has run both."""
-        sizes = [batch_size(split_batch(part)[0]) or 0 for part in (source, target)]
-        if sum(sizes) != len(rows):
-            wanted = f"one row for each of {sizes[0]} samples of the source and {sizes[1]} of the target"
-            remedy = f"With `{self.name}_whole_batch`, let the training step run the layer on both, the source first."
-            raise expected(f"{self.name}_layer", wanted, f"{len(rows)} rows", remedy)
-        return rows[: sizes[0]], rows[sizes[0] :]
 
 
 class PriorRegularizer(AbstractLayerRegularizer):
@@ -214,17 +204,14 @@ class PriorRegularizer(AbstractLayerRegularizer):
         if self._generator is None:  # Processes draw different samples.
             self._generator = torch.Generator().manual_seed(self._seed + module.global_rank)
         number, width = features.shape
-        samples = self._samples(number, width, self._generator)
-        term: Tensor = self.criterion(module)(features, samples.to(features.device))
-        return term
-
-    def _samples(self, number: int, width: int, generator: torch.Generator) -> Tensor:
-        if not isinstance(self._prior, str):
-            samples = self._prior(number, width)
+        if callable(self._prior):
+            samples: Any = self._prior(number, width)
             if not isinstance(samples, Tensor) or samples.ndim != 2 or samples.shape[1] != width:
                 got = f"shape {tuple(samples.shape)}" if isinstance(samples, Tensor) else type(samples).__name__
                 raise expected(f"{self.name}_prior", f"a function that returns samples of width {width}", got)
-            return samples
-        if self._prior == "normal":
-            return torch.randn(number, width, generator=generator)
-        return 2 * torch.rand(number, width, generator=generator) - 1
+        elif self._prior == "normal":
+            samples = torch.randn(number, width, generator=self._generator)
+        else:
+            samples = 2 * torch.rand(number, width, generator=self._generator) - 1
+        term: Tensor = self.criterion(module)(features, samples.to(features.device))
+        return term

@@ -47,27 +47,21 @@ def _found(configured: Any, kind: type) -> Iterator[Any]:
 
 
 def _add_parameters(regularizer: Any, criterion: Any, optimizers: list[Any], is_scheduled: bool) -> None:
+    """Put the parameters of a criterion into a group of their own where they have a rate, else into the first if in none."""
     name, rate = regularizer.name, regularizer.learning_rate
     parameters = list(criterion.parameters()) if isinstance(criterion, nn.Module) else []
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    if rate is not None:
-        _give_rate(name, rate, parameters, optimizers[0], groups, is_scheduled)
+    if rate is None:
+        known = {id(parameter) for group in groups for parameter in group["params"]}
+        missing = [parameter for parameter in parameters if id(parameter) not in known]
+        if missing:
+            groups[0]["params"].extend(missing)
+            if "param_names" in groups[0]:
+                groups[0]["param_names"].extend(f"{name}_criterion.{index}" for index in range(len(missing)))
+            count = sum(parameter.numel() for parameter in missing)
+            rank_zero_info(f"The {count:,} parameters of `{name}_criterion` are trained in the first group of the optimizer.")
         return
-    known = {id(parameter) for group in groups for parameter in group["params"]}
-    missing = [parameter for parameter in parameters if id(parameter) not in known]
-    if missing:
-        groups[0]["params"].extend(missing)
-        if "param_names" in groups[0]:
-            groups[0]["param_names"].extend(f"{name}_criterion.{index}" for index in range(len(missing)))
-        count = sum(parameter.numel() for parameter in missing)
-        rank_zero_info(f"The {count:,} parameters of `{name}_criterion` are trained in the first group of the optimizer.")
-
-
-def _give_rate(
-    name: str, rate: float, parameters: list[nn.Parameter], optimizer: Any, groups: list[dict[str, Any]], is_scheduled: bool
-) -> None:
-    """Put parameters into a group of their own, and out of those where they are."""
     if not parameters:
         raise expected(f"{name}_learning_rate", "None for a criterion without parameters of its own", f"{rate}")
     ours = {id(parameter) for parameter in parameters}
@@ -78,4 +72,4 @@ def _give_rate(
         raise expected(f"{name}_learning_rate", "None beside a learning rate scheduler", f"{rate}", remedy)
     for group in groups:
         group["params"][:] = [parameter for parameter in group["params"] if id(parameter) not in ours]
-    optimizer.add_param_group({"params": parameters, "lr": rate})
+    optimizers[0].add_param_group({"params": parameters, "lr": rate})

@@ -87,7 +87,9 @@ class RegularizedModule(LightningModule):
             return
         cls.is_mixin = False
         _refuse_wrong_order(cls)
-        step = _own_training_step(cls)
+        # What stands in for a training step does not count as one.
+        steps = (base.__dict__["training_step"] for base in cls.__mro__ if "training_step" in base.__dict__)
+        step = next(step for step in steps if getattr(step, "__wrapped__", None) is not _default_training_step)
         if step is LightningModule.training_step and cls.trains_alone:
             step = _default_training_step
         if step is not LightningModule.training_step and not hasattr(step, "_adds_terms"):
@@ -126,7 +128,9 @@ class RegularizedModule(LightningModule):
         """
         caller = inspect.currentframe()
         kwargs.setdefault("frame", None if caller is None else caller.f_back)
-        ours = _arguments_of_mixins(type(self))
+        mixins = [base for base in type(self).__mro__ if base.__dict__.get("is_mixin") and "__init__" in base.__dict__]
+        arguments = [each for mixin in mixins for each in inspect.signature(mixin.__dict__["__init__"]).parameters.values()]
+        ours = [argument.name for argument in arguments if argument.kind is inspect.Parameter.KEYWORD_ONLY]
         with warnings.catch_warnings():  # Criteria do not stay modules there, and what cannot be pickled is marked.
             warnings.filterwarnings("ignore", "Attribute '\\w+' is an instance of `nn.Module`")
             warnings.filterwarnings("ignore", f"Attribute '({'|'.join(ours)})' removed from hparams")
@@ -134,19 +138,29 @@ class RegularizedModule(LightningModule):
         for held in (vars(self)["_hparams"], vars(self)["_hparams_initial"]):
             held.update({name: plain(value) for name, value in held.items() if name in ours or _is_criterion(value)})
 
-    def _keep_hyperparameters(self, given: Mapping[str, Any]) -> None:
-        """Put arguments in the place of those that `save_hyperparameters` has dropped, where it has saved those beside them."""
+    def _keep_hyperparameters(self, **given: Any) -> None:
+        """Put arguments in the place of those that `save_hyperparameters` has dropped, where it has saved those beside them.
+
+        Raises:
+            ValueError: if one comes from a checkpoint that could not hold it.
+        """
         for held in (vars(self).get("_hparams", {}), vars(self).get("_hparams_initial", {})):
             if any(name in held for name in given) and "_instantiator" not in held:  # LightningCLI keeps its own, complete.
                 held.update({name: plain(value) for name, value in given.items()})
+        for name, value in given.items():
+            check_saved(name, value)
 
     def _step_with_terms(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._compiler_ctx is not None:
             remedy = "Compile the network inside it instead: `self.network = torch.compile(self.network)`."
             raise expected("model", "an uncompiled module under a regularizing mixin", "one compiled as a whole", remedy)
-        if not self.automatic_optimization:
+        if not self.automatic_optimization:  # An attribute of the class has no setter.
             raise _manual_optimization()
-        whole, batch_idx = _batch_of(args, kwargs)
+        whole = args[0] if args else kwargs.get("batch")
+        batch_idx = int(args[1] if len(args) > 1 else kwargs.get("batch_idx", 0))
+        if isinstance(whole, Iterator):
+            wanted = "one that is called with a batch, under a regularizing mixin"
+            raise expected("training_step", wanted, "`dataloader_iter`", "Let the step take (batch, batch_idx).")
         batch = functools.reduce(lambda part, regularizer: regularizer.part_for_step(part), self._regularizers, whole)
         args, kwargs = (batch, *args[1:]) if args else args, kwargs if args else {**kwargs, "batch": batch}
         due = [regularizer for regularizer in self._regularizers if regularizer.is_due(self.global_step)]
@@ -167,7 +181,11 @@ class RegularizedModule(LightningModule):
         if result is None or (isinstance(result, Mapping) and "loss" not in result):  # Skipped, or Lightning's to refuse.
             return result
         loss = result["loss"] if isinstance(result, Mapping) else result
-        loss = loss + self._zero_of_criteria()
+        # Data-parallel training wants a gradient of every parameter of a criterion, also where its term is not due.
+        criteria = [regularizer.criterion(self) for regularizer in self._regularizers]
+        for criterion in criteria:
+            parameters = criterion.parameters() if isinstance(criterion, nn.Module) else ()
+            loss = loss + sum((parameter.sum() * 0 for parameter in parameters if parameter.requires_grad), 0.0)
         for regularizer, compute in terms:
             term, weight = compute(), regularizer.weight(self.global_step)
             loss = loss + weight * term.to(loss)
@@ -175,22 +193,6 @@ class RegularizedModule(LightningModule):
             if not regularizer.weight.is_constant:
                 self.log(f"netsim/{regularizer.name}_weight", weight)
         return {**result, "loss": loss} if isinstance(result, Mapping) else loss
-
-    def _zero_of_criteria(self) -> Any:
-        """Return zero, on the graph of the parameters of all criteria: data-parallel training wants a gradient of each."""
-        criteria = [regularizer.criterion(self) for regularizer in self._regularizers]
-        modules = [criterion for criterion in criteria if isinstance(criterion, nn.Module)]
-        parameters = [each for criterion in modules for each in criterion.parameters() if each.requires_grad]
-        return sum((parameter.sum() * 0 for parameter in parameters), 0.0)
-
-
-def _arguments_of_mixins(cls: type[RegularizedModule]) -> list[str]:
-    """Return the names of the arguments that the mixins of a class take themselves."""
-    mixins = [base for base in cls.__mro__ if base.__dict__.get("is_mixin") and "__init__" in base.__dict__]
-    parameters = [
-        parameter for mixin in mixins for parameter in inspect.signature(mixin.__dict__["__init__"]).parameters.values()
-    ]
-    return [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 def plain(value: Any) -> Any:
@@ -265,13 +267,6 @@ def _adding_terms(step: Callable[..., Any]) -> Callable[..., Any]:
     return training_step
 
 
-def _own_training_step(cls: type[RegularizedModule]) -> Callable[..., Any]:
-    """Return the training step that a class has, or inherits: what stands in where there was none does not count."""
-    steps = (base.__dict__["training_step"] for base in cls.__mro__ if "training_step" in base.__dict__)
-    step: Callable[..., Any] = next(step for step in steps if getattr(step, "__wrapped__", None) is not _default_training_step)
-    return step
-
-
 def _default_training_step(self: RegularizedModule, batch: Any, batch_idx: int) -> Tensor:
     """Run the module on the inputs of a batch, on all their views at once, and return zero: the terms are the loss."""
     inputs = split_batch(batch)[0]
@@ -295,15 +290,3 @@ def _refuse_wrong_order(cls: type[RegularizedModule]) -> None:
                 bases = ", ".join(base.__name__ for base in cls.__bases__)
                 remedy = f"Write `class {cls.__name__}({mixin.__name__}, {before.__name__})`."
                 raise expected(f"{cls.__name__}", f"a class with {mixin.__name__} left of {before.__name__}", bases, remedy)
-
-
-def _batch_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, int]:
-    """Return the batch and its number from the arguments of a training step."""
-    batch = args[0] if args else kwargs.get("batch")
-    if isinstance(batch, Iterator):
-        remedy = "Let the step take (batch, batch_idx)."
-        raise expected(
-            "training_step", "one that is called with a batch, under a regularizing mixin", "`dataloader_iter`", remedy
-        )
-    batch_idx = args[1] if len(args) > 1 else kwargs.get("batch_idx", 0)
-    return batch, int(batch_idx)

@@ -30,7 +30,7 @@ from lightning_netsim.jacobian import Directions, JacobianOperator, PerSampleJac
 from lightning_netsim.jacobian.capture import Call, differentiable
 from lightning_netsim.jacobian.isolation import muted, unchanged
 from lightning_netsim.losses import AbstractSimilarityLoss, GradientBatch, GroupSimilarityLoss
-from lightning_netsim.mixins.regularized import AbstractRegularizer, RegularizedModule, Term, check_saved, made_criterion
+from lightning_netsim.mixins.regularized import AbstractRegularizer, RegularizedModule, Term, made_criterion
 from lightning_netsim.mixins.schedule import ScheduleLike
 
 # The modules that draw dropout themselves.
@@ -101,8 +101,7 @@ class SimilarityMixin(RegularizedModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._keep_hyperparameters({"criterion": criterion, "similarity_weight": similarity_weight})
-        check_saved("similarity_weight", similarity_weight)
+        self._keep_hyperparameters(criterion=criterion, similarity_weight=similarity_weight)
         wanted = "a module of `lightning_netsim.losses`, or a function of a GradientBatch"
         self.similarity_criterion: Criterion = made_criterion("criterion", criterion, wanted) or GroupSimilarityLoss()
         regularizer = SimilarityRegularizer(
@@ -150,42 +149,47 @@ class SimilarityRegularizer(AbstractRegularizer):
     @contextmanager
     def watch(self, module: RegularizedModule, batch: Any, batch_idx: int) -> Iterator[Term]:
         run = _Run(module, batch, batch_idx)
-        operator = self._operator_for(run)
+        # Made anew where other parameters are trained than before, as after a backbone is unfrozen.
+        trained = [id(parameter) for parameter in module.parameters() if parameter.requires_grad]
+        if self._operator is None or trained != self._prepared_for:
+            self._operator, self._prepared_for = self._prepare(run), trained
+        operator, criterion = self._operator, self.criterion(module)
         reason = _why_run_again(module, operator)
-        criterion = self.criterion(module)
         with nullcontext() if reason else run.watched(operator):
             yield lambda: criterion(self._gradients(run, operator, reason))
 
-    def _operator_for(self, run: _Run) -> JacobianOperator:
-        """Return the operator, made anew where other parameters are trained than before, as after a backbone is unfrozen."""
-        trained = [id(parameter) for parameter in run.module.parameters() if parameter.requires_grad]
-        if self._operator is None or trained != self._prepared_for:
-            self._operator, self._prepared_for = self._prepare(run), trained
-        return self._operator
-
     def _prepare(self, run: _Run) -> JacobianOperator:
         """Return the operator, after a look at the model on a few samples that leaves it as it was."""
-        with isolate_rng(), unchanged(run.module), alone(run.module):
+        module = run.module
+
+        def forward(inputs: Any) -> Tensor:
+            with alone(module):
+                if isinstance(module, HasSimilarityStep):
+                    return read_batch(module, inputs).outputs
+                return find_outputs(run_model(module, inputs))
+
+        with isolate_rng(), unchanged(module), alone(module):
             seen = run.looked_at()
-            directions = _default_directions(run.module, seen) if self._directions is None else self._directions
-            forward = _Forward(run.module)
-            operator = JacobianOperator(run.module, forward, directions, self._parameters, self._seed, create_graph=True)
-            operator.prepare(run.inputs, class_numbers(seen.labels))
+            labels, directions = class_numbers(seen.labels), self._directions
+            if directions is None:
+                # Those of the criterion; one at random without labels, or without another output to contrast with.
+                can_contrast = labels is not None and seen.outputs.shape[1] > 1
+                directions = getattr(module.similarity_criterion, "directions", 1) if can_contrast else 1
+            operator = JacobianOperator(module, forward, directions, self._parameters, self._seed, create_graph=True)
+            operator.prepare(run.inputs, labels)
         return operator
 
     def _gradients(self, run: _Run, operator: JacobianOperator, reason: str) -> GradientBatch:
         captured = None if reason else run.captured()
         if captured is not None:
             return run.gradients(operator, captured)
-        self._say(reason or "the training step does not call the module once on the inputs of its batch")
-        with alone(run.module), operator.watch() as run.calls:
-            seen = run.again()
-        return run.gradients(operator, seen)
-
-    def _say(self, reason: str) -> None:
+        reason = reason or "the training step does not call the module once on the inputs of its batch"
         if reason not in self._said:
             self._said.add(reason)
             rank_zero_info(f"SimilarityMixin runs a second forward pass where it is due, because {reason}.")
+        with alone(run.module), operator.watch() as run.calls:
+            seen = run.again()
+        return run.gradients(operator, seen)
 
 
 class _Run:
@@ -260,19 +264,6 @@ class _Run:
         return GradientBatch(operator, self.inputs, labels, compute)
 
 
-class _Forward:
-    """What the operator takes for the forward pass: inputs -> outputs (B, D), nothing logged, batch norm frozen."""
-
-    def __init__(self, module: LightningModule) -> None:
-        self._module = module
-
-    def __call__(self, inputs: Any) -> Tensor:
-        with alone(self._module):
-            if isinstance(self._module, HasSimilarityStep):
-                return read_batch(self._module, inputs).outputs
-            return find_outputs(run_model(self._module, inputs))
-
-
 @contextmanager
 def alone(module: LightningModule) -> Iterator[None]:
     """Let a module run beside its training step: in full precision, eagerly, unlogged, norms and dropout as in evaluation."""
@@ -287,19 +278,17 @@ def alone(module: LightningModule) -> Iterator[None]:
                 part.training = True
 
 
-def _draws_dropout(part: nn.Module) -> bool:
-    """Return whether a module draws dropout."""
-    probability = getattr(part, "p", getattr(part, "dropout", 0.0))
-    return isinstance(part, _DROPOUT) and part.training and isinstance(probability, float) and probability > 0
-
-
 def _why_run_again(module: LightningModule, operator: JacobianOperator) -> str:
     """Return why the forward pass of the training step will not do; nothing where it will."""
     if isinstance(module, HasSimilarityStep):
         return "`similarity_step` says what is compared"
     if torch.is_autocast_enabled(module.device.type):
         return "gradients of outputs are taken in float32, not under autocast"
-    if set(operator.ownership.methods()) != {"layer"} and any(map(_draws_dropout, module.modules())):
+    in_training = [part for part in module.modules() if isinstance(part, _DROPOUT) and part.training]
+    # A recurrent layer and attention call it `dropout`.
+    probabilities = [getattr(part, "p", getattr(part, "dropout", 0.0)) for part in in_training]
+    draws_dropout = any(isinstance(each, float) and each > 0 for each in probabilities)
+    if draws_dropout and set(operator.ownership.methods()) != {"layer"}:
         return "some gradients come from running a part of the module again, which would draw other dropout; none is drawn then"
     for part in module.modules():
         if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
@@ -308,9 +297,3 @@ def _why_run_again(module: LightningModule, operator: JacobianOperator) -> str:
         if isinstance(part, OptimizedModule) or compiled_in_place:
             return "compiled code cannot be differentiated twice; it is run eagerly"
     return ""
-
-
-def _default_directions(module: LightningModule, seen: SimilarityBatch) -> str | int:
-    """Return the directions of the criterion; one at random where there are no labels, or no other output to contrast with."""
-    wanted: str | int = getattr(module.similarity_criterion, "directions", 1)
-    return wanted if class_numbers(seen.labels) is not None and seen.outputs.shape[1] > 1 else 1

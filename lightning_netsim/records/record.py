@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
 from lightning_netsim._checks import check_writable, expected
@@ -165,7 +164,14 @@ def write_record(directory: str | os.PathLike[str], record: Record) -> Path:
         NetsimError: if a table is not of the schema, or `directory` cannot be written or holds something else.
     """
     target = Path(directory)
-    tables = _check_tables(record)
+    tables = {
+        name: check_table(name, getattr(record, name), columns)
+        for name, columns in _COLUMNS.items()
+        if name in _REQUIRED or getattr(record, name) is not None
+    }
+    repeated = tables[SAMPLES]["index"][tables[SAMPLES]["index"].duplicated()]
+    if len(repeated):
+        raise expected("samples['index']", "different for each sample", f"{int(repeated.iloc[0])} more than once")
     meta = json.dumps(_plain({**record.meta, "schema_version": SCHEMA_VERSION}), indent=2, allow_nan=False)
     if target.exists() and not _is_record(target) and any(not _is_ours(path) for path in target.iterdir()):
         raise expected("directory", "a new directory or one of an earlier record", f"{str(target)!r} with other files")
@@ -177,25 +183,14 @@ def write_record(directory: str | os.PathLike[str], record: Record) -> Path:
         for name, table in tables.items():
             table.to_parquet(staging / f"{name}.parquet", index=False)
         (staging / META_FILE).write_text(meta + "\n", encoding="utf-8")
+        # The operating system writes the files to the disk, so that the rename cannot come before the contents.
         for path in staging.iterdir():
-            _flush(path)
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
         _put_in_place(staging, target)
     finally:
         _remove(staging)
     return target
-
-
-def _check_tables(record: Record) -> dict[str, pd.DataFrame]:
-    """Return the record's tables by name, with their dtypes, after checking them."""
-    tables = {
-        name: check_table(name, getattr(record, name), columns)
-        for name, columns in _COLUMNS.items()
-        if name in _REQUIRED or getattr(record, name) is not None
-    }
-    repeated = tables[SAMPLES]["index"][tables[SAMPLES]["index"].duplicated()]
-    if len(repeated):
-        raise expected("samples['index']", "different for each sample", f"{int(repeated.iloc[0])} more than once")
-    return tables
 
 
 def _plain(value: Any) -> Any:
@@ -208,7 +203,7 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "tolist"):
+    if hasattr(value, "tolist"):  # an array, a number of numpy, a tensor
         return _plain(value.tolist())
     return str(value)
 
@@ -241,11 +236,17 @@ def read_record(directory: str | os.PathLike[str]) -> Record:
     place = Path(directory)
     source = place if place.exists() else _beside(place, "previous")
     meta = _read_meta(source, place)
-    tables = {
-        name: _read_table(source, place, name, columns)
-        for name, columns in _COLUMNS.items()
-        if name in _REQUIRED or (source / f"{name}.parquet").exists()
-    }
+    tables = {}
+    for name, columns in _COLUMNS.items():
+        file = source / f"{name}.parquet"
+        if name not in _REQUIRED and not file.exists():
+            continue
+        try:
+            table = pd.read_parquet(file)
+        except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+            reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+            raise expected("directory", "a whole record", f"{str(place)!r} whose {file.name} {reason}") from error
+        tables[name] = check_table(name, table, columns)
     return Record(meta=meta, path=place, **tables)
 
 
@@ -263,23 +264,9 @@ def _read_meta(source: Path, place: Path) -> dict[str, Any]:
     if not isinstance(version, int):
         raise expected("directory", wanted, f"{str(place)!r} whose {META_FILE} has no schema_version")
     if version > SCHEMA_VERSION:
-        raise expected(
-            "directory",
-            f"a record of schema version {SCHEMA_VERSION} or older",
-            f"{str(place)!r} of version {version}",
-            "Update lightning_netsim.",
-        )
+        wanted = f"a record of schema version {SCHEMA_VERSION} or older"
+        raise expected("directory", wanted, f"{str(place)!r} of version {version}", "Update lightning_netsim.")
     return dict(meta)
-
-
-def _read_table(source: Path, place: Path, name: str, columns: Iterable[Column]) -> pd.DataFrame:
-    """Return one table of a record, checked."""
-    try:
-        table = pd.read_parquet(source / f"{name}.parquet")
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise expected("directory", "a whole record", f"{str(place)!r} whose {name}.parquet {reason}") from error
-    return check_table(name, table, columns)
 
 
 def list_records(run_dir: str | os.PathLike[str]) -> list[Path]:
@@ -351,9 +338,3 @@ def _is_ours(path: Path) -> bool:
 def _remove(path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)
-
-
-def _flush(path: Path) -> None:
-    """Make the operating system write the file to the disk, so that the rename cannot come before the contents."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from lightning_netsim._checks import expected
+from lightning_netsim.data.labels import label_kind
 from lightning_netsim.functional import expected_neighbors, label_quality, label_votes, neighbor_dimension, neighbor_radius
 from lightning_netsim.functional.label_quality import rank_weights
 from lightning_netsim.records.record import Record
@@ -70,7 +71,7 @@ class IssueFinder:
             "label": self._class_label if self.view.is_classified else self._value_label,
             "near_duplicate": self._near_duplicate,
             "outlier": self._outlier,
-            "hard": self._hard,
+            "hard": lambda: 1 - self._far("hard", self.samples["margin"].to_numpy(dtype=np.float64)),
             "leak": self._leak,
         }
         score = finders[name]()
@@ -85,10 +86,7 @@ class IssueFinder:
             reasons["label"] = "The samples have no labels, or several each."
         elif self.kernel.labels is None:
             reasons["label"] = "The neighbors have no labels."
-        elif (
-            _kind(self.kernel.labels[self.kernel.present]) != _kind(self.samples["label"].to_numpy())
-            and self.kernel.present.any()
-        ):
+        elif self.kernel.present.any() and label_kind(self.kernel.labels[self.kernel.present].tolist()) != self.view.label_kind:
             reasons["label"] = "The labels of the neighbors are of another type than those of the samples."
         if "margin" not in self.samples:
             reasons["hard"] = "The outputs are not scores of classes, or the run is of an earlier version."
@@ -108,39 +106,28 @@ class IssueFinder:
         code = {label: place for place, label in enumerate(classes)}
         labels = torch.tensor([code[label] for label in given.tolist()])
         neighbors = torch.full(near.shape, -1)
-        neighbors[torch.tensor(self.kernel.present)] = torch.tensor(
-            [code[label] for label in near[self.kernel.present].tolist()]
-        ).long()
-        predictions = self._predictions()
-        if predictions is None:
-            votes = label_votes(neighbors, len(classes))
-        else:
+        listed = [code[label] for label in near[self.kernel.present].tolist()]
+        neighbors[torch.tensor(self.kernel.present)] = torch.tensor(listed).long()
+        own = margin = None
+        if "prediction" in self.samples and "margin" in self.samples:
+            # What the network takes the samples for, in the terms of the labels.
+            predictions: list[Any] = self.samples["prediction"].tolist()
+            if self.view.label_kind != "class":
+                predictions = [self.view.class_name(value) for value in predictions]
             own = torch.tensor([code.get(label, -1) for label in predictions])
             margin = torch.tensor(self.samples["margin"].to_numpy(dtype=np.float64, copy=True))
-            votes = label_votes(neighbors, len(classes), own, margin)
+        votes = label_votes(neighbors, len(classes), own, margin)
         score = label_quality(votes, labels).numpy()
         best = torch.where(votes.amax(1) > votes.gather(1, labels.unsqueeze(1)).squeeze(1), votes.argmax(1), labels)
         best = torch.where(torch.tensor(self.kernel.present.any(1)), best, labels)
         self.columns["suggested_label"] = [classes[place] for place in best.tolist()]
-        self._note_rare(labels.bincount(minlength=len(classes))[labels] if self.compares_with_itself else None)
-        return np.where(self.kernel.present.any(1), score, np.nan)
-
-    def _note_rare(self, counts: torch.Tensor | None) -> None:
-        """Say where a class has too few samples for neighbors to speak for its labels."""
-        rare = 0 if counts is None else int((counts < RARE).sum())
+        rare = int((labels.bincount()[labels] < RARE).sum()) if self.compares_with_itself else 0
         if rare:
             self.notes.append(
                 f"{rare:,} sample{'s are' if rare > 1 else ' is'} of classes with fewer than {RARE}: no neighbors can "
                 "speak for their labels, which are suspect for that alone."
             )
-
-    def _predictions(self) -> list[Any] | None:
-        """Return what the network takes the samples for, in the terms of the labels; None where that is not known."""
-        if "prediction" not in self.samples or "margin" not in self.samples:
-            return None
-        predictions: list[Any] = self.samples["prediction"].tolist()
-        named = not all(isinstance(label, int) for label in self.samples["label"].tolist())
-        return [self.view.class_name(value) for value in predictions] if named else predictions
+        return np.where(self.kernel.present.any(1), score, np.nan)
 
     def _value_label(self) -> Array:
         """Return the scores of labels that are values, and put in the means of the neighbors' labels."""
@@ -189,9 +176,6 @@ class IssueFinder:
         median = self.scales[name] = _median(values)
         return np.where(values + median > 0, median / np.where(values + median > 0, values + median, 1), values * 0 + 0.5)
 
-    def _hard(self) -> Array:
-        return 1 - self._far("hard", self.samples["margin"].to_numpy(dtype=np.float64))
-
 
 class _Neighbors:
     """A table of neighbors, a row for each sample.
@@ -209,26 +193,21 @@ class _Neighbors:
         rows = pd.Series(np.arange(len(samples)), index=samples["index"]).reindex(table["index"]).to_numpy()
         if np.isnan(rows).any():
             raise expected("neighbors", "those of samples of the record", "an index that is none of theirs")
-        self._places = (rows.astype(np.int64), table["rank"].to_numpy() - 1)
-        self._shape = (len(samples), self.k)
-        similarity, self.neighbor = np.full(self._shape, np.nan), np.full(self._shape, -1)
-        similarity[self._places], self.neighbor[self._places] = table["similarity"], table["neighbor"]
-        self.labels = self._labels(table, samples, same)
+        places, shape = (rows.astype(np.int64), table["rank"].to_numpy() - 1), (len(samples), self.k)
+        similarity, self.neighbor = np.full(shape, np.nan), np.full(shape, -1)
+        similarity[places], self.neighbor[places] = table["similarity"], table["neighbor"]
+        self.labels: Array | None = None
+        if "label" in samples and same:
+            found = pd.Series(samples["label"].to_numpy(), index=samples["index"]).reindex(table["neighbor"])
+        else:
+            found = table.get("neighbor_label")
+        if found is not None:
+            self.labels = np.empty(shape, dtype=found.to_numpy().dtype)
+            self.labels[places] = found.to_numpy()
         self.present = np.isfinite(similarity)
         # What differs from 1 by rounding is a copy.
         gap = np.where(1 - similarity <= _ROUNDING, 0.0, 1 - similarity)
         self.distance = torch.tensor(2 * gap).sqrt()
-
-    def _labels(self, table: pd.DataFrame, samples: pd.DataFrame, same: bool) -> Array | None:
-        if same and "label" in samples:
-            found = pd.Series(samples["label"].to_numpy(), index=samples["index"]).reindex(table["neighbor"]).to_numpy()
-        elif "neighbor_label" in table:
-            found = table["neighbor_label"].to_numpy()
-        else:
-            return None
-        labels = np.empty(self._shape, dtype=found.dtype)
-        labels[self._places] = found
-        return labels
 
     @cached_property
     def radius(self) -> torch.Tensor:
@@ -258,11 +237,6 @@ class _Neighbors:
             raise expected("neighbors", "samples of the record", "an index that is none of theirs")
         radius = (self.radius[rows] * self.radius[partners]).sqrt()
         return rows, partners, self.chance(self.distance[rows, places], radius)
-
-
-def _kind(labels: Array) -> str:
-    """Return whether labels are numbers, whole or not, or names."""
-    return "names" if labels.dtype.kind in "OUST" else "values" if labels.dtype.kind == "f" else "classes"
 
 
 def _median(values: Array) -> float:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from lightning_netsim.data.labels import are_classes, are_of_classes
-from lightning_netsim.functional.results import ClassSimilarityResult, KernelNeighborsResult
+from lightning_netsim.functional.results import KernelNeighborsResult
 from lightning_netsim.jacobian import Directions
 from lightning_netsim.measurement.result import SampleSet, SimilarityResult
 from lightning_netsim.measurement.settings import SweepSettings
@@ -29,7 +29,17 @@ def make_record(result: SimilarityResult, settings: SweepSettings, context: Mapp
         context: what only the caller knows, where it differs from an analysis of plain weights: stage, epoch, global_step,
             reference, weights, class_names.
     """
-    activations = result.activation_neighbors
+    activations, classes = result.activation_neighbors, None
+    if result.classes is not None:
+        names, number = result.classes.classes, len(result.classes.classes)
+        classes = pd.DataFrame(
+            {
+                "label": [label for label in names for _ in range(number)],
+                "other_label": names * number,
+                "similarity": result.classes.similarity.double().flatten().numpy(),
+                "num_samples": result.classes.num_samples.repeat_interleave(number).numpy(),
+            }
+        )
     usual = {
         "stage": None,
         "epoch": None,
@@ -43,7 +53,7 @@ def make_record(result: SimilarityResult, settings: SweepSettings, context: Mapp
         neighbors=_neighbors(result.neighbors, result.queries, result.reference),
         activation_neighbors=None if activations is None else _neighbors(activations, result.queries, result.reference),
         meta={**_meta(result, settings), **usual, **context},
-        classes=None if result.classes is None else _classes(result.classes),
+        classes=classes,
     )
 
 
@@ -58,6 +68,7 @@ def scalars(record: Record) -> dict[str, float]:
 
 
 def _samples(result: SimilarityResult) -> pd.DataFrame:
+    """Return one row for each query; the share of its neighbors that have its label is NaN where there are none."""
     queries = result.queries
     soft = result.counts.soft.double().cpu()
     table = pd.DataFrame(
@@ -80,37 +91,18 @@ def _samples(result: SimilarityResult) -> pd.DataFrame:
         for value, column in counts.items():
             table[f"{prefix}_{value:g}"] = column.double().cpu().numpy()
     if are_classes(queries.labels) and result.reference.labels is not None:
-        table["same_class_fraction"] = _same_class_fraction(result)
+        by_position = dict(zip(result.reference.index.tolist(), result.reference.labels, strict=True))
+        shares = []
+        for label, neighbors in zip(queries.labels or [], result.neighbors.index.tolist(), strict=True):
+            found = [by_position[neighbor] == label for neighbor in neighbors if neighbor >= 0]
+            shares.append(sum(found) / len(found) if found else np.nan)
+        table["same_class_fraction"] = np.asarray(shares, dtype=np.float64)
     for name, means in (("same_class_similarity", result.same_class), ("other_class_similarity", result.other_class)):
         if means is not None:
             table[name] = means.double().numpy()
     table["gradient_norm"] = result.norm.double().numpy()
     table["rank"] = result.rank.numpy()
     return table
-
-
-def _classes(found: ClassSimilarityResult) -> pd.DataFrame:
-    """Return the long form: one row for each ordered pair of classes."""
-    number = len(found.classes)
-    return pd.DataFrame(
-        {
-            "label": [label for label in found.classes for _ in range(number)],
-            "other_label": found.classes * number,
-            "similarity": found.similarity.double().flatten().numpy(),
-            "num_samples": found.num_samples.repeat_interleave(number).numpy(),
-        }
-    )
-
-
-def _same_class_fraction(result: SimilarityResult) -> np.ndarray[Any, Any]:
-    """Return the share of each query's neighbors that have its label, NaN where there are none."""
-    by_position = dict(zip(result.reference.index.tolist(), result.reference.labels or [], strict=True))
-    own = result.queries.labels or []
-    shares = []
-    for label, neighbors in zip(own, result.neighbors.index.tolist(), strict=True):
-        found = [by_position[neighbor] == label for neighbor in neighbors if neighbor >= 0]
-        shares.append(sum(found) / len(found) if found else np.nan)
-    return np.asarray(shares, dtype=np.float64)
 
 
 def _neighbors(found: KernelNeighborsResult, queries: SampleSet, reference: SampleSet) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lightning_netsim._checks import check_positive_int, expected
+from lightning_netsim.data.labels import label_kind
 from lightning_netsim.records.record import Record
 
 
@@ -53,6 +54,7 @@ class RecordView:
         ranked: those with a count, from the most isolated to the most crowded; ties by index.
         num_reference: N, the number of reference samples.
         num_left_out: number of samples without a count.
+        label_kind: what the labels are, see `label_kind`.
     """
 
     def __init__(self, record: Record) -> None:
@@ -63,6 +65,7 @@ class RecordView:
         self.num_left_out = int(record.meta.get("num_left_out") or 0) or len(self.samples) - len(self.ranked)
         self.reference = str(record.meta.get("reference") or "self")
         self.num_reference = int(record.meta.get("num_reference") or len(self.ranked))
+        self.label_kind = label_kind(self.samples["label"].tolist() if self.has_labels else None)
 
     @property
     def has_labels(self) -> bool:
@@ -72,7 +75,7 @@ class RecordView:
     @property
     def is_classified(self) -> bool:
         """Return whether the labels name classes (integers or strings), not quantities."""
-        return self.has_labels and not pd.api.types.is_float_dtype(self.samples["label"].dtype)
+        return self.label_kind in ("class", "name")
 
     @property
     def has_predictions(self) -> bool:
@@ -125,19 +128,18 @@ class RecordView:
         table = table[(table["index"] == index) & (table["neighbor"] >= 0) & np.isfinite(table["similarity"])]
         table = table.sort_values("rank")
         own = self.samples["label"].get(index) if self.has_labels else None
-        labels = list(table["neighbor_label"]) if "neighbor_label" in table else [None] * len(table)
-        pairs = zip(table["neighbor"], table["similarity"], labels, strict=True)
-        return [self._neighbor(own, int(other), float(value), label) for other, value, label in pairs]
-
-    def _neighbor(self, own: object, index: int, similarity: float, label: object) -> NeighborView:
-        known = self.reference == "self" and index in self.samples.index
-        if label is None and known and self.has_labels:
-            label = self._value("label", index)
-        name = self.class_name(label)
-        comparable = self.is_classified and name is not None and self.class_name(own) is not None
-        agrees = bool(label == own) if comparable else None
-        identity = str(self._value("sample_id", index)) if known else str(index)
-        return NeighborView(index, identity, similarity, name, agrees)
+        labels = table["neighbor_label"] if "neighbor_label" in table else [None] * len(table)
+        neighbors = []
+        for other, similarity, label in zip(table["neighbor"], table["similarity"], labels, strict=True):
+            known = self.reference == "self" and other in self.samples.index
+            if label is None and known and self.has_labels:
+                label = self._value("label", other)
+            name = self.class_name(label)
+            comparable = self.is_classified and name is not None and self.class_name(own) is not None
+            agrees = bool(label == own) if comparable else None
+            identity = str(self._value("sample_id", other)) if known else str(int(other))
+            neighbors.append(NeighborView(int(other), identity, float(similarity), name, agrees))
+        return neighbors
 
     def by_class(self) -> pd.DataFrame:
         """Return the neighbor fraction by class: columns name, samples, mean, min, max, sorted by label."""
@@ -158,6 +160,11 @@ class RecordView:
         for name, mean in zip(table["name"], table["mean"], strict=True):
             row[f"class {name}" if name in row else str(name)] = float(mean)
         return row
+
+    def compared(self) -> str:
+        """Return how many samples were compared with what."""
+        reference = "each other" if self.reference == "self" else f"{self.num_reference:,} of {self.reference}"
+        return f"{len(self.samples):,} samples compared with {reference}"
 
     def title(self) -> str:
         """Return when the record was made, for the head of a figure or page: stage, epoch, step."""

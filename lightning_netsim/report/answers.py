@@ -11,9 +11,9 @@ import pandas as pd
 from lightning_netsim.records.record import Record
 from lightning_netsim.records.view import RecordView, SampleView, shorten
 from lightning_netsim.report import style
-from lightning_netsim.report.figures import Figure, Thumbnails
-from lightning_netsim.report.pictures import check_thumbnail
-from lightning_netsim.report.text import WIDTH
+from lightning_netsim.report.figures import Figure
+from lightning_netsim.report.issues import WIDTH
+from lightning_netsim.report.pictures import Thumbnails, thumbnail_of
 
 
 def format_neighbors(record: Record) -> str:
@@ -26,7 +26,19 @@ def format_neighbors(record: Record) -> str:
     lines = ["Kernel neighbors" + (f" · {view.title()}" if view.title() else ""), "─" * WIDTH]
     lines += textwrap.wrap(" · ".join(parts), WIDTH)
     for index in view.samples["index"]:
-        lines += ["", _caption(view, view.sample(int(index))), *_neighbor_rows(view, int(index))]
+        lines += ["", _caption(view, view.sample(int(index)))]
+        rows = [
+            {
+                "rank": rank,
+                "neighbor": shorten(neighbor.name, 30),
+                "similarity": f"{neighbor.similarity:.4f}",
+                "label": "" if neighbor.label is None else ("≠ " if neighbor.agrees is False else "") + neighbor.label,
+            }
+            for rank, neighbor in enumerate(view.neighbors(int(index)), 1)
+        ]
+        if rows:
+            table = pd.DataFrame(rows)
+            lines += _indented(table if any(table["label"]) else table.drop(columns="label"))
     lines += ["", *(textwrap.fill(note, WIDTH) for note in meta["notes"])]
     return "\n".join([*lines, "Similarity 1: the same input to the network. ≠ marks another label than the sample's."])
 
@@ -42,22 +54,6 @@ def _caption(view: RecordView, sample: SampleView) -> str:
         return " · ".join([*parts, "left out: its gradient is zero or not finite"])
     counted = f"soft count {sample.count:,.1f} of {view.num_reference:,} (fraction {sample.fraction:.3f})"
     return " · ".join([*parts, counted])
-
-
-def _neighbor_rows(view: RecordView, index: int) -> list[str]:
-    rows = [
-        {
-            "rank": rank,
-            "neighbor": shorten(neighbor.name, 30),
-            "similarity": f"{neighbor.similarity:.4f}",
-            "label": "" if neighbor.label is None else ("≠ " if neighbor.agrees is False else "") + neighbor.label,
-        }
-        for rank, neighbor in enumerate(view.neighbors(index), 1)
-    ]
-    table = pd.DataFrame(rows)
-    if "label" in table and not any(table["label"]):
-        table = table.drop(columns="label")
-    return [] if table.empty else _indented(table)
 
 
 def _indented(table: pd.DataFrame) -> list[str]:
@@ -83,7 +79,13 @@ def format_transfer(meta: Mapping[str, Any], tables: Mapping[str, pd.DataFrame])
     applied = f" It was applied to {meta['num_reference']:,} samples of {meta['reference']} in {meta['seconds']:.1f} s."
     lines += textwrap.wrap(_change(meta) + applied, WIDTH)
     for title, table in tables.items():
-        lines += ["", title, *(_indented(_rounded(table, names)) if len(table) else ["  none"])]
+        shown = table.copy()
+        for column in shown:
+            if column in ("label", "prediction"):
+                shown[column] = [class_name(value, names) for value in shown[column]]
+            elif shown[column].dtype.kind == "f":
+                shown[column] = [f"{value:.4f}" for value in shown[column]]
+        lines += ["", title, *(_indented(shown) if len(shown) else ["  none"])]
     reading = (
         "moved: how far the outputs of a sample go, to first order. along: their part along v (1 = as far as the corrected "
         "sample is to go, negative = the other way)."
@@ -108,16 +110,6 @@ def _change(meta: Mapping[str, Any]) -> str:
     if abs(meta["along"] - 1) > 1e-3:
         text += f" The outputs of the sample depend on each other: it moves by {meta['along']:.3g} of v only."
     return text
-
-
-def _rounded(table: pd.DataFrame, names: Sequence[str] | None) -> pd.DataFrame:
-    shown = table.copy()
-    for column in shown:
-        if column in ("label", "prediction"):
-            shown[column] = [class_name(value, names) for value in shown[column]]
-        elif shown[column].dtype.kind == "f":
-            shown[column] = [f"{value:.4f}" for value in shown[column]]
-    return shown
 
 
 def plot_transfer(
@@ -165,7 +157,6 @@ def _under(row: Mapping[str, Any], names: Sequence[str] | None) -> str:
 def _draw(
     canvas: Any, thumbnails: Thumbnails | None, index: int, box: tuple[float, float, float, float], under: str, color: str
 ) -> None:
-    picture = None if thumbnails is None else check_thumbnail("thumbnails(index)", thumbnails(index))
-    style.draw_thumbnail(canvas, picture, box, empty=f"#{index}")
+    style.draw_thumbnail(canvas, thumbnail_of(thumbnails, index), box, empty=f"#{index}")
     style.frame(canvas, box, color, 1.0)
     canvas.text(box[0] + box[2] / 2, box[1] + box[3] + 0.11, shorten(under, 16), ha="center", va="center", fontsize=8)

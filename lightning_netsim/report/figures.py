@@ -6,8 +6,7 @@ After figures 4 to 8 and 13 to 15 of Charpiat et al., NeurIPS 2019, supplementar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,7 @@ from lightning_netsim._checks import check_positive_int, expected
 from lightning_netsim.records.record import Record
 from lightning_netsim.records.view import NeighborView, RecordView, SampleView, decimals, shorten
 from lightning_netsim.report import style
-from lightning_netsim.report.pictures import Thumbnail, check_thumbnail
+from lightning_netsim.report.pictures import Thumbnail, Thumbnails, thumbnail_of
 from lightning_netsim.report.style import figure_to_array, save_figure
 
 __all__ = [
@@ -34,8 +33,6 @@ __all__ = [
     "plot_similarity_histograms",
     "save_figure",
 ]
-
-Thumbnails: TypeAlias = Callable[[int], Thumbnail]
 
 _BANDS = ("epoch", "mean", "q10", "median", "q90", "min", "max")
 _TITLE = 1.0  # inches kept for the title and how to read the figure
@@ -90,26 +87,20 @@ def plot_count_histogram(record: Record, thumbnails: Thumbnails | None = None, b
         heights, edges, _ = axes.hist(
             fractions, bins=bins, range=(low - margin, high + margin), color=style.GRADIENT, edgecolor="white", linewidth=1.2
         )
-        _label_histogram(axes, np.asarray(heights), edges, view.num_reference)
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_ylim(0, 1.14 * max(np.asarray(heights).max(), 1))
+        for center, bar in zip((edges[:-1] + edges[1:]) / 2, np.asarray(heights), strict=True):
+            if bar:
+                axes.text(center, bar, f"{int(bar):,}", ha="center", va="bottom", fontsize=8, color=style.MUTED)
+        shown, step = edges[:: -(-len(edges) // 21)], float(edges[1] - edges[0])
+        places = max(decimals(step), 2), decimals(step * view.num_reference)
+        marks = [f"{edge:.{places[0]}f}\n{edge * view.num_reference:,.{places[1]}f}" for edge in shown]
+        axes.set_xticks(shown, marks)
+        axes.set_xlabel("neighbor fraction N_S / N and, below it, soft count N_S, at the edges of the bins", labelpad=6)
+        axes.set_ylabel("samples")
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         _draw_representatives(figure, view, thumbnails, bin_representatives(fractions, edges))
     return figure
-
-
-def _label_histogram(axes: Axes, heights: npt.NDArray[np.float64], edges: npt.NDArray[np.float64], reference: int) -> None:
-    """Give the histogram its axes: fractions at the bins' edges, soft counts below them, samples upwards."""
-    axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylim(0, 1.14 * max(heights.max(), 1))
-    centers = (edges[:-1] + edges[1:]) / 2
-    for center, height in zip(centers, heights, strict=True):
-        if height:
-            axes.text(center, height, f"{int(height):,}", ha="center", va="bottom", fontsize=8, color=style.MUTED)
-    shown = edges[:: -(-len(edges) // 21)]
-    step = float(edges[1] - edges[0])
-    places = max(decimals(step), 2), decimals(step * reference)
-    axes.set_xticks(shown, [f"{edge:.{places[0]}f}\n{edge * reference:,.{places[1]}f}" for edge in shown])
-    axes.set_xlabel("neighbor fraction N_S / N and, below it, soft count N_S, at the edges of the bins", labelpad=6)
-    axes.set_ylabel("samples")
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 
 
 def _draw_representatives(
@@ -126,16 +117,12 @@ def _draw_representatives(
         sample = view.sample(int(view.ranked["index"].iloc[position]))
         center = 0.75 + (place + 0.5) * pitch
         box = (center - side / 2, _TITLE + 0.84 - side, side, side)
-        style.draw_thumbnail(canvas, _thumbnail(thumbnails, sample.index), box, empty=shorten(f"#{sample.name}", width))
+        style.draw_thumbnail(canvas, thumbnail_of(thumbnails, sample.index), box, empty=shorten(f"#{sample.name}", width))
         style.frame(canvas, box, style.RULE, 0.8)
         name = "" if thumbnails is None else shorten(f"#{sample.name}", width)
         canvas.text(center, 2.01, name, ha="center", va="center", fontsize=7.5, color=style.MUTED)
         if sample.label is not None:
             canvas.text(center, 2.18, shorten(sample.label, width), ha="center", va="center", fontsize=8)
-
-
-def _thumbnail(thumbnails: Thumbnails | None, index: int) -> Thumbnail:
-    return None if thumbnails is None else check_thumbnail("thumbnails(index)", thumbnails(index))
 
 
 def _say_nothing(figure: Figure, text: str) -> None:
@@ -167,9 +154,8 @@ def plot_neighbor_rows(
     if reference_thumbnails is None and view.reference == "self":
         reference_thumbnails = thumbnails
     rows = _NeighborRows(view, [view.sample(index) for index in chosen], thumbnails, reference_thumbnails)
-    rows.order = ", isolated ones first" if queries is None else ""
     with style.styled():
-        return rows.draw()
+        return rows.draw(", isolated ones first" if queries is None else "")
 
 
 class _NeighborRows:
@@ -177,29 +163,35 @@ class _NeighborRows:
 
     caption, gutter, top = 1.55, 0.36, 1.22
     above, below, gap = 0.17, 0.19, 0.10
-    order = ""
 
     def __init__(
         self, view: RecordView, samples: list[SampleView], thumbnails: Thumbnails | None, reference: Thumbnails | None
     ) -> None:
         self.view, self.samples, self.reference = view, samples, reference
-        self.queries = [_thumbnail(thumbnails, sample.index) for sample in samples]
+        self.queries = [thumbnail_of(thumbnails, sample.index) for sample in samples]
         self.kinds = (False,) if view.record.activation_neighbors is None else (False, True)
         rows = [view.neighbors(sample.index, kind) for sample in samples for kind in self.kinds]
-        self.is_text = any(isinstance(picture, str) for picture in self.queries)
-        self.width, self.height = (1.75, 0.86) if self.is_text else (0.84, 0.84)
-        scale = 1.35 if len(self.kinds) == 2 and not self.is_text else 1.0
+        is_text = any(isinstance(picture, str) for picture in self.queries)
+        self.width, self.height = (1.75, 0.86) if is_text else (0.84, 0.84)
+        scale = 1.35 if len(self.kinds) == 2 and not is_text else 1.0
         self.wide, self.high = scale * self.width, scale * self.height  # of the query's picture
-        self.columns = max([1, *(min(len(row), 6 if self.is_text else 10) for row in rows)])
+        self.columns = max([1, *(min(len(row), 6 if is_text else 10) for row in rows)])
         self.pitch = self.above + self.height + self.below + self.gap
         self.block = len(self.kinds) * self.pitch + 0.16
         self.start = 0.25 + self.caption + self.wide + self.gutter + 0.1
 
-    def draw(self) -> Figure:
-        """Return the figure."""
+    def draw(self, order: str) -> Figure:
+        """Return the figure.
+
+        Args:
+            order: words on the order of the samples.
+        """
+        reading = f"Left: a sample{order}. Right: its neighbors, nearest first, with their similarities (1 = the same)"
+        reading += "; blue under the gradient kernel, brown under activations." if len(self.kinds) == 2 else "."
+        reading += " Red frame and ≠: another label than the sample's." if self.view.is_classified else ""
         size = self.start + self.columns * (self.width + 0.08) + 0.2, self.top + max(len(self.samples), 1) * self.block + 0.1
         title = "Which samples the network treats as similar" + (f" ({self.view.title()})" if self.view.title() else "")
-        figure = style.new_figure(max(size[0], 8.6), size[1], title, self._reading())
+        figure = style.new_figure(max(size[0], 8.6), size[1], title, reading)
         if not self.samples:
             _say_nothing(figure, "No sample has neighbors.")
             return figure
@@ -208,25 +200,18 @@ class _NeighborRows:
             center = self.start + column * (self.width + 0.08) + self.width / 2
             canvas.text(center, self.top - 0.12, str(column + 1), ha="center", va="center", fontsize=8, color=style.MUTED)
         for number, sample in enumerate(self.samples):
-            self._draw_block(canvas, sample, self.queries[number], self.top + number * self.block, right=size[0] - 0.2)
+            top = self.top + number * self.block
+            canvas.plot([0.25, size[0] - 0.2], [top, top], color=style.RULE, linewidth=0.8)
+            self._draw_query(canvas, sample, self.queries[number], top + 0.08 + (self.block - 0.16 - self.gap) / 2)
+            for line, kind in enumerate(self.kinds):
+                self._draw_row(canvas, self.view.neighbors(sample.index, kind), top + 0.08 + line * self.pitch, kind)
         return figure
 
-    def _reading(self) -> str:
-        text = f"Left: a sample{self.order}. Right: its neighbors, nearest first, with their similarities (1 = the same)"
-        text += "; blue under the gradient kernel, brown under activations." if len(self.kinds) == 2 else "."
-        return text + (" Red frame and ≠: another label than the sample's." if self.view.is_classified else "")
-
-    def _draw_block(self, canvas: Axes, sample: SampleView, picture: Thumbnail, top: float, right: float) -> None:
-        canvas.plot([0.25, right], [top, top], color=style.RULE, linewidth=0.8)
-        middle = top + 0.08 + (self.block - 0.16 - self.gap) / 2
+    def _draw_query(self, canvas: Axes, sample: SampleView, picture: Thumbnail, middle: float) -> None:
+        """Draw a sample, and left of it what is known of it."""
         box = (0.25 + self.caption, middle - self.high / 2, self.wide, self.high)
         style.draw_thumbnail(canvas, picture, box, empty=shorten(f"#{sample.name}", 14))
         style.frame(canvas, box, style.INK, 1.2)
-        self._draw_caption(canvas, sample, middle)
-        for line, kind in enumerate(self.kinds):
-            self._draw_row(canvas, self.view.neighbors(sample.index, kind), top + 0.08 + line * self.pitch, kind)
-
-    def _draw_caption(self, canvas: Axes, sample: SampleView, middle: float) -> None:
         lines = [(f"#{shorten(sample.name, 17)}", style.INK, "bold")]
         if sample.label is not None:
             lines.append((f"label {shorten(sample.label, 14)}", style.INK, "normal"))
@@ -248,20 +233,19 @@ class _NeighborRows:
         if not neighbors:
             canvas.text(self.start, y, "no neighbors: the sample was left out", va="center", color=style.MUTED)
         for column, neighbor in enumerate(neighbors[: self.columns]):
-            left = self.start + column * (self.width + 0.08)
-            self._draw_neighbor(canvas, neighbor, (left, top + self.above, self.width, self.height), color)
-
-    def _draw_neighbor(self, canvas: Axes, neighbor: NeighborView, box: tuple[float, float, float, float], color: str) -> None:
-        differs = neighbor.agrees is False
-        center = box[0] + box[2] / 2
-        canvas.text(center, box[1] - 0.085, f"{neighbor.similarity:.3f}", ha="center", va="center", fontsize=8, color=color)
-        style.draw_thumbnail(canvas, _thumbnail(self.reference, neighbor.index), box, empty=shorten(f"#{neighbor.name}", 12))
-        style.frame(canvas, box, style.MISMATCH if differs else style.RULE, 2.2 if differs else 0.8)
-        if neighbor.label is not None:
-            text = ("≠ " if differs else "") + shorten(neighbor.label, int(self.width * 13) - 2 * differs)
-            shade, weight = (style.MISMATCH, "bold") if differs else (style.MUTED, "normal")
-            y = box[1] + box[3] + 0.105
-            canvas.text(center, y, text, ha="center", va="center", fontsize=8, color=shade, fontweight=weight)
+            box = (self.start + column * (self.width + 0.08), top + self.above, self.width, self.height)
+            differs = neighbor.agrees is False
+            center = box[0] + box[2] / 2
+            words = f"{neighbor.similarity:.3f}"
+            canvas.text(center, box[1] - 0.085, words, ha="center", va="center", fontsize=8, color=color)
+            picture = thumbnail_of(self.reference, neighbor.index)
+            style.draw_thumbnail(canvas, picture, box, empty=shorten(f"#{neighbor.name}", 12))
+            style.frame(canvas, box, style.MISMATCH if differs else style.RULE, 2.2 if differs else 0.8)
+            if neighbor.label is not None:
+                text = ("≠ " if differs else "") + shorten(neighbor.label, int(self.width * 13) - 2 * differs)
+                shade, weight = (style.MISMATCH, "bold") if differs else (style.MUTED, "normal")
+                y = box[1] + box[3] + 0.105
+                canvas.text(center, y, text, ha="center", va="center", fontsize=8, color=shade, fontweight=weight)
 
 
 def plot_counts_over_epochs(history: pd.DataFrame | Sequence[Mapping[str, float]]) -> Figure:
@@ -364,21 +348,16 @@ def plot_similarity_histograms(similarities: Mapping[str, npt.ArrayLike], bins: 
         for number, (name, values) in enumerate(arrays.items()):
             top = _TITLE + 0.1 + 0.62 * number
             axes = style.add_axes(figure, 1.9, 0.65 + height - 0.62 * (number + 1), 0.4, top)
-            _draw_similarities(axes, name, values, np.linspace(*span, bins + 1), is_last=number == len(arrays) - 1)
+            edges, is_last = np.linspace(*span, bins + 1), number == len(arrays) - 1
+            axes.hist(values, bins=list(edges), color=style.GRADIENT, histtype="stepfilled", alpha=0.85)
+            if len(values):
+                axes.axvline(float(values.mean()), color=style.INK, linewidth=1.2)
+            axes.set_xlim(edges[0], edges[-1])
+            axes.set_ylim(0, None)
+            axes.spines["left"].set_visible(False)
+            axes.set_yticks([])
+            axes.tick_params(axis="x", labelbottom=is_last, length=3 if is_last else 0)
+            axes.set_ylabel(shorten(name, 24), rotation=0, ha="right", va="center")
+            if is_last:
+                axes.set_xlabel("similarity")
     return figure
-
-
-def _draw_similarities(
-    axes: Axes, name: str, values: npt.NDArray[np.float64], edges: npt.NDArray[np.float64], is_last: bool
-) -> None:
-    axes.hist(values, bins=list(edges), color=style.GRADIENT, histtype="stepfilled", alpha=0.85)
-    if len(values):
-        axes.axvline(float(values.mean()), color=style.INK, linewidth=1.2)
-    axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylim(0, None)
-    axes.spines["left"].set_visible(False)
-    axes.set_yticks([])
-    axes.tick_params(axis="x", labelbottom=is_last, length=3 if is_last else 0)
-    axes.set_ylabel(shorten(name, 24), rotation=0, ha="right", va="center")
-    if is_last:
-        axes.set_xlabel("similarity")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
@@ -15,7 +15,7 @@ from PIL import Image
 from lightning_netsim.records.record import Record
 from lightning_netsim.records.view import NeighborView, RecordView, SampleView, shorten
 from lightning_netsim.report.figures import plot_count_histogram
-from lightning_netsim.report.pictures import Thumbnail, check_thumbnail
+from lightning_netsim.report.pictures import Thumbnails, thumbnail_of
 
 _LARGEST = 96  # pixels of a picture's longer side
 _SHOWN_NEIGHBORS, _SHOWN_WORDS = 5, 3
@@ -35,11 +35,7 @@ display:inline-block;vertical-align:middle}
 </style>"""
 
 
-def record_to_html(
-    record: Record,
-    thumbnails: Callable[[int], Thumbnail] | None = None,
-    reference_thumbnails: Callable[[int], Thumbnail] | None = None,
-) -> str:
+def record_to_html(record: Record, thumbnails: Thumbnails | None = None, reference_thumbnails: Thumbnails | None = None) -> str:
     """Return a record as a fragment of HTML for a notebook: the extremes with their neighbors, and the histogram of counts.
 
     Every string of the record is escaped, every picture is inline; the fragment loads nothing.
@@ -52,37 +48,27 @@ def record_to_html(
     view = RecordView(record)
     if reference_thumbnails is None and view.reference == "self":
         reference_thumbnails = thumbnails
-    parts = [_STYLE, '<div class="netsim">', _head(view)]
-    if len(view.ranked):
-        tables = (
-            ("Most isolated: fewest neighbors", view.isolated(5)),
-            ("Most crowded: most neighbors", view.crowded(5)),
-        )
-        rows = [_table(view, title, samples, thumbnails, reference_thumbnails) for title, samples in tables]
-        parts += ['<div class="pair">', *rows, "</div>", _histogram(record, thumbnails)]
-    return "\n".join([*parts, "</div>"])
-
-
-def _head(view: RecordView) -> str:
-    """Return the title, the neighbor fraction, and how far to trust the neighbors."""
-    fraction, meta = view.ranked["neighbor_fraction"], view.record.meta
-    reference = "each other" if view.reference == "self" else f"{view.num_reference:,} of {view.reference}"
-    facts = [f"{len(view.samples):,} samples compared with {reference}"]
+    title = "Input similarity" + (f" · {view.title()}" if view.title() else "")
+    facts, fraction, recall = [view.compared()], view.ranked["neighbor_fraction"], record.meta.get("recall")
     if len(fraction):
         facts.append(f"neighbor fraction {fraction.mean():.3f} on average, {fraction.min():.3f} to {fraction.max():.3f}")
-    recall = meta.get("recall")
     facts.append(f"recall {recall:.3f}" if isinstance(recall, (int, float)) else "recall not measured")
     facts.append(f"{view.num_left_out:,} left out")
-    title = "Input similarity" + (f" · {view.title()}" if view.title() else "")
-    return f"<h4>{escape(title)}</h4>\n<p>{escape(' · '.join(facts))}</p>"
+    parts = [_STYLE, '<div class="netsim">', f"<h4>{escape(title)}</h4>\n<p>{escape(' · '.join(facts))}</p>"]
+    if len(view.ranked):
+        isolated = _table(view, "Most isolated: fewest neighbors", view.isolated(5), thumbnails, reference_thumbnails)
+        crowded = _table(view, "Most crowded: most neighbors", view.crowded(5), thumbnails, reference_thumbnails)
+        histogram = _inline(plot_count_histogram(record, thumbnails), "Histogram of neighbor fractions")
+        parts += ['<div class="pair">', isolated, crowded, "</div>", histogram]
+    return "\n".join([*parts, "</div>"])
 
 
 def _table(
     view: RecordView,
     title: str,
     samples: Sequence[SampleView],
-    thumbnails: Callable[[int], Thumbnail] | None,
-    reference: Callable[[int], Thumbnail] | None,
+    thumbnails: Thumbnails | None,
+    reference: Thumbnails | None,
 ) -> str:
     """Return one table of samples, each with its first neighbors."""
     shown = {"label": view.has_labels, "predicted": view.has_predictions}
@@ -91,15 +77,14 @@ def _table(
     head += '<th class="number">count</th><th class="number">fraction</th><th>nearest neighbors</th>'
     rows = []
     for sample in samples:
-        cells = [_picture(thumbnails, sample.index, sample.name)] if thumbnails else []
+        cells = [_picture(thumbnails, sample)] if thumbnails else []
         cells.append(escape(shorten(sample.name, 24)))
         if view.has_labels:
             cells.append(_name(sample.label, False))
         if view.has_predictions:
             cells.append(_name(sample.prediction, sample.is_wrong))
         numbers = f'<td class="number">{sample.count:,.1f}</td><td class="number">{sample.fraction:.3f}</td>'
-        neighbors = view.neighbors(sample.index)[:_SHOWN_NEIGHBORS]
-        near = _neighbors(reference, neighbors)
+        near = _neighbors(reference, view.neighbors(sample.index)[:_SHOWN_NEIGHBORS])
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + f"{numbers}<td>{near or '-'}</td></tr>")
     body = "\n".join(rows)
     return f"<div><h5>{escape(title)}</h5><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
@@ -110,14 +95,14 @@ def _name(name: str | None, differs: bool) -> str:
     return f'<span class="differs">≠ {text}</span>' if differs else text
 
 
-def _neighbors(thumbnails: Callable[[int], Thumbnail] | None, neighbors: Sequence[NeighborView]) -> str:
+def _neighbors(thumbnails: Thumbnails | None, neighbors: Sequence[NeighborView]) -> str:
     """Return the first neighbors: pictures in a row, or words below each other, which are fewer."""
     cells: list[str] = []
     words_shown = 0
     for neighbor in neighbors:
         label = "" if neighbor.label is None else f", {neighbor.label}"
         words = f"{neighbor.name} ({neighbor.similarity:.3f}{label})"
-        picture = None if thumbnails is None else check_thumbnail("thumbnails(index)", thumbnails(neighbor.index))
+        picture = thumbnail_of(thumbnails, neighbor.index)
         differs = neighbor.agrees is False
         if isinstance(picture, np.ndarray):
             cells.append(_image(picture, words, differs))
@@ -129,19 +114,16 @@ def _neighbors(thumbnails: Callable[[int], Thumbnail] | None, neighbors: Sequenc
     return "".join(cells)
 
 
-def _picture(thumbnails: Callable[[int], Thumbnail], index: int, name: str) -> str:
-    picture = check_thumbnail("thumbnails(index)", thumbnails(index))
+def _picture(thumbnails: Thumbnails, sample: SampleView) -> str:
+    """Return the picture of a sample, or the beginning of its text."""
+    picture = thumbnail_of(thumbnails, sample.index)
     if isinstance(picture, np.ndarray):
-        return _image(picture, name, False)
+        return _image(picture, sample.name, False)
     if picture is None:
         return ""
-    return f'<span class="text" title="{escape(picture)}">{escape(_clip(picture, 90))}</span>'
-
-
-def _clip(text: str, width: int) -> str:
-    """Return the beginning of a text on one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
+    line = " ".join(picture.split())
+    beginning = line if len(line) <= 90 else line[:89].rstrip() + "…"
+    return f'<span class="text" title="{escape(picture)}">{escape(beginning)}</span>'
 
 
 def _image(picture: npt.NDArray[np.uint8], words: str, differs: bool) -> str:
@@ -154,18 +136,16 @@ def _image(picture: npt.NDArray[np.uint8], words: str, differs: bool) -> str:
     return f'<img class="{kind}" src="{_data_url(stream.getvalue())}" title="{escape(words)}" alt="{escape(words)}">'
 
 
-def _histogram(record: Record, thumbnails: Callable[[int], Thumbnail] | None) -> str:
-    """Return the histogram of counts as an inline picture."""
+def _inline(figure: Figure, words: str) -> str:
+    """Return a figure as an inline picture."""
     stream = io.BytesIO()
-    plot_count_histogram(record, thumbnails).savefig(stream, format="png", dpi=110)
-    return f'<img class="figure" src="{_data_url(stream.getvalue())}" alt="Histogram of neighbor fractions">'
+    figure.savefig(stream, format="png", dpi=110)
+    return f'<img class="figure" src="{_data_url(stream.getvalue())}" alt="{words}">'
 
 
 def text_and_figure(text: str, figure: Figure) -> str:
     """Return plain text and a figure below it as a fragment of HTML, whose width is that of its surroundings."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
-    picture = f'<img class="figure" src="{_data_url(stream.getvalue())}" alt="The worst samples of each issue">'
+    picture = _inline(figure, "The worst samples of each issue")
     return f'{_STYLE}\n<div class="netsim"><pre>{escape(text)}</pre>\n{picture}</div>'
 
 

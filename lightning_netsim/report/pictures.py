@@ -17,6 +17,9 @@ Image: TypeAlias = npt.NDArray[np.uint8]
 
 Thumbnail: TypeAlias = "Image | str | None"
 
+#: Position in the data set -> what a person sees.
+Thumbnails: TypeAlias = Callable[[int], Thumbnail]
+
 Normalization: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 
 _INK = (59, 111, 182)
@@ -58,7 +61,16 @@ def to_image(sample: object, normalize: Normalization | None = None) -> Thumbnai
         return _draw_vectors(array)  # a few long signals, not an image
     while array.ndim > 3:
         array = array[:, array.shape[1] // 2]
-    return _merge_channels(_to_bytes(_channels_last(array), normalize))
+    if array.ndim == 2:
+        array = array[:, :, None]
+    elif array.shape[2] not in (1, 3, 4) or array.shape[0] in (1, 2, 3, 4):
+        array = array.transpose(1, 2, 0)
+    image = _to_bytes(array, normalize)
+    if image.shape[2] == 1:
+        return image[:, :, 0]
+    if image.shape[2] == 2:
+        return np.asarray(np.rint(image.mean(axis=2)), dtype=np.uint8)
+    return np.ascontiguousarray(image[:, :, :3])
 
 
 def _as_array(sample: object) -> npt.NDArray[Any] | None:
@@ -72,18 +84,10 @@ def _as_array(sample: object) -> npt.NDArray[Any] | None:
     return array if array.dtype.kind in "fiub" else None
 
 
-def _channels_last(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return an image as (H, W, C), whichever way round it came."""
-    if array.ndim == 2:
-        return array[:, :, None]
-    last = array.shape[2] in (1, 3, 4) and array.shape[0] not in (1, 2, 3, 4)
-    return array if last else array.transpose(1, 2, 0)
-
-
 def _to_bytes(image: npt.NDArray[Any], normalize: Normalization | None) -> Image:
     """Return the pixel values of an (H, W, C) image as uint8."""
     if image.dtype == np.uint8:
-        return image.astype(np.uint8, copy=False)
+        return image
     whole = image.dtype.kind in "iu"
     values = np.nan_to_num(image.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     if whole and values.min() >= 0 and 1 < values.max() <= 255:
@@ -106,16 +110,6 @@ def _undo(values: npt.NDArray[np.float64], normalize: Normalization | None) -> n
         return None
     undone = values * std + mean
     return undone if undone.min() >= -_TOLERANCE and undone.max() <= 1 + _TOLERANCE else None
-
-
-def _merge_channels(image: Image) -> Image:
-    """Return an (H, W, C) image as (H, W) for one or two channels, as (H, W, 3) for more."""
-    channels = image.shape[2]
-    if channels == 1:
-        return image[:, :, 0]
-    if channels == 2:
-        return np.asarray(np.rint(image.mean(axis=2)), dtype=np.uint8)
-    return np.ascontiguousarray(image[:, :, :3])
 
 
 def _draw_vectors(rows: npt.NDArray[Any]) -> Image:
@@ -204,8 +198,9 @@ def check_thumbnail(name: str, value: object) -> Thumbnail:
     raise expected(name, "a uint8 array of shape (H, W) or (H, W, 3), a text or None", got, "`to_image` makes one of a sample.")
 
 
-#: Position in the data set -> what a person sees.
-Thumbnails = Callable[[int], Thumbnail]
+def thumbnail_of(thumbnails: Thumbnails | None, index: int) -> Thumbnail:
+    """Return what a person sees of the sample of an index, checked; None where nothing can be seen."""
+    return None if thumbnails is None else check_thumbnail("thumbnails(index)", thumbnails(index))
 
 
 class Pictures:

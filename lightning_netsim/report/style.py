@@ -90,7 +90,12 @@ def draw_thumbnail(canvas: Axes, thumbnail: Thumbnail, box: tuple[float, float, 
     """
     left, top, width, height = box
     if isinstance(thumbnail, np.ndarray):
-        _draw_image(canvas, thumbnail, box)
+        scale = min(width / thumbnail.shape[1], height / thumbnail.shape[0])
+        wide, high = thumbnail.shape[1] * scale, thumbnail.shape[0] * scale
+        x, y = left + (width - wide) / 2, top + (height - high) / 2
+        method = "nearest" if max(thumbnail.shape[:2]) < 48 else "auto"
+        place = (x, x + wide, y + high, y)
+        canvas.imshow(thumbnail, cmap="gray", vmin=0, vmax=255, interpolation=method, extent=place, aspect="auto")
         return
     canvas.add_patch(Rectangle((left, top), width, height, facecolor="#f3f4f6", edgecolor="none"))
     if thumbnail is None:
@@ -102,15 +107,6 @@ def draw_thumbnail(canvas: Axes, thumbnail: Thumbnail, box: tuple[float, float, 
     if len(lines) > rows:
         lines = [*lines[: rows - 1], lines[rows - 1][: columns - 1] + "…"]
     canvas.text(left + 0.05, top + 0.05, "\n".join(lines), ha="left", va="top", fontsize=6.6, linespacing=1.2, clip_on=True)
-
-
-def _draw_image(canvas: Axes, image: npt.NDArray[np.uint8], box: tuple[float, float, float, float]) -> None:
-    left, top, width, height = box
-    scale = min(width / image.shape[1], height / image.shape[0])
-    wide, high = image.shape[1] * scale, image.shape[0] * scale
-    x, y = left + (width - wide) / 2, top + (height - high) / 2
-    method = "nearest" if max(image.shape[:2]) < 48 else "auto"
-    canvas.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation=method, extent=(x, x + wide, y + high, y), aspect="auto")
 
 
 def frame(canvas: Axes, box: tuple[float, float, float, float], color: str, width: float) -> None:

@@ -11,9 +11,8 @@ import pandas as pd
 
 from lightning_netsim.records.record import Record
 from lightning_netsim.records.scores import THRESHOLDS, IssueFinder
-from lightning_netsim.records.view import NeighborView, RecordView, SampleView, shorten
-from lightning_netsim.report.issues import worst_samples
-from lightning_netsim.report.text import WIDTH, align
+from lightning_netsim.records.view import RecordView, SampleView, shorten
+from lightning_netsim.report.issues import WIDTH, align, worst_samples
 
 _MAX_CLASSES = 20
 _SUSPECTS = 5
@@ -53,8 +52,7 @@ def _head(view: RecordView) -> list[str]:
     """Return the title, and what was compared with what."""
     meta = view.record.meta
     title = "Input similarity" + (f" · {view.title()}" if view.title() else "")
-    reference = "each other" if view.reference == "self" else f"{view.num_reference:,} of {view.reference}"
-    parts = [f"{len(view.samples):,} samples compared with {reference}"]
+    parts = [view.compared()]
     directions = meta.get("directions")
     if isinstance(directions, dict) and directions.get("kind"):
         count = directions.get("count")
@@ -71,20 +69,16 @@ def _fractions(view: RecordView) -> list[str]:
     if not len(fraction):
         return [*lines, "  no sample has a count"]
     rows = [["all", f"{len(fraction):,}", *(f"{number:.3f}" for number in (fraction.mean(), fraction.min(), fraction.max()))]]
-    table = view.by_class()
-    shown = table if len(table) <= _MAX_CLASSES else _ends(table)
+    table = shown = view.by_class()
+    if len(table) > _MAX_CLASSES:
+        ordered = table.sort_values("mean", kind="stable")
+        shown = pd.concat([ordered.head(_MAX_CLASSES // 2), ordered.tail(_MAX_CLASSES // 2)])
     for row in shown.to_dict("records"):
         numbers = (f"{row[key]:.3f}" for key in ("mean", "min", "max"))
         rows.append([shorten(row["name"], 40), f"{int(row['samples']):,}", *numbers])
     lines += align([["class" if len(table) else "", "samples", "mean", "min", "max"], *rows], left=1)
     hidden = len(table) - len(shown)
     return lines + ([f"  (the {len(shown)} classes of lowest and highest mean; {hidden} between them)"] if hidden else [])
-
-
-def _ends(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the classes of lowest and of highest mean, half of the most that are shown each."""
-    ordered = table.sort_values("mean", kind="stable")
-    return pd.concat([ordered.head(_MAX_CLASSES // 2), ordered.tail(_MAX_CLASSES // 2)])
 
 
 def _extremes(view: RecordView, title: str, samples: Sequence[SampleView]) -> list[str]:
@@ -102,25 +96,24 @@ def _extremes(view: RecordView, title: str, samples: Sequence[SampleView]) -> li
     return [title, *align(rows, left=1 + len(names))]
 
 
-def _neighbors(view: RecordView, number: int = 5) -> list[str]:
+def _neighbors(view: RecordView) -> list[str]:
     """Return rows of the neighbor table, as many neighbors each as fit."""
     lines = ["Kernel neighbors: sample (similarity" + (", label" if view.has_labels else "") + "), nearest first"]
     heads, tails = [], []
-    for index in view.spread(number):
+    for index in view.spread(5):
         sample = view.sample(index)
         label = "" if sample.label is None else f" ({shorten(sample.label, 16)})"
         heads.append(f"{shorten(sample.name, 18)}{label}")
-        tails.append([_neighbor(neighbor) for neighbor in view.neighbors(index)])
+        tail = []
+        for neighbor in view.neighbors(index):
+            mark = "≠ " if neighbor.agrees is False else ""
+            label = "" if neighbor.label is None else f", {mark}{shorten(neighbor.label, 16)}"
+            tail.append(f"{shorten(neighbor.name, 18)} ({neighbor.similarity:.3f}{label})")
+        tails.append(tail)
     width = max(len(head) for head in heads)
     for head, tail in zip(heads, tails, strict=True):
         lines.append(f"  {head:<{width}}  →  " + _fit(tail, WIDTH - width - 7))
     return lines
-
-
-def _neighbor(neighbor: NeighborView) -> str:
-    mark = "≠ " if neighbor.agrees is False else ""
-    label = "" if neighbor.label is None else f", {mark}{shorten(neighbor.label, 16)}"
-    return f"{shorten(neighbor.name, 18)} ({neighbor.similarity:.3f}{label})"
 
 
 def _fit(items: Sequence[str], width: int) -> str:
@@ -154,23 +147,21 @@ def _quality(view: RecordView) -> list[str]:
     recall = view.record.meta.get("recall")
     k = view.record.meta.get("k")
     name = f"Recall@{k}" if k else "Recall"
+    found = "not measured"
     if isinstance(recall, (int, float)):
         all_pairs = view.record.meta.get("plan", {}).get("kind") == "store"
         text = "every pair was compared" if all_pairs else "the share of true neighbors found, on random queries"
-        lines = [f"{name} of the neighbor table: {recall:.3f} ({text})"]
-    else:
-        lines = [f"{name} of the neighbor table: not measured"]
+        found = f"{recall:.3f} ({text})"
     some = "no usable gradient: zero or not finite" if view.num_left_out else "every gradient was usable"
-    return [*lines, f"Samples left out: {view.num_left_out:,} ({some})"]
+    return [f"{name} of the neighbor table: {found}", f"Samples left out: {view.num_left_out:,} ({some})"]
 
 
 def _files(place: Path) -> list[str]:
     """Return where the tables and figures lie."""
     names = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
-    tables = [name for name in names if name.endswith((".parquet", ".json"))]
-    figures = [name for name in names if name.endswith((".png", ".html"))]
     lines = [f"Written to {place}"]
-    for title, group in (("tables", tables), ("figures", figures)):
+    for title, endings in (("tables", (".parquet", ".json")), ("figures", (".png", ".html"))):
+        group = [name for name in names if name.endswith(endings)]
         if group:
             lines += textwrap.wrap(f"  {title:<8} " + ", ".join(group), WIDTH, subsequent_indent=" " * 11)
     return lines

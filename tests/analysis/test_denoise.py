@@ -272,15 +272,6 @@ def test_subset_streams_mappings_and_names() -> None:
     assert two.samples["index"].tolist() == list(range(SAMPLES))
 
 
-def test_a_class_of_one_sample_and_a_class_of_none() -> None:
-    labels = torch.tensor([2] + [0] * (SAMPLES - 1))
-    assert ask(network(4), loader(points(), labels)).samples["label_share"].notna().all()
-    found = ask(network(4), loader(points(), labels), kernel="outputs")
-    assert found.samples["label_share"].between(0, 1).all()
-    assert found.samples["denoised_label"].isin([0, 2]).all()
-    torch.testing.assert_close(found.result.smoothed_targets[:, [1, 3]], torch.zeros(SAMPLES, 2).double(), **EXACT)
-
-
 def test_labels_of_queries_need_not_be_classes() -> None:
     model, inputs, (labels, _) = network(), points(), labels_of("classes", 3)
     reference = loader(inputs, labels)
@@ -345,12 +336,6 @@ def test_the_model_and_the_random_state_are_left_as_they_were(kernel: str) -> No
         torch.testing.assert_close(ask(model, data, kernel=kernel).result.factor, first.result.factor)
 
 
-def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    for progress in (False, True):
-        ask(network(), loader(points(), labels_of("classes", 3)[0]), progress=progress)
-        assert ("queries" in capsys.readouterr().err) is progress
-
-
 # Bad input
 
 
@@ -362,17 +347,13 @@ X, Y, V = points(), labels_of("classes", 3)[0], points(features=1)[:, 0]
     [
         (3, [X], {}, "`labels` to be one for each sample, but got none"),
         (3, [(X[:5], Y[:5]), (X[5:],)], {}, "`labels` to be one for each sample, but got none"),
-        (1, [(X[:5], V[:5]), (X[5:],)], {}, "`labels` to be one for each sample, but got none"),
         (3, [(X, ["cat"] * SAMPLES)], {}, "Expected `labels` to be"),
-        (1, [(X, [None] * SAMPLES)], {"targets": "values"}, "Expected `labels` to be"),
         (1, [(X, 3)], {"targets": "values"}, "Expected `labels` to be"),
         (3, [(X, Y + 1)], {}, '`labels` to be class numbers within 0 to 2, but got 1 to 3.*targets="values"'),
-        (3, [(X, Y - 1)], {}, "within 0 to 2, but got -1 to 1"),
         (1, [(X, Y)], {}, "within 0 to 1, but got 0 to 2"),
         (3, [(X, Y[:5])], {}, "Expected `labels` to be class numbers of shape"),
         (3, [(X, V)], {"targets": "classes"}, "`labels` to be class numbers of shape"),
         (3, [(X, Y)], {"targets": "class"}, "`targets` to be one of .* Did you mean 'classes'"),
-        (3, [(X, Y)], {"parameters": "nowhere"}, "`parameters` to be"),
         (3, [(X, Y)], {"memory_budget": 10}, "`memory_budget` to be at least .* but got 10"),
         (3, [(X, Y)], {"memory_budget": 10, "kernel": "outputs"}, "`memory_budget` to be at least"),
         (3, [], {}, "`loader` to be one that gives at least one batch"),
@@ -384,12 +365,6 @@ X, Y, V = points(), labels_of("classes", 3)[0], points(features=1)[:, 0]
 def test_bad_input_is_named(outputs: int, data: Any, options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(NetsimError, match=complaint):
         ask(network(outputs), data, **options)
-
-
-def test_no_model() -> None:
-    missing: Any = None
-    with pytest.raises(NetsimError, match=r"`model` to be a .*, but got NoneType"):
-        ask(missing, loader(X, Y))
 
 
 @pytest.mark.gpu

@@ -124,10 +124,13 @@ def test_the_verb_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
         assert stop.value.code == 2
 
 
-def test_large_sets_and_rare_classes_are_not_changed_by_default(tmp_path: Path) -> None:
+def test_large_sets_and_rare_classes_are_not_changed_by_default() -> None:
     report = find_issues(flawed())
-    table = report.table.assign(near_duplicate_set=0, is_near_duplicate_issue=True, is_label_issue=True)
-    table.loc[:1, "label"] = 77
-    proposed = review_table(replace(report, table=table))
-    assert "drop" not in set(proposed["action"])
-    assert set(proposed.loc[proposed["label"] == 77, "action"]) == {"keep"}
+    for size in (10, 11):
+        sets = [0] * size + [-1] * (45 - size)
+        table = report.table.assign(near_duplicate_set=sets, is_label_issue=True)
+        table.loc[20:22, "label"], table.loc[30:33, "label"] = 77, 78
+        proposed = review_table(replace(report, table=table))
+        assert (proposed["action"] == "drop").sum() == (9 if size == 10 else 0)
+        assert set(proposed.loc[proposed["label"] == 77, "action"]) == {"keep"}
+        assert set(proposed.loc[proposed["label"] == 78, "action"]) == {"relabel"}

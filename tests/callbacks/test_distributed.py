@@ -19,6 +19,7 @@ from tests.callbacks import two_processes
 from tests.callbacks.small import Small, points, records
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

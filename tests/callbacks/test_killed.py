@@ -17,6 +17,7 @@ from tests.callbacks import killed
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_a_killed_run_leaves_whole_tables(tmp_path: Path) -> None:
     # Three tables an epoch: killed at the second one of the second epoch.

@@ -15,6 +15,7 @@ from lightning_netsim.data.processes import Processes
 from tests import sharing
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

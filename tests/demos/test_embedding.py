@@ -16,12 +16,12 @@ QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable
 def test_unseen_digits_are_told_apart() -> None:
     torch.manual_seed(0)
     model = MetricLearner(contrastive_criterion=MetricLearningLoss("NPairsLoss"))
-    trainer = Trainer(max_epochs=6, check_val_every_n_epoch=6, **QUIET)
+    trainer = Trainer(max_epochs=4, check_val_every_n_epoch=4, **QUIET)
     trainer.fit(model, DigitsDataModule(unseen_classes=[5, 6, 7, 8, 9]))
     figures = trainer.callback_metrics
     assert {"val_recall@1", "val_recall@8", "val_map@r", "val_nmi", "val_knn_accuracy"} <= figures.keys()
     assert figures["val_recall@1"] > 0.8
-    [tested] = trainer.test(model, DigitsDataModule(unseen_classes=[5, 6, 7, 8, 9]), verbose=False)
+    [tested] = trainer.test(model, verbose=False, datamodule=DigitsDataModule(unseen_classes=[5, 6, 7, 8, 9]))
     assert tested["test_recall@1"] == pytest.approx(figures["val_recall@1"].item())
 
 

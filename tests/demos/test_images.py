@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch.utils.data import SequentialSampler
+from sklearn.datasets import load_digits
 
 from lightning_netsim import NetsimError, SimilarityMonitor
 from lightning_netsim.demos import DigitsDataModule, ImageClassifier, MNISTDataModule
@@ -40,64 +40,62 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("counted")
     data = DigitsDataModule(batch_size=16, val_fraction=0.95, validate_on="train")
     monitor = SimilarityMonitor(
-        k=3, every_n_epochs=6, directions=2, figures=False, summary=False, compare_activations=False, dirpath=path / "netsim"
+        k=3, every_n_epochs=3, directions=2, figures=False, summary=False, compare_activations=False, dirpath=path / "netsim"
     )
-    fit(path, data, monitor, epochs=12)
+    fit(path, data, monitor, epochs=6)
     return path
 
 
-@pytest.fixture
-def digits() -> DigitsDataModule:
-    data = DigitsDataModule(batch_size=100)
+def digits(**arguments: Any) -> DigitsDataModule:
+    data = DigitsDataModule(batch_size=100, **arguments)
     data.setup("fit")
     return data
 
 
-def test_digits_are_images_in_the_unit_interval_with_int_labels(digits: DigitsDataModule) -> None:
-    images, labels = digits.val_set.tensors
-    assert images.shape[1:] == (1, 8, 8)
-    assert images.dtype == torch.float32
-    assert labels.dtype == torch.int64
-    assert (images.min(), images.max()) == (0, 1)
-
-
-def test_digits_split_keeps_the_share_of_each_class_and_every_image(digits: DigitsDataModule) -> None:
-    train, val = (part.tensors[1].bincount(minlength=10) for part in (digits.train_set, digits.val_set))
-    assert int((train + val).sum()) == 1797
-    share = val / (train + val)
-    assert share.sub(0.4).abs().max() < 0.01
-    images = torch.cat([part.tensors[0] for part in (digits.train_set, digits.val_set)]).flatten(1)
-    from sklearn.datasets import load_digits
-
-    everything = torch.from_numpy(load_digits().data).float() / 16
-    assert sorted(map(tuple, images.tolist())) == sorted(map(tuple, everything.tolist()))
-
-
-def test_digits_split_depends_on_its_seed_alone(digits: DigitsDataModule) -> None:
+def test_digits_are_split_by_class_and_keep_their_order() -> None:
+    everything = load_digits()
+    data = digits()
+    train, val = (part.tensors[1].bincount(minlength=10) for part in (data.train_set, data.val_set))
+    assert (val / (train + val)).sub(0.4).abs().max() < 0.01
+    place = {tuple(row.tolist()): index for index, row in enumerate(torch.from_numpy(everything.data).float() / 16)}
+    found = [[place[tuple(image.flatten().tolist())] for image in part.tensors[0]] for part in (data.train_set, data.val_set)]
+    assert sorted(found[0] + found[1]) == list(range(1797))
+    for indices, part in zip(found, (data.train_set, data.val_set), strict=True):
+        assert indices == sorted(indices)
+        assert part.tensors[0].shape[1:] == (1, 8, 8)
+        assert part.tensors[1].tolist() == everything.target[indices].tolist()
+    assert data.class_names == ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
     torch.manual_seed(123)
-    again, other = DigitsDataModule(), DigitsDataModule(seed=1)
-    for data in (again, other):
-        data.setup("fit")
-    assert torch.equal(digits.val_set.tensors[0], again.val_set.tensors[0])
-    assert not torch.equal(digits.val_set.tensors[0], other.val_set.tensors[0])
+    assert torch.equal(data.val_set.tensors[0], digits().val_set.tensors[0])
+    assert not torch.equal(data.val_set.tensors[0], digits(seed=1).val_set.tensors[0])
 
 
-def test_held_out_digits_come_in_order_and_training_digits_do_not(digits: DigitsDataModule) -> None:
-    for loader in (digits.val_dataloader(), digits.test_dataloader(), digits.predict_dataloader()):
-        assert isinstance(loader.sampler, SequentialSampler)
-        assert torch.equal(torch.cat([images for images, _ in loader]), digits.val_set.tensors[0])
-    assert not isinstance(digits.train_dataloader().sampler, SequentialSampler)
-
-
-def test_digits_name_their_classes(digits: DigitsDataModule) -> None:
-    assert digits.class_names == ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
+@pytest.mark.parametrize("validate_on", ["held_out", "train"])
+def test_held_out_digits_come_in_order_and_training_digits_do_not(validate_on: str) -> None:
+    data = digits(validate_on=validate_on)
+    validated = data.val_set if validate_on == "held_out" else data.train_set
+    for loader, images in (
+        (data.val_dataloader(), validated),
+        (data.test_dataloader(), data.val_set),
+        (data.predict_dataloader(), data.val_set),
+    ):
+        assert torch.equal(torch.cat([batch for batch, _ in loader]), images.tensors[0])
+    assert not torch.equal(torch.cat([batch for batch, _ in data.train_dataloader()]), data.train_set.tensors[0])
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"val_fraction": 0.0}, {"val_fraction": 1.0}, {"batch_size": 0}, {"validate_on": "test"}]
+    ("arguments", "message"),
+    [
+        ({"val_fraction": 0.0}, "`val_fraction`"),
+        ({"val_fraction": 1.0}, "`val_fraction`"),
+        ({"batch_size": 0}, "`batch_size`"),
+        ({"validate_on": "test"}, "`validate_on`"),
+        ({"unseen_classes": [10]}, "`unseen_classes` to be some of the digits 0 to 9, but not all"),
+        ({"unseen_classes": list(range(10))}, "`unseen_classes` to be some of the digits 0 to 9, but not all"),
+    ],
 )
-def test_digits_refuse_bad_arguments(arguments: dict[str, Any]) -> None:
-    with pytest.raises(NetsimError, match=next(iter(arguments))):
+def test_digits_refuse_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(NetsimError, match=message):
         DigitsDataModule(**arguments)
 
 
@@ -119,18 +117,6 @@ def test_mnist_has_its_two_parts(data_dir: Path) -> None:
     assert labels[:5].tolist() == [7, 2, 1, 0, 4], "the first test images, in the order of the file"
 
 
-def test_validation_goes_over_the_images_asked_for() -> None:
-    data = DigitsDataModule(batch_size=100, validate_on="train")
-    data.setup("fit")
-    for loader, images in (
-        (data.val_dataloader(), data.train_set),
-        (data.test_dataloader(), data.val_set),
-        (data.predict_dataloader(), data.val_set),
-    ):
-        assert isinstance(loader.sampler, SequentialSampler)
-        assert torch.equal(torch.cat([batch for batch, _ in loader]), images.tensors[0])
-
-
 def newest(path: Path) -> Record:
     return read_record(list_records(path / "netsim")[-1])
 
@@ -146,7 +132,7 @@ def test_a_run_draws_by_the_counts_of_the_last(counted: Path, tmp_path: Path) ->
     assert samples.set_index("index")["soft_count"][drawn.epochs[0]].is_monotonic_increasing
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_resumed_fit_draws_as_one_that_was_not_interrupted(counted: Path, tmp_path: Path, num_workers: int) -> None:
     def data() -> DigitsDataModule:
         return DigitsDataModule(batch_size=16, val_fraction=0.95, counts=str(counted), num_workers=num_workers)
@@ -166,23 +152,12 @@ def test_counts_are_checked_in_setup(counted: Path, tmp_path: Path) -> None:
         DigitsDataModule(val_fraction=0.4, counts=str(counted)).setup("fit")
 
 
-def test_mnist_takes_the_same_arguments() -> None:
-    data = MNISTDataModule("nowhere", counts="runs/mnist", validate_on="train")
-    assert (data.counts, data.validate_on) == ("runs/mnist", "train")
-
-
 def test_classes_can_be_held_out() -> None:
     data = DigitsDataModule(unseen_classes=[7, 2])
     data.setup("fit")
     assert set(data.val_set.tensors[1].tolist()) == {2, 7}
     assert set(data.train_set.tensors[1].tolist()) == set(range(10)) - {2, 7}
     assert len(data.train_set) + len(data.val_set) == 1797
-
-
-@pytest.mark.parametrize("classes", [[], [10], list(range(10))])
-def test_bad_unseen_classes(classes: list[int]) -> None:
-    with pytest.raises(NetsimError, match="`unseen_classes` to be some of the digits 0 to 9, but not all"):
-        DigitsDataModule(unseen_classes=classes)
 
 
 def test_views_are_of_the_same_images() -> None:

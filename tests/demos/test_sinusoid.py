@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -35,34 +36,28 @@ def test_training_and_validation_hold_every_point_and_validation_is_in_order() -
     assert sorted(map(tuple, trained_on.tolist())) == sorted(map(tuple, x.tolist()))
 
 
-@pytest.mark.parametrize("num_hidden_layers", [1, 6])
-def test_regressor_has_the_stated_layers(num_hidden_layers: int) -> None:
-    model = SinusoidRegressor(num_hidden_layers=num_hidden_layers)
+def test_regressor_has_the_stated_layers_and_is_trained_on_the_mean_absolute_difference() -> None:
+    model = SinusoidRegressor(num_hidden_layers=3)
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    assert [module.in_features for module in linear] == [2] + [64] * num_hidden_layers
-    assert linear[-1].out_features == 1
-    assert sum(isinstance(module, nn.ReLU) for module in model.modules()) == num_hidden_layers
-
-
-def test_training_loss_is_the_mean_absolute_difference() -> None:
-    model = SinusoidRegressor(num_hidden_layers=1)
+    assert [(module.in_features, module.out_features) for module in linear] == [(2, 64), (64, 64), (64, 64), (64, 1)]
+    assert sum(isinstance(module, nn.ReLU) for module in model.modules()) == 3
     x, y = sinusoid(torch.rand(7), 1)
     torch.testing.assert_close(model.training_step((x, y), 0), (model(x) - y).abs().mean())
+    [group] = model.configure_optimizers().param_groups
+    assert group["lr"] == 1e-4
 
 
-def test_optimizer_is_adam_at_1e_minus_4() -> None:
-    optimizer = SinusoidRegressor().configure_optimizers()
-    assert isinstance(optimizer, torch.optim.Adam)
-    assert optimizer.param_groups[0]["lr"] == 1e-4
-
-
-@pytest.mark.parametrize("arguments", [{"num_hidden_layers": 0}, {"width": 0}, {"learning_rate": -1.0}])
-def test_regressor_refuses_bad_arguments(arguments: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (SinusoidRegressor, {"num_hidden_layers": 0}),
+        (SinusoidRegressor, {"width": 0}),
+        (SinusoidRegressor, {"learning_rate": -1.0}),
+        (SinusoidDataModule, {"frequency": 0}),
+        (SinusoidDataModule, {"num_points": 0}),
+        (SinusoidDataModule, {"batch_size": -1}),
+    ],
+)
+def test_bad_arguments(kind: Any, arguments: dict[str, float]) -> None:
     with pytest.raises(NetsimError, match=next(iter(arguments))):
-        SinusoidRegressor(**arguments)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("arguments", [{"frequency": 0}, {"num_points": 0}, {"batch_size": -1}])
-def test_data_module_refuses_bad_arguments(arguments: dict[str, int]) -> None:
-    with pytest.raises(NetsimError, match=next(iter(arguments))):
-        SinusoidDataModule(**arguments)
+        kind(**arguments)

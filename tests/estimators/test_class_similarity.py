@@ -56,7 +56,7 @@ def gradients(name: str, sizes: tuple[int, ...]) -> list[AbstractFeatureBatch]:
 
 
 @pytest.mark.parametrize("kind", LABELS)
-@pytest.mark.parametrize("name", ["mlp_1", "mlp_2", "mlp_10"])
+@pytest.mark.parametrize("name", ["mlp_1", "mlp_10"])
 def test_the_table_holds_means_over_all_pairs(name: str, kind: str) -> None:
     similarity, labels = measuring.oracle(name), LABELS[kind]
     first, last = gradients(name, (3, 4))
@@ -72,16 +72,16 @@ def test_the_table_holds_means_over_all_pairs(name: str, kind: str) -> None:
         torch.testing.assert_close(values.double(), means, rtol=0, atol=2e-5, equal_nan=True)
 
 
-@pytest.mark.parametrize("elements", [1, 20, 50])
-def test_products_of_the_sums_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
+def test_products_of_the_sums_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     (features,) = gradients("mlp_2", (7,))
     classes = updated([(features, LABELS["both"])])
     whole = computed(classes)
-    monkeypatch.setattr(class_similarity, "_ELEMENTS", elements)
-    torch.testing.assert_close(computed(classes).similarity, whole.similarity, rtol=0, atol=1e-6, equal_nan=True)
+    for elements in (1, 20):
+        monkeypatch.setattr(class_similarity, "_ELEMENTS", elements)
+        torch.testing.assert_close(computed(classes).similarity, whole.similarity, rtol=0, atol=1e-6, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", ["gru", "embedding", "conv2d_one_channel", "tied_through_function", "bare_parameter_on_root"])
+@pytest.mark.parametrize("name", ["gru", "conv2d_one_channel", "bare_parameter_on_root"])
 def test_layers_of_every_kind(name: str) -> None:
     similarity = measuring.oracle(name)
     labels = [0, 1, 1, 0, 2][: len(similarity)]
@@ -91,10 +91,9 @@ def test_layers_of_every_kind(name: str) -> None:
     check(updated([(stored, labels)]), similarity, labels)
 
 
-@pytest.mark.parametrize("name", ["mlp_1", "mlp_2"])
-def test_queries_apart_from_the_reference(name: str) -> None:
-    similarity = measuring.oracle(name)
-    asked, compared = gradients(name, (4, 3))
+def test_queries_apart_from_the_reference() -> None:
+    similarity = measuring.oracle("mlp_2")
+    asked, compared = gradients("mlp_2", (4, 3))
     labels, reference = ["a", "b", "c", "a"], ["a", "b", "b"]
     classes = updated([(compared, reference)])
     check(classes, similarity[4:, 4:], reference)
@@ -137,24 +136,6 @@ def test_left_out_samples_belong_to_no_class() -> None:
     same, other = classes.means(sums, similarity.nansum(1).where(batch.valid, torch.nan), labels, is_reference=True)
     torch.testing.assert_close(same, torch.tensor([0.6, torch.nan, 0.6, torch.nan, torch.nan]), equal_nan=True)
     torch.testing.assert_close(other, torch.tensor([0.0, torch.nan, 0.8, torch.nan, 0.4]), equal_nan=True)
-
-
-def test_gradients_that_are_left_out_shift_no_label() -> None:
-    model, inputs = measuring.classifier(), torch.randn(6, 6)
-    inputs[2] = torch.nan
-    batch, labels = GradientFeatures(model)(inputs), ["a", "b", "c", "b", "a", "b"]
-    classes = updated([(batch, labels)])
-    similarity = batch.inner(batch)
-    check(classes, similarity, labels)
-    wanted = class_oracles.class_sums(similarity, labels, labels)
-    torch.testing.assert_close(classes.query(batch, labels).double(), wanted, rtol=0, atol=1e-5, equal_nan=True)
-
-
-def test_a_set_in_which_nothing_is_left_has_no_table() -> None:
-    classes = updated([(DenseFeatureBatch(torch.zeros(3, 2)), [0, 1, 2])])
-    assert classes.is_kept
-    assert classes.compute() is None
-    assert classes.query(DenseFeatureBatch(torch.eye(2)), [0, 1]).tolist() == [0, 0]
 
 
 def test_a_parameter_that_only_some_batches_use() -> None:
@@ -211,7 +192,7 @@ def test_more_than_so_many_classes_are_none() -> None:
     assert computed(classes).num_samples[5] == MAX_CLASSES + 1
     other = updated([(DenseFeatureBatch(torch.ones(2, 1)), ["one more", 5])])
     parts = [classes, other]
-    shared(parts)
+    merged(parts)
     assert [part.compute() for part in parts] == [None, None]
     other.update(ones, list(range(MAX_CLASSES)))
     assert not other.is_kept
@@ -236,7 +217,7 @@ def labeled(draw: Callable[..., Any]) -> tuple[Tensor, list[Any]]:
     return vectors, draw(st.lists(st.sampled_from([0, 1, 5, "a", "b"]), min_size=number, max_size=number))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(labeled(), st.data())
 def test_neither_order_nor_batches_nor_other_names_matter(drawn: tuple[Tensor, list[Any]], data: st.DataObject) -> None:
     vectors, labels = drawn
@@ -256,7 +237,7 @@ def test_neither_order_nor_batches_nor_other_names_matter(drawn: tuple[Tensor, l
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(labeled())
 def test_sums_over_all_classes_are_the_counts(drawn: tuple[Tensor, list[Any]]) -> None:
     vectors, labels = drawn
@@ -264,21 +245,11 @@ def test_sums_over_all_classes_are_the_counts(drawn: tuple[Tensor, list[Any]]) -
     classes, soft = updated([(batch, labels)]), batch.dot(batch.sum())
     over_all = torch.stack([classes.query(batch, [label] * len(labels)) for label in set(labels)]).sum(0)
     torch.testing.assert_close(over_all, soft, rtol=0, atol=1e-9, equal_nan=True)
-    same, other = classes.means(classes.query(batch, labels), soft, labels, is_reference=True)
-    for row in range(len(labels)):
-        members = [other for other in range(len(labels)) if bool(batch.valid[other])]
-        own = sum(labels[other] == labels[row] for other in members) - 1
-        rest = len(members) - own - 1
-        parts = [float(mean) * number for mean, number in ((same[row], own), (other[row], rest)) if number > 0]
-        if bool(batch.valid[row]):
-            assert 1 + sum(parts) == pytest.approx(float(soft[row]), abs=1e-5)
-            assert (own <= 0) == math.isnan(same[row])
-            assert (rest <= 0) == math.isnan(other[row])
 
 
-def shared(parts: list[ClassSimilarity]) -> None:
-    """Share the sums of some processes."""
-    class_oracles.in_threads(lambda processes: parts[processes.rank].share(processes), len(parts))
+def merged(parts: list[ClassSimilarity]) -> None:
+    """Merge the sums of some processes."""
+    class_oracles.in_threads(lambda processes: parts[processes.rank].merge(processes), len(parts))
 
 
 def test_several_processes_have_the_table_of_one() -> None:
@@ -288,7 +259,7 @@ def test_several_processes_have_the_table_of_one() -> None:
     bounds = [labels[:4], labels[4:8], labels[8:]]
     alone = updated(list(zip(batches, bounds, strict=True)))
     parts = [updated([(batch, own)]) for batch, own in zip(batches, bounds, strict=True)] + [ClassSimilarity()]
-    shared(parts)
+    merged(parts)
     for part in parts:
         assert computed(part).classes == computed(alone).classes
         assert torch.equal(computed(part).num_samples, computed(alone).num_samples)
@@ -296,18 +267,14 @@ def test_several_processes_have_the_table_of_one() -> None:
         torch.testing.assert_close(part.query(batches[0], bounds[0]), alone.query(batches[0], bounds[0]))
 
 
-def test_the_limit_holds_for_the_sums_of_all_processes() -> None:
-    parts = [ClassSimilarity(limit=16) for _ in range(2)]
-    for rank, part in enumerate(parts):
-        part.update(DenseFeatureBatch(torch.eye(2)), [2 * rank, 2 * rank + 1])
-        assert part.is_kept
-    shared(parts)
-    assert [part.is_kept for part in parts] == [False, False]
-
-
-def test_what_one_process_gives_up_all_give_up() -> None:
-    parts = [updated([(DenseFeatureBatch(torch.eye(2)), [0, 1])]) for _ in range(2)]
-    parts[1].drop()
-    shared(parts)
-    assert [part.is_kept for part in parts] == [False, False]
-    assert [part.compute() for part in parts] == [None, None]
+def test_what_does_not_fit_in_all_or_one_has_given_up_all_give_up() -> None:
+    limited, dropped = ([ClassSimilarity(limit) for _ in range(2)] for limit in (16, math.inf))
+    for parts in (limited, dropped):
+        for rank, part in enumerate(parts):
+            part.update(DenseFeatureBatch(torch.eye(2)), [2 * rank, 2 * rank + 1])
+            assert part.is_kept
+    dropped[1].drop()
+    for parts in (limited, dropped):
+        merged(parts)
+        assert [part.is_kept for part in parts] == [False, False]
+        assert [part.compute() for part in parts] == [None, None]

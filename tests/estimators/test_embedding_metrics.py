@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from torch import Tensor
@@ -91,8 +89,7 @@ def check(found: dict[str, float], wanted: dict[str, float]) -> None:
 # Against loops
 
 
-@pytest.mark.parametrize("signal", [0.0, 0.5, 2.0])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "signal"), [(0, 0.0), (1, 2.0)])
 def test_each_sample_is_looked_up_among_all_others(seed: int, signal: float) -> None:
     embeddings, labels = samples(seed, signal=signal)
     found = figures(embeddings, labels)
@@ -141,13 +138,6 @@ def test_embeddings_without_a_direction_find_nothing_and_are_not_found() -> None
     check(figures(*gallery, (broken, labels)), slow_retrieval(*gallery, (broken, labels)))
 
 
-@pytest.mark.parametrize("value", [0.0, math.nan, -math.inf])
-def test_nothing_but_embeddings_without_a_direction(value: float) -> None:
-    found = figures(torch.full((6, 3), value), torch.arange(6) % 2)
-    assert {found[name] for name in RETRIEVAL} == {0}
-    assert math.isfinite(found["nmi"])
-
-
 def test_unlabeled_samples_are_left_out() -> None:
     embeddings, labels = samples(8)
     extra = torch.cat([embeddings, samples(9)[0]])  # They would be found if they were kept.
@@ -165,38 +155,29 @@ def test_unlabeled_samples_are_left_out() -> None:
 def test_lengths_and_the_order_of_embeddings_do_not_matter() -> None:
     embeddings, labels = samples(11)
     wanted = {name: value for name, value in figures(embeddings, labels).items() if name != "nmi"}
-    length = 10 ** torch.linspace(-4, 4, len(labels)).unsqueeze(1)
+    length = torch.tensor([1e-30, 1.0, 1e30])[torch.arange(len(labels)) % 3].unsqueeze(1)
     check(figures(embeddings * length, labels), wanted)
-    check(figures(embeddings.double() * 1e6, labels), wanted)
     order = torch.randperm(len(labels))
     check(figures(embeddings[order], labels[order]), wanted)
     rotation = torch.linalg.qr(torch.randn(6, 6)).Q
     check(figures(embeddings @ rotation, labels), wanted)
-    names = torch.tensor([40, 3, 7, 100, 0, 12, 55])  # What the classes are called does not matter either.
+    names = torch.tensor([40, 3, 7, 10**12, 0, 12, 55])  # What the classes are called does not matter either.
     check(figures(embeddings, names[labels]), wanted)
 
 
-def test_batches_equal_one_update() -> None:
+def test_batches_equal_one_update_and_a_reset_forgets() -> None:
     embeddings, labels = samples(12)
     gallery = samples(13)
-    for reference in (None, gallery):
-        metrics = EmbeddingMetrics()
+    metrics = EmbeddingMetrics()
+    for reference in (gallery, None):
         for part in zip(embeddings.split(7), labels.split(7), strict=True):
             metrics.update(*part)
         if reference is not None:
-            for part in zip(gallery[0].split(11), gallery[1].split(11), strict=True):
+            for part in zip(reference[0].split(11), reference[1].split(11), strict=True):
                 metrics.update(*part, reference=True)
         found = {name: value.item() for name, value in metrics.compute().items()}
         assert found == figures(embeddings, labels, reference)
-
-
-def test_batches_are_copied() -> None:
-    embeddings, labels = samples(14)
-    metrics, buffers = EmbeddingMetrics(), (embeddings.clone(), labels.clone())
-    metrics.update(*buffers)
-    for buffer in buffers:
-        buffer.zero_()
-    assert {name: value.item() for name, value in metrics.compute().items()} == figures(embeddings, labels)
+        metrics.reset()
 
 
 # Against other libraries
@@ -220,32 +201,15 @@ def test_other_libraries_find_the_same() -> None:
         check(found, {"recall@1": wanted["precision_at_1"], "map@r": wanted["mean_average_precision_at_r"]})
 
 
-def test_another_library_clusters_about_as_well() -> None:
-    calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
-    embeddings, labels = samples(19, (30, 30, 30, 30))
-    embeddings = F.normalize(embeddings, dim=1)
-    peer = calculator.AccuracyCalculator(include=("NMI",), device=torch.device("cpu"))
-    wanted, found = peer.get_accuracy(embeddings, labels)["NMI"], figures(embeddings, labels)["nmi"]
-    assert 0.1 < wanted < 0.9
-    assert found == pytest.approx(wanted, abs=0.15)
-
-
-@pytest.mark.parametrize("seed", [0, 3])
-def test_mutual_information_is_that_of_the_clusters_found(seed: int) -> None:
+def test_mutual_information_is_that_of_the_clusters_found() -> None:
     peer = pytest.importorskip("sklearn.metrics").normalized_mutual_info_score
     embeddings, labels = samples(20, (30, 10, 25, 2, 40))
     vectors = F.normalize(embeddings, dim=1)
-    clusters = (vectors @ find_clusters(vectors, 5, seed, num_starts=3).mT).argmax(1)
-    wanted = peer(labels.numpy(), clusters.numpy(), average_method="arithmetic")
-    assert 0.1 < wanted < 0.9
-    assert figures(embeddings, labels, seed=seed)["nmi"] == pytest.approx(wanted, abs=1e-5)
-
-
-def test_separated_clusters() -> None:
-    labels = torch.arange(60) % 3
-    embeddings = torch.eye(4)[labels] + 0.02 * torch.randn(60, 4)
-    assert figures(embeddings, labels)["nmi"] == pytest.approx(1)
-    assert figures(embeddings, labels.flip(0).sort().values)["nmi"] < 0.1
+    for seed in (0, 3):
+        clusters = (vectors @ find_clusters(vectors, 5, seed, num_starts=3).mT).argmax(1)
+        wanted = peer(labels.numpy(), clusters.numpy(), average_method="arithmetic")
+        assert 0.1 < wanted < 0.9
+        assert figures(embeddings, labels, seed=seed)["nmi"] == pytest.approx(wanted, abs=1e-5)
 
 
 # Small sets
@@ -280,13 +244,6 @@ def test_few_samples(labels: list[int], found: set[float]) -> None:
     assert math.isnan(precision) if any(math.isnan(value) for value in found) else precision == 1
 
 
-def test_a_gallery_of_one_sample() -> None:
-    one = torch.tensor([[1.0, 0.0]]), torch.tensor([2])
-    queries = torch.tensor([[3.0, 1.0], [0.0, 1.0], [-1.0, 0.0]]), torch.tensor([2, 1, 2])
-    check(figures(*queries, one), slow_retrieval(*queries, one))
-    assert figures(*queries, one)["recall@8"] == pytest.approx(2 / 3)
-
-
 # Settings
 
 
@@ -312,30 +269,31 @@ def test_the_seed_of_the_clustering() -> None:
 def test_bad_input_is_named() -> None:
     embeddings, labels = samples(25)
     metrics = EmbeddingMetrics()
-    for wrong in (embeddings[0], labels.unsqueeze(1)):
-        with pytest.raises(NetsimError, match=r"Expected `embeddings` to be a floating-point tensor of shape \(B, h\)"):
-            metrics.update(wrong, labels)
-    for wrong in (labels[1:], labels.float(), labels.unsqueeze(1), labels.tolist()):
+    with pytest.raises(NetsimError, match=r"Expected `embeddings` to be a floating-point tensor of shape \(B, h\)"):
+        metrics.update(embeddings[0], labels)
+    for wrong in (labels[1:], labels.float()):
         with pytest.raises(NetsimError, match="Expected `labels` to be a tensor of 41 class numbers, one for each sample"):
-            metrics.update(embeddings, wrong)  # type: ignore[arg-type]
+            metrics.update(embeddings, wrong)
     metrics.update(embeddings, labels)
     assert {name: value.item() for name, value in metrics.compute().items()} == figures(embeddings, labels)
     with pytest.raises(NetsimError, match=r"of the same size as `earlier embeddings`.*, but got shape \(41, 5\)"):
         metrics.update(embeddings[:, 1:], labels, reference=True)
     with pytest.raises(NetsimError, match="at least one number for each sample, but got a width of 0"):
         EmbeddingMetrics().update(embeddings[:, :0], labels)
-    with pytest.raises(NetsimError, match="`recall_at` to be a list of numbers"):
-        EmbeddingMetrics(recall_at=3)  # type: ignore[arg-type]
-    for name, value in (("recall_at", (1, 0)), ("num_neighbors", 0)):
-        with pytest.raises(NetsimError, match=f"Expected `{name}` to be a positive int, but got 0"):
-            EmbeddingMetrics(**{name: value})  # type: ignore[arg-type]
 
 
-def test_lengths_at_the_limits_of_float32_make_no_difference() -> None:
-    embeddings, labels = samples(30)
-    wanted = figures(embeddings, labels)
-    scale = torch.tensor([1e-30, 1.0, 1e30])[torch.arange(len(labels)) % 3].unsqueeze(1)
-    assert figures(embeddings * scale, labels) == pytest.approx(wanted)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"recall_at": 3}, "`recall_at` to be a list of numbers"),
+        ({"recall_at": (1, 0)}, "`recall_at` to be a positive int, but got 0"),
+        ({"num_neighbors": 0}, "`num_neighbors` to be a positive int, but got 0"),
+        ({"seed": -1}, "`seed` to be an int"),
+    ],
+)
+def test_settings_out_of_range(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(NetsimError, match=f"Expected {message}"):
+        EmbeddingMetrics(**arguments)
 
 
 def test_samples_without_a_direction_stay_together_in_clusters() -> None:
@@ -345,25 +303,6 @@ def test_samples_without_a_direction_stay_together_in_clusters() -> None:
 
 
 # As a metric
-
-
-def test_reset_forgets() -> None:
-    metrics, gallery = EmbeddingMetrics(), samples(26)
-    metrics.update(*samples(27))
-    metrics.update(*gallery, reference=True)
-    metrics.compute()
-    metrics.reset()
-    metrics.update(*gallery)
-    assert {name: value.item() for name, value in metrics.compute().items()} == figures(*gallery)
-
-
-def test_more_can_be_added_after_compute() -> None:
-    first, second = samples(28), samples(29)
-    metrics = EmbeddingMetrics()
-    for seed in (28, 29):
-        metrics.update(*samples(seed))
-        last = {name: value.item() for name, value in metrics.compute().items()}
-    assert last == figures(torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]]))
 
 
 def test_inference_mode() -> None:
@@ -379,71 +318,17 @@ def test_inference_mode() -> None:
     assert {name: value.item() for name, value in metrics.compute().items()} == wanted
 
 
-class Module(L.LightningModule):
-    """Embed by one layer, and log the figures of each validation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(6, 4)
-        self.metrics = EmbeddingMetrics()
-        self.seen: list[tuple[Tensor, Tensor]] = []
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return F.cross_entropy(self.layer(batch[0]), batch[1] % 4)
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.seen.append((self.layer(batch[0]).detach().clone(), batch[1]))
-        self.metrics.update(self.layer(batch[0]), batch[1])
-
-    def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.metrics.compute())
-        self.metrics.reset()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def test_a_lightning_module_logs_the_figures(tmp_path: Path) -> None:
-    module, loader = Module(), torch.utils.data.DataLoader(list(zip(*samples(31), strict=True)), batch_size=8)
-    settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = L.Trainer(max_epochs=2, num_sanity_val_steps=1, enable_model_summary=False, **settings)
-    trainer.fit(module, loader, loader)
-    logged = [dict(trainer.callback_metrics), trainer.validate(module, loader, verbose=False)[0]]
-    assert len(module.seen) == 1 + 3 * 6  # The sanity check, two epochs and the validation by itself.
-    for values, held in zip(logged, (module.seen[7:13], module.seen[13:]), strict=True):
-        wanted = figures(torch.cat([one for one, _ in held]), torch.cat([labels for _, labels in held]))
-        check({name: float(value) for name, value in values.items()}, wanted)
-    assert not module.metrics.state_dict()
-
-
-def test_numbers_of_classes_may_be_large() -> None:
-    embeddings, labels = samples(31)
-    assert figures(embeddings, labels + 10**12) == figures(embeddings, labels)
-
-
-@pytest.mark.parametrize("elements", [1, 100])
 @pytest.mark.parametrize("gallery", [False, True])
-def test_queries_block_by_block(elements: int, gallery: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def computed() -> dict[str, float]:
-        metrics = EmbeddingMetrics()
-        metrics.update(*samples(32))
-        if gallery:
-            metrics.update(*samples(33), reference=True)
-        return {name: value.item() for name, value in metrics.compute().items()}
-
-    whole = computed()
+def test_queries_block_by_block(gallery: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = samples(33) if gallery else None
+    whole = figures(*samples(32), reference)
     sizes, search = [], NeighborIndex.search
 
     def counted(self: NeighborIndex, features: Tensor, *arguments: Any, **options: Any) -> Any:
         sizes.append(len(features))
         return search(self, features, *arguments, **options)
 
-    monkeypatch.setattr(room, "_BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(room, "_BLOCK_ELEMENTS", 100)
     monkeypatch.setattr(NeighborIndex, "search", counted)
-    assert computed() == pytest.approx(whole)
+    assert figures(*samples(32), reference) == pytest.approx(whole)
     assert len(sizes) > 1
-
-
-def test_a_seed_that_is_none_is_known_at_once() -> None:
-    with pytest.raises(NetsimError, match="`seed` to be an int"):
-        EmbeddingMetrics(seed=-1)

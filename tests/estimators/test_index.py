@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,21 +35,15 @@ def test_flat_index_finds_the_exact_neighbors() -> None:
     found, exact = index.search(features, 10, exclude=torch.arange(200)), kernel_neighbors(features, k=10)
     assert torch.equal(found.index, exact.index)
     torch.testing.assert_close(found.similarity, exact.similarity, rtol=0, atol=1e-6)
-    assert found.similarity.dtype == torch.float32
-    assert found.index.dtype == torch.int64
-    assert found.recall == 1.0
-
-
-def test_search_of_another_set_keeps_every_sample() -> None:
-    reference, query = unit_features(1, 50), unit_features(2, 7)
-    query[3] = reference[20]
-    found, exact = filled(reference).search(query, 50), kernel_neighbors(query, reference, k=50)
-    assert torch.equal(found.index, exact.index)
+    assert (found.similarity.dtype, found.index.dtype, found.recall) == (torch.float32, torch.int64, 1.0)
+    others = unit_features(2, 7)
+    others[3] = features[20]  # Samples of another set may find any.
+    found = index.search(others, 200)
+    assert torch.equal(found.index, kernel_neighbors(others, features, k=200).index)
     assert found.index[3, 0] == 20
 
 
-@pytest.mark.parametrize("num_queries", [1, 19, 300])  # faiss takes another way from 20 queries on.
-@pytest.mark.parametrize("width", [16, 257])
+@pytest.mark.parametrize(("num_queries", "width"), [(1, 16), (19, 257), (300, 16)])  # faiss takes another way from 20 on.
 def test_duplicates_tie_by_id(num_queries: int, width: int) -> None:
     rows = torch.randint(20, (300,), generator=torch.Generator().manual_seed(3))
     features = unit_features(3, 20, width)[rows]
@@ -103,30 +96,7 @@ def test_left_out_queries_have_no_neighbors() -> None:
     assert filled(features).search(query[:0], 4).index.shape == (0, 4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_other_precisions_and_layouts(dtype: torch.dtype) -> None:
-    features = unit_features(5, 40).to(dtype)
-    strided = torch.stack([features, features], dim=2)[..., 0]
-    assert not strided.is_contiguous()
-    index = NeighborIndex(16)
-    index.add(strided.requires_grad_())
-    found = index.search(strided, 5, exclude=torch.arange(40))
-    assert torch.equal(found.index, kernel_neighbors(features.float(), k=5).index)
-    assert found.similarity.dtype == torch.float32
-
-
-def test_inference_mode() -> None:
-    features = unit_features(6, 40)
-    with torch.inference_mode():
-        index = filled(features.clone(), "IVF4,Flat")
-        inside = index.search(features.clone(), 5, exclude=torch.arange(40))
-    outside = index.search(features, 5, exclude=torch.arange(40))
-    index.add(features[:1])
-    assert torch.equal(inside.index, outside.index)
-    assert len(index) == 41
-
-
-@pytest.mark.parametrize("index_factory", ["HNSW32", "IVF8,Flat", "SQ8", "PCA12,Flat"])
+@pytest.mark.parametrize("index_factory", ["HNSW32", "IVF8,Flat", "PCA12,Flat"])
 def test_other_factories_find_most_neighbors(index_factory: str) -> None:
     features = unit_features(7, 600)
     found = filled(features, index_factory, batch_size=100).search(features, 10, exclude=torch.arange(600))
@@ -160,44 +130,44 @@ def test_too_few_samples_to_train() -> None:
         index.search(unit_features(9, 1), 2)
 
 
-@pytest.mark.parametrize("index_factory", ["Nonsense", "", "LSH", "IDMap,Flat", "PQ5", 3])
+@pytest.mark.parametrize("index_factory", ["Nonsense", "LSH", "IDMap,Flat", 3])
 def test_unknown_factory_is_refused_at_construction(index_factory: str) -> None:
     with pytest.raises(NetsimError, match=r"Expected `index_factory` to be a faiss index_factory string .* Use 'Flat'"):
         NeighborIndex(16, index_factory)
 
 
-def test_bad_input_is_named() -> None:
-    features = unit_features(10, 4)
-    index = filled(features)
-    with pytest.raises(NetsimError, match="Expected `dim` to be a positive int"):
-        NeighborIndex(0)
-    with pytest.raises(NetsimError, match="Expected `k` to be at most 3"):
-        index.search(features, 4, exclude=torch.arange(4))
-    with pytest.raises(NetsimError, match="Expected `k` to be at most 4"):
-        index.search(features, 5)
-    with pytest.raises(NetsimError, match=r"Expected `features` to be of shape \(n, 16\)"):
-        index.search(features[:, 1:], 2)
-    with pytest.raises(NetsimError, match="Expected `exclude`"):
-        index.search(features, 2, exclude=torch.arange(3))
-    with pytest.raises(NetsimError, match="Expected `ids` to be an int64 tensor"):
-        index.add(features, ids=torch.rand(4))
-    for ids in ([4, 5, 6, 3], [4, 5, 6, 6], [4, 5, 6, -1]):
-        with pytest.raises(NetsimError, match="Expected `ids` to be at least 0, without repetition"):
-            index.add(features, ids=torch.tensor(ids))
-    for value, message in ((math.nan, "Expected `features` to be finite"), (0.0, "non-zero in every row, but got 1 zero")):
-        broken = features.clone()
-        broken[2] = value
-        with pytest.raises(NetsimError, match=message):
-            index.add(broken, ids=torch.arange(4, 8))
-    # A refused call changes nothing.
+FOUR = unit_features(10, 4)
+NAN, ZERO = (FOUR.index_fill(0, torch.tensor(2), value) for value in (math.nan, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda index: NeighborIndex(0), "`dim` to be a positive int"),
+        (lambda index: index.search(FOUR, 4, exclude=torch.arange(4)), "`k` to be at most 3"),
+        (lambda index: index.search(FOUR, 5), "`k` to be at most 4"),
+        (lambda index: index.search(FOUR[:, 1:], 2), r"`features` to be of shape \(n, 16\)"),
+        (lambda index: index.search(FOUR, 2, exclude=torch.arange(3)), "`exclude` to be of the same size"),
+        (lambda index: index.add(FOUR, ids=torch.rand(4)), "`ids` to be an int64 tensor"),
+        (lambda index: index.add(FOUR, ids=torch.tensor([4, 5, 6, 3])), "`ids` to be at least 0, without repetition"),
+        (lambda index: index.add(FOUR, ids=torch.tensor([4, 5, 6, 6])), "`ids` to be at least 0, without repetition"),
+        (lambda index: index.add(FOUR, ids=torch.tensor([4, 5, 6, -1])), "`ids` to be at least 0, without repetition"),
+        (lambda index: index.add(NAN, ids=torch.arange(4, 8)), "`features` to be finite"),
+        (lambda index: index.add(ZERO, ids=torch.arange(4, 8)), "`features` to be non-zero in every row, but got 1 zero"),
+    ],
+)
+def test_bad_input_is_named_and_changes_nothing(call: Callable[[NeighborIndex], object], message: str) -> None:
+    index = filled(FOUR)
+    with pytest.raises(NetsimError, match=f"Expected {message}"):
+        call(index)
     assert len(index) == 4
-    assert index.search(features, 4).index.shape == (4, 4)
+    assert index.search(FOUR, 4).index.shape == (4, 4)
 
 
 # The file
 
 
-@pytest.mark.parametrize("index_factory", ["Flat", "HNSW16", "IVF4,Flat"])
+@pytest.mark.parametrize("index_factory", ["Flat", "IVF4,Flat"])
 def test_save_and_load(tmp_path: Path, index_factory: str) -> None:
     features, ids = unit_features(11, 60), torch.randperm(1000)[:60]
     index = NeighborIndex(16, index_factory)
@@ -219,20 +189,6 @@ def test_save_and_load(tmp_path: Path, index_factory: str) -> None:
     assert len(NeighborIndex.load(tmp_path / "some.index")) == 60
 
 
-def test_the_saved_file_is_one_that_faiss_reads(tmp_path: Path) -> None:
-    faiss = pytest.importorskip("faiss")
-    filled(unit_features(12, 9)).save(tmp_path / "a.index")
-    assert faiss.read_index(str(tmp_path / "a.index")).ntotal == 9
-
-
-def test_an_empty_index_can_be_saved(tmp_path: Path) -> None:
-    for index_factory in ("Flat", "IVF4,Flat"):
-        NeighborIndex(16, index_factory).save(tmp_path / "a.index")
-        loaded = NeighborIndex.load(tmp_path / "a.index")
-        loaded.add(unit_features(13, 20))
-        assert loaded.search(unit_features(13, 20), 2).index[:, 0].tolist() == list(range(20))
-
-
 def test_a_wrong_file_is_refused(tmp_path: Path) -> None:
     faiss = pytest.importorskip("faiss")
     filled(unit_features(14, 9)).save(tmp_path / "good")
@@ -249,23 +205,16 @@ def test_a_wrong_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_index_of_another_run_is_refused(tmp_path: Path) -> None:
-    index = NeighborIndex(16, fingerprint="run 1, epoch 3")
-    index.add(unit_features(15, 9))
-    index.save(tmp_path / "named")
-    filled(unit_features(15, 9)).save(tmp_path / "unnamed")
-    before = (tmp_path / "named").read_bytes()
-    for fingerprint in ("run 1, epoch 3", None):
-        loaded = NeighborIndex.load(tmp_path / "named", fingerprint)
-        assert len(loaded) == 9
-        assert loaded.fingerprint == "run 1, epoch 3"
+    for name, fingerprint in (("named", "run 1, epoch 3"), ("unnamed", None)):
+        index = NeighborIndex(16, fingerprint=fingerprint)
+        index.add(unit_features(15, 9))
+        index.save(tmp_path / name)
+        assert NeighborIndex.load(tmp_path / name).fingerprint == fingerprint
+    assert len(NeighborIndex.load(tmp_path / "named", "run 1, epoch 3")) == 9
     with pytest.raises(NetsimError, match=r"an index of 'run 2', but got '.*named', which is of 'run 1, epoch 3'\. Build"):
         NeighborIndex.load(tmp_path / "named", fingerprint="run 2")
     with pytest.raises(NetsimError, match=r"an index of 'run 2', but got '.*unnamed', which does not say of what it is"):
         NeighborIndex.load(tmp_path / "unnamed", fingerprint="run 2")
-    assert NeighborIndex.load(tmp_path / "unnamed").fingerprint is None
-    loaded.save(tmp_path / "again")
-    assert NeighborIndex.load(tmp_path / "again").fingerprint == "run 1, epoch 3"
-    assert (tmp_path / "named").read_bytes() == before
 
 
 def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,11 +233,3 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypa
     assert (tmp_path / "a.index").read_bytes() == before
     with pytest.raises(NetsimError, match="Expected `path` to be in an existing directory"):
         index.save(tmp_path / "nowhere" / "a.index")
-
-
-def test_faiss_is_imported_on_first_use() -> None:
-    code = (
-        "import sys; import lightning_netsim.estimators.index as i; assert 'faiss' not in sys.modules; "
-        "i.NeighborIndex(2); assert 'faiss' in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

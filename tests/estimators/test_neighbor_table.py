@@ -1,4 +1,4 @@
-"""The table of neighbors against a full sort, however the similarities are cut into tiles."""
+"""Neighbors and counts against a full sort of the whole matrix, however the similarities are cut into tiles."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_netsim.estimators import NeighborTable
+from lightning_netsim.estimators.neighbor_table import AllPairs, settle_ties
+from lightning_netsim.functional.results import KernelNeighborsResult
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 # Few values, so that ties are common, also at the k-th place.
@@ -72,28 +74,16 @@ def test_any_tiles_in_any_order_give_the_sorted_table(case: dict) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_large_table(device: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    similarity = (torch.rand(40, 1000, generator=generator) * 50).round() / 50  # about 20 of each value in a row
-    table = NeighborTable(40, 10, device)
-    for part in torch.randperm(1000, generator=generator).split(64):
-        table.offer(similarity[:, part].to(device), part, exclude=torch.arange(40))
+    similarity = (torch.rand(20, 400, generator=generator) * 20).round() / 20  # about 20 of each value in a row
+    table = NeighborTable(20, 10, device)
+    for part in torch.randperm(400, generator=generator).split(64):
+        table.offer(similarity[:, part].to(device), part, exclude=torch.arange(20))
     result = table.result(recall=1.0)
-    index, values = full_sort(similarity.tolist(), list(range(1000)), 10, list(range(40)))
+    index, values = full_sort(similarity.tolist(), list(range(400)), 10, list(range(20)))
     assert result.index.tolist() == index
     assert torch.equal(result.similarity, values)
     assert result.recall == 1.0
     assert result.index.device.type == result.similarity.device.type == "cpu"
-
-
-def test_while_fewer_than_k_are_listed() -> None:
-    table = NeighborTable(2, 3)
-    assert table.kth().tolist() == [-math.inf] * 2
-    table.offer(torch.tensor([[0.5, math.nan]]), torch.tensor([4, 5]), rows=torch.tensor([1]))
-    result = table.result()
-    assert result.index.tolist() == [[-1, -1, -1], [4, -1, -1]]
-    assert result.similarity.isnan().tolist() == [[True] * 3, [False, True, True]]
-    assert result.recall is None
-    table.offer(torch.tensor([[-0.5, -1.0]]), torch.tensor([7, 6]), rows=torch.tensor([1]))
-    assert table.kth().tolist() == [-math.inf, -1.0]
 
 
 def test_what_is_offered_stays_as_it_was() -> None:
@@ -103,10 +93,18 @@ def test_what_is_offered_stays_as_it_was() -> None:
     assert torch.equal(similarity.nan_to_num(9), before.nan_to_num(9))
 
 
-@pytest.mark.parametrize(("num_queries", "k", "name"), [(0, 1, "num_queries"), (1, 0, "k"), (1, 1.5, "k"), (1, True, "k")])
-def test_sizes_are_refused(num_queries: int, k: int, name: str) -> None:
-    with pytest.raises(ValueError, match=f"Expected `{name}` to be a positive int"):
-        NeighborTable(num_queries, k)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: NeighborTable(0, 1), "`num_queries` to be a positive int"),
+        (lambda: NeighborTable(1, 1.5), "`k` to be a positive int"),  # type: ignore[arg-type]
+        (lambda: AllPairs(3, 1, thresholds=(1.5,)), "`thresholds` to be numbers within"),
+        (lambda: AllPairs(3, 1, powers=(0,)), "`powers` to be numbers within"),
+    ],
+)
+def test_settings_out_of_range(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"Expected {message}"):
+        make()
 
 
 @pytest.mark.parametrize(
@@ -125,3 +123,49 @@ def test_shapes_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         NeighborTable(2, 1).offer(torch.rand(shape), ids, rows, exclude)
+
+
+# Counts of all pairs, and ties up to rounding
+
+
+@settings(max_examples=20, deadline=None)
+@given(number=st.integers(4, 20), size=st.integers(1, 21), seed=st.integers(0, 5))
+def test_tiles_on_and_above_the_diagonal_give_every_row(number: int, size: int, seed: int) -> None:
+    rows = torch.randn(number, 3, generator=torch.Generator().manual_seed(seed))
+    unit = torch.nn.functional.normalize(rows, dim=1)
+    similarity, ids = unit @ unit.mT, 3 * torch.arange(number) + 1
+    tau = float(similarity[0, 1])  # A pair as similar as that counts.
+    pairs = AllPairs(number, 3, thresholds=(tau, 0.8), powers=(2.0,))
+    parts = torch.arange(number).split(size)
+    for place, rows in enumerate(parts):
+        for columns in parts[place:]:
+            tile = similarity[rows][:, columns]
+            pairs.offer(tile, ids[columns], rows, ids[rows])
+            if columns is not rows:
+                pairs.offer(tile.mT, ids[rows], columns, ids[columns])
+    for threshold, count in pairs.hard.items():
+        assert torch.equal(count, (similarity >= threshold).sum(1).float())
+    torch.testing.assert_close(pairs.power[2.0], similarity.clamp_min(0).square().sum(1))
+    others = similarity.clone().fill_diagonal_(-2)
+    assert torch.equal(pairs.neighbors().similarity, others.topk(3).values)
+    assert torch.equal(pairs.neighbors().index, ids[others.topk(3).indices])
+
+
+def test_duplicates_are_in_the_order_of_their_ids_whatever_the_rounding() -> None:
+    similarity = torch.tensor([[0.5, 0.9, 0.9 - 1e-7, 0.9 + 1e-7, 0.3]])
+    pairs = AllPairs(1, 3)
+    pairs.offer(similarity, torch.tensor([4, 3, 1, 2, 0]))
+    assert pairs.neighbors().index.tolist() == [[1, 2, 3]]
+    values = pairs.neighbors().similarity[0]
+    assert bool((values[:-1] >= values[1:]).all())
+    across = AllPairs(1, 2)
+    for ids in ([5, 4], [3, 2], [1, 0]):
+        across.offer(torch.ones(1, 2), torch.tensor(ids))
+    assert across.neighbors().index.tolist() == [[0, 1]]
+
+
+def test_missing_neighbors_stay_behind() -> None:
+    found = KernelNeighborsResult(torch.tensor([[0.5, 0.5, torch.nan]]), torch.tensor([[7, 2, -1]]), 1.0)
+    settled = settle_ties(found, 3)
+    assert settled.index.tolist() == [[2, 7, -1]]
+    assert settled.similarity[0, 2].isnan()

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_netsim._checks import NetsimError
 from lightning_netsim.functional import expected_neighbors, neighbor_dimension, neighbor_radius
 from tests.issue_oracles import chance, dimension, radii
 
@@ -38,7 +37,7 @@ def test_against_loops(number: int, k: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_the_dimension_of_a_cube_is_found(size: int) -> None:
-    assert neighbor_dimension(nearest(2000, 20, size)) == pytest.approx(size, rel=0.12)
+    assert neighbor_dimension(nearest(1000, 20, size)) == pytest.approx(size, rel=0.12)
 
 
 @pytest.mark.parametrize("k", [2, 5, 8])
@@ -46,21 +45,6 @@ def test_distances_that_grow_by_a_power_have_its_dimension(k: int) -> None:
     ranks = torch.arange(1, k + 1, dtype=torch.float64)
     for size in (0.5, 1.0, 7.0, 49.0):
         assert neighbor_dimension(ranks.pow(1 / size).expand(5, k)) == pytest.approx(size)
-
-
-def test_units_of_distance_do_not_matter() -> None:
-    near = nearest(40, 6, 2)
-    radius = neighbor_radius(near)
-    assert neighbor_dimension(7 * near) == pytest.approx(neighbor_dimension(near))
-    torch.testing.assert_close(neighbor_radius(7 * near), 7 * radius)
-    torch.testing.assert_close(
-        expected_neighbors(7 * near[:, 0], 7 * radius, 6, 2.0), expected_neighbors(near[:, 0], radius, 6, 2.0)
-    )
-
-
-def test_the_last_neighbor_is_the_kth_to_be_expected() -> None:
-    near = nearest(40, 6, 2)
-    torch.testing.assert_close(expected_neighbors(near[:, -1], near[:, -1], 6, 3.3), torch.full((40,), 6.0).double())
 
 
 def test_a_set_of_more_than_k_copies_has_a_tenth_of_the_median_radius() -> None:
@@ -93,27 +77,3 @@ def test_nearer_is_rarer(one: float, other: float, radius: float, k: int, size: 
     assert 0 <= float(found[0]) <= float(found[1])
     wider = expected_neighbors(torch.tensor([least]), torch.tensor([2 * radius]), k, size)
     assert float(wider[0]) <= float(found[0])
-
-
-@pytest.mark.parametrize("function", [neighbor_dimension, neighbor_radius])
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        (torch.zeros(4), r"\(N, k\)"),
-        (torch.zeros(4, 1), "k of at least 2"),
-        (torch.zeros(4, 3, dtype=torch.int64), "int64"),
-        ([[1.0, 2.0]], "list"),
-    ],
-)
-def test_bad_input(function, value: object, words: str) -> None:
-    with pytest.raises(NetsimError, match=words):
-        function(value)
-
-
-def test_distances_are_left_alone() -> None:
-    near = nearest(20, 4, 2).float()
-    before = near.clone()
-    radius = neighbor_radius(near)
-    expected_neighbors(near[:, 0], radius, 4, neighbor_dimension(near))
-    assert torch.equal(near, before)
-    assert radius.dtype == torch.float64

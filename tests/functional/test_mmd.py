@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_netsim import NetsimError
 from lightning_netsim.functional import (
     arc_cosine_kernel,
     draw_frequencies,
@@ -24,6 +22,7 @@ from lightning_netsim.functional import (
 )
 from lightning_netsim.functional import mmd as room
 from tests import oracles
+from tests.functional.common import check, random
 
 MIXTURE = (0.5, 1.0, 3.0)
 KERNELS: dict[str, tuple[Callable[..., Tensor], oracles.PairKernel]] = {
@@ -34,10 +33,6 @@ KERNELS: dict[str, tuple[Callable[..., Tensor], oracles.PairKernel]] = {
 }
 EACH_KERNEL = pytest.mark.parametrize("name", KERNELS)
 EACH_FORM = pytest.mark.parametrize("unbiased", [False, True], ids=["biased", "unbiased"])
-
-
-def random(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def dense(x: Tensor, y: Tensor, bandwidths: tuple[float, ...], unbiased: bool = False) -> Tensor:
@@ -51,15 +46,6 @@ def dense(x: Tensor, y: Tensor, bandwidths: tuple[float, ...], unbiased: bool = 
     own = [kernel(some, some).sum() - (len(some) if unbiased else 0) for some in (x, y)]
     sizes = [len(some) * (len(some) - (1 if unbiased else 0)) for some in (x, y)]
     return own[0] / sizes[0] + own[1] / sizes[1] - 2 * kernel(x, y).mean()
-
-
-def check(found: Tensor, wanted: Tensor, *leaves: Tensor, tolerance: float = 1e-10) -> None:
-    """Hold the value, and the gradient by each of `leaves`, to a relative tolerance."""
-    torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=tolerance)
-    for leaf in leaves:
-        mine, other = (torch.autograd.grad(value, leaf, retain_graph=True)[0].double() for value in (found, wanted))
-        assert float(other.norm()) > 0
-        assert float((mine - other).norm()) <= tolerance * float(other.norm())
 
 
 # Exact
@@ -78,21 +64,6 @@ def test_against_the_loop(sizes: tuple[int, int], name: str, unbiased: bool) -> 
     check(squared_mmd(x.detach(), y, kernel, unbiased), wanted, y)
 
 
-def test_the_loop_and_the_oracle_for_large_sets_agree() -> None:
-    x, y = random(2, 5, 3), random(3, 8, 3)
-    for unbiased in (False, True):
-        wanted = oracles.squared_mmd(x, y, oracles.gaussian(MIXTURE), unbiased)
-        torch.testing.assert_close(dense(x, y, MIXTURE, unbiased), wanted, rtol=1e-12, atol=1e-14)
-
-
-@EACH_FORM
-def test_more_samples_than_a_block_has(unbiased: bool) -> None:
-    assert room._BLOCK_ROWS < 1100
-    x, y = random(4, 1100, 2).requires_grad_(), (random(5, 1030, 2) + 0.3).requires_grad_()
-    kernel = partial(gaussian_kernel, bandwidths=MIXTURE)
-    check(squared_mmd(x, y, kernel, unbiased), dense(x, y, MIXTURE, unbiased), x, y)
-
-
 @EACH_FORM
 @EACH_KERNEL
 @pytest.mark.parametrize("rows", [1, 4, 5, 11])
@@ -104,13 +75,6 @@ def test_the_size_of_blocks_does_not_count(rows: int, name: str, unbiased: bool,
     found = squared_mmd(x, y, lambda a, b: sizes.append((len(a), len(b))) or kernel(a, b), unbiased)  # type: ignore[func-returns-value]
     assert max(max(size) for size in sizes) == rows
     check(found, wanted, x, y, tolerance=1e-12)
-
-
-@EACH_FORM
-@EACH_KERNEL
-def test_gradcheck(name: str, unbiased: bool) -> None:
-    x, y = random(8, 4, 3).requires_grad_(), random(9, 3, 3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda a, b: squared_mmd(a, b, KERNELS[name][0], unbiased), (x, y))
 
 
 def test_a_set_on_both_sides_gets_both_gradients() -> None:
@@ -140,20 +104,6 @@ def test_biased_and_equal_on_the_graph() -> None:
         torch.testing.assert_close(torch.autograd.grad(loss, x)[0], torch.zeros_like(x), rtol=0, atol=1e-6)
 
 
-SETS = st.tuples(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.floats(1e-7, 1e3))
-
-
-@EACH_KERNEL
-@settings(max_examples=60, deadline=None)
-@given(sets=SETS)
-def test_biased_is_never_negative(name: str, sets: tuple[int, int, int, int, float]) -> None:
-    seed, n, m, width, apart = sets
-    for dtype in (torch.float32, torch.float64):
-        x = random(seed, n, width).to(dtype)
-        y = (x[torch.arange(m) % n] + apart * random(seed + 1, m, width)).to(dtype)
-        assert float(squared_mmd(x, y, KERNELS[name][0])) >= 0
-
-
 @EACH_KERNEL
 def test_biased_and_nearly_equal_is_never_negative(name: str) -> None:
     for seed in range(100):
@@ -176,19 +126,6 @@ def test_neither_the_order_of_samples_nor_of_sets_counts(name: str, seed: int, n
             torch.testing.assert_close(other, value, rtol=1e-10, atol=1e-13)
 
 
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), shift=st.lists(st.floats(-1e4, 1e4), min_size=3, max_size=3), scale=st.floats(0.01, 100))
-def test_gaussian_neither_place_nor_unit_counts(seed: int, shift: list[float], scale: float) -> None:
-    x, y = random(seed, 7, 3), random(seed + 1, 5, 3) + 0.5
-    value = squared_mmd(x, y, partial(gaussian_kernel, bandwidths=MIXTURE))
-    moved = torch.tensor(shift, dtype=torch.float64)
-    torch.testing.assert_close(
-        squared_mmd(x + moved, y + moved, partial(gaussian_kernel, bandwidths=MIXTURE)), value, rtol=1e-7, atol=1e-10
-    )
-    kernel = partial(gaussian_kernel, bandwidths=[scale * sigma for sigma in MIXTURE])
-    torch.testing.assert_close(squared_mmd(scale * x, scale * y, kernel), value, rtol=1e-9, atol=1e-12)
-
-
 def test_far_from_the_origin_digits_are_kept_in_float32() -> None:
     x, y = (random(12, 40, 4) + 1e4).float().requires_grad_(), (random(13, 30, 4) + 1e4 + 0.5).float().requires_grad_()
     exact = [some.detach().double().requires_grad_() for some in (x, y)]
@@ -206,21 +143,6 @@ def test_sets_far_from_each_other() -> None:
     assert float(squared_mmd(x, y)) == pytest.approx(float(dense(x, y, (1.0,))), rel=1e-5)
 
 
-@EACH_FORM
-def test_a_second_derivative_is_refused(unbiased: bool) -> None:
-    y = random(16, 4, 2)
-    for side in (0, 1):
-        x = random(17, 5, 2).requires_grad_()
-        pair = (x**2, y) if side == 0 else (y, x**2)
-        (gradient,) = torch.autograd.grad(squared_mmd(*pair, unbiased=unbiased), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="once"):
-            torch.autograd.grad(gradient.sum(), x)
-        loss = squared_mmd(x, y, unbiased=unbiased)
-        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
-        with pytest.raises(RuntimeError, match="once"):
-            (loss + gradient.square().sum()).backward()
-
-
 def test_unbiased_has_the_right_expectation() -> None:
     """Of two sets of one distribution, it is 0 in the mean over draws, where the biased one is not."""
     draws = [random(seed, 12, 2) for seed in range(300)]
@@ -229,42 +151,6 @@ def test_unbiased_has_the_right_expectation() -> None:
         error = float(values.std()) / len(values) ** 0.5
         assert (abs(float(values.mean())) < 4 * error) == unbiased
     assert float(values.mean()) > 10 * error
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_raised_and_autocast_changes_nothing(dtype: torch.dtype) -> None:
-    frequencies = draw_frequencies(32, 3, 1.0, torch.Generator().manual_seed(0))
-    calls: list[Callable[[Tensor, Tensor], Tensor]] = [
-        *(
-            partial(squared_mmd, kernel=kernel, unbiased=unbiased)
-            for kernel, _ in KERNELS.values()
-            for unbiased in (False, True)
-        ),
-        *(partial(random_feature_mmd, frequencies=frequencies, unbiased=unbiased) for unbiased in (False, True)),
-        gaussian_kernel,
-    ]
-    x, y = random(18, 9, 3).to(dtype).requires_grad_(), random(19, 7, 3).to(dtype)
-    for call in calls:
-        wanted = call(x.float(), y.float())
-        found = [call(x, y)]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            found += [call(x, y), call(x.float(), y.float())]
-        for value in found:
-            assert value.dtype == torch.float32
-            assert torch.equal(value, wanted), call
-            torch.testing.assert_close(
-                torch.autograd.grad(value.sum(), x, retain_graph=True)[0],
-                torch.autograd.grad(wanted.sum(), x, retain_graph=True)[0],
-                rtol=0,
-                atol=0,
-            )
-
-
-def test_sets_of_two_precisions() -> None:
-    x, y = random(20, 6, 3), random(21, 5, 3).float().requires_grad_()
-    found = squared_mmd(x, y)
-    assert found.dtype == torch.float64
-    check(found, dense(x, y, (1.0,)), y, tolerance=1e-6)
 
 
 # The kernel and its bandwidth
@@ -335,55 +221,3 @@ def test_features_of_equal_sets_give_zero() -> None:
         frequencies = draw_frequencies(64, width, 1.0, torch.Generator().manual_seed(0))
         assert float(random_feature_mmd(x, x.clone(), frequencies)) == 0
         assert float(random_feature_mmd(x, x.mT.contiguous().mT, frequencies)) == 0
-
-
-ROWS, ONES, BROKEN = torch.ones(3, 2), torch.ones(4, 2), torch.tensor([[1.0, math.nan], [math.inf, 0.0]])
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: squared_mmd(ROWS[:0], ONES), r"Expected `x` to be one or more samples, but got shape \(0, 2\)"),
-        (lambda: squared_mmd(ROWS, ONES[:0]), r"Expected `y` to be one or more samples, but got shape \(0, 2\)"),
-        (lambda: squared_mmd(ROWS, ONES[:1], unbiased=True), r"Expected `y` to be two or more samples.*shape \(1, 2\)"),
-        (lambda: squared_mmd(ROWS[0], ONES), r"Expected `x` .* of shape \(N, K\), but got shape \(2,\)"),
-        (lambda: squared_mmd(ROWS, ONES.long()), "Expected `y` .* but got dtype torch.int64"),
-        (lambda: squared_mmd(ROWS, [[1.0, 2.0]]), "Expected `y` .* but got list"),  # type: ignore[arg-type]
-        (lambda: squared_mmd(BROKEN, ONES), "Expected `x` to be finite, but got 2 non-finite of 4 entries"),
-        (lambda: squared_mmd(ROWS, ONES[:, :1]), "Expected `y` to be of the same size as `x` along dimension 1"),
-        (lambda: gaussian_kernel(ROWS, bandwidths=0.0), "Expected `bandwidths` to be a positive number, but got 0.0"),
-        (lambda: gaussian_kernel(ROWS, bandwidths=[1.0, -1.0]), "Expected `bandwidths` .* but got -1.0"),
-        (
-            lambda: gaussian_kernel(ROWS, bandwidths=[]),
-            r"Expected `bandwidths` to be one or more positive numbers, but got \[\]",
-        ),
-        (lambda: gaussian_kernel(ROWS, bandwidths="1"), "Expected `bandwidths` .* but got '1'"),  # type: ignore[arg-type]
-        (lambda: gaussian_kernel(ROWS, ONES[:, :1]), "Expected `y` to be of the same size as `x`"),
-        (lambda: gaussian_kernel(ROWS[0]), r"Expected `x` .* of shape \(N, K\)"),
-        (lambda: median_distance(BROKEN), "Expected `x` to be finite"),
-        (lambda: median_distance([1.0]), "Expected `x` .* but got list"),  # type: ignore[arg-type]
-        (lambda: random_feature_mmd(ROWS, ONES, torch.ones(5, 3)), "Expected `frequencies` to be of the same size as `x`"),
-        (lambda: random_feature_mmd(ROWS, ONES, torch.ones(5)), r"Expected `frequencies` .* of shape \(r/2, K\)"),
-        (lambda: random_feature_mmd(ROWS, ONES, [[1.0]]), "Expected `frequencies` .* but got list"),  # type: ignore[arg-type]
-        (lambda: random_feature_mmd(ROWS[:0], ONES, torch.ones(5, 2)), "Expected `x` to be one or more samples"),
-        (lambda: random_feature_mmd(ROWS[:1], ONES, torch.ones(5, 2), True), "Expected `x` to be two or more samples"),
-    ],
-)
-def test_bad_arguments_are_refused(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(NetsimError, match=message) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("kernel", "got"),
-    [
-        (lambda x, y: (x * y).sum(1), r"shape \(5,\)"),
-        (lambda x, y: (x @ y.mT).unsqueeze(2), r"shape \(5, 5, 1\)"),
-        (lambda x, y: 1, "int"),
-    ],
-)
-def test_a_kernel_of_another_shape_is_refused(kernel: Any, got: str) -> None:
-    x = torch.rand(5, 3)
-    with pytest.raises(NetsimError, match=rf"similarities of all pairs, here of shape \(5, 5\), but got {got}"):
-        squared_mmd(x, x, kernel)

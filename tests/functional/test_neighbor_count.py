@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_netsim._checks import NetsimError
 from lightning_netsim.functional import hard_count, neighbor_count, pairwise_similarity, power_count, soft_count
 from tests.oracles import dense_similarity
 
@@ -99,15 +98,6 @@ def test_duplicates_reach_a_threshold_of_one_in_float32() -> None:
     assert hard_count(features, threshold=1.0, chunk_size=16).tolist() == [3.0] * 120
 
 
-def test_counts_are_between_their_bounds() -> None:
-    same = unit_features(5, 1).expand(9, -1)
-    assert soft_count(same).tolist() == pytest.approx([9] * 9)
-    assert power_count(same, power=3).tolist() == pytest.approx([9] * 9)
-    apart = torch.eye(5)
-    result = neighbor_count(apart, thresholds=[0.5], powers=[2])
-    assert result.soft.tolist() == result.hard[0.5].tolist() == result.power[2.0].tolist() == [1.0] * 5
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0])
 @pytest.mark.parametrize("chunk_size", [2, 1024])
 def test_left_out_rows_count_nan_and_are_not_counted(bad: float, chunk_size: int) -> None:
@@ -132,20 +122,6 @@ def test_soft_count_of_many_samples_keeps_its_digits_in_float32() -> None:
     assert float(error.max()) < 1e-6
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_features_are_summed_in_higher_precision(dtype: torch.dtype) -> None:
-    features = unit_features(8, 500, k=16).to(dtype)
-    half = neighbor_count(features, thresholds=[0.25], powers=[2])
-    full = neighbor_count(features.float(), thresholds=[0.25], powers=[2])
-    assert half.soft.dtype == torch.float32
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = neighbor_count(features, thresholds=[0.25], powers=[2])
-    for other in (full, cast):
-        assert torch.equal(half.soft, other.soft)
-        assert torch.equal(half.hard[0.25], other.hard[0.25])
-        assert torch.equal(half.power[2.0], other.power[2.0])
-
-
 def test_soft_and_power_counts_are_differentiable() -> None:
     features = unit_features(9, 5).requires_grad_()
     assert torch.autograd.gradcheck(lambda f: soft_count(f, chunk_size=2), features)
@@ -158,19 +134,3 @@ def test_empty_sets() -> None:
     empty = neighbor_count(features, features[:0], [0.5], [2])
     assert empty.num_reference == 0
     assert empty.soft.tolist() == empty.hard[0.5].tolist() == empty.power[2.0].tolist() == [0.0] * 3
-
-
-def test_bad_input_is_named() -> None:
-    features = unit_features(11, 3)
-    with pytest.raises(NetsimError, match="Expected `reference`"):
-        soft_count(features, features[:, 1:])
-    with pytest.raises(NetsimError, match=r"Expected `thresholds` to be numbers within \[-1, 1\]"):
-        neighbor_count(features, thresholds=[1.5])
-    with pytest.raises(NetsimError, match="Expected `powers` to be a positive number"):
-        neighbor_count(features, powers=[0])
-    with pytest.raises(NetsimError, match="Expected `power` to be a positive number"):
-        power_count(features, power=-1)
-    with pytest.raises(NetsimError, match="Expected `chunk_size` to be a positive int"):
-        soft_count(features, chunk_size=0)
-    with pytest.raises(NetsimError, match="Expected `query`"):
-        soft_count(features[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_netsim import NetsimError
 from lightning_netsim.functional import (
     arc_cosine_kernel,
     draw_frequencies,
@@ -25,10 +23,7 @@ from lightning_netsim.functional import (
 )
 from lightning_netsim.functional import patch_mmd as room
 from tests import oracles
-
-
-def random(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+from tests.functional.common import check, random
 
 
 def photographs(seed: int, *shape: int) -> Tensor:
@@ -40,15 +35,6 @@ def photographs(seed: int, *shape: int) -> Tensor:
 def frequencies_for(images: Tensor, number: int, size: int = 3, bandwidth: float = 0.6, seed: int = 0) -> Tensor:
     drawn = draw_frequencies(2 * number, images.shape[1] * size**2, bandwidth, torch.Generator().manual_seed(seed))
     return drawn.view(number, images.shape[1], size, size)
-
-
-def check(found: Tensor, wanted: Tensor, *leaves: Tensor, tolerance: float = 1e-12) -> None:
-    """Hold values to `tolerance`, and the gradient by each of `leaves` relative to its size."""
-    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
-    for leaf in leaves:
-        mine, other = (torch.autograd.grad(value.sum(), leaf, retain_graph=True)[0] for value in (found, wanted))
-        assert float(other.norm()) > 0
-        assert float((mine - other).norm()) <= tolerance * float(other.norm())
 
 
 # (H, W), channels, size of a patch, window, stride, number of frequencies
@@ -105,27 +91,6 @@ def test_the_size_of_blocks_does_not_count(
     monkeypatch.undo()
     assert max(images * number for images, number in widths) <= max(least, elements // (15 * 20))
     check(found, wanted, input, target)
-
-
-@EACH_LAYOUT
-def test_gradcheck(name: str) -> None:
-    input, target, frequencies, window, stride = case(name, 1, 2)
-    height, width = (window + frequencies.shape[-1] + extra for extra in (2, 1))
-    small = [some.detach()[:, :, :height, :width].clone().requires_grad_() for some in (input, target)]
-    calls = lambda a, b: random_patch_mmd(a, b, frequencies[:3], window, stride, "none")  # noqa: E731
-    assert torch.autograd.gradcheck(calls, tuple(small), fast_mode=True)
-
-
-def test_a_second_derivative_is_refused() -> None:
-    input, target, frequencies, window, stride = case("whole windows", 1, 1)
-    for call in (
-        lambda x: random_patch_mmd(x**2, target, frequencies, window, stride),
-        lambda x: random_patch_mmd(target, x**2, frequencies, window, stride),
-        lambda x: exact_patch_mmd(x**2, target, gaussian_kernel, 3, 8, 8).sum(),
-    ):
-        (gradient,) = torch.autograd.grad(call(input), input, create_graph=True)
-        with pytest.raises(RuntimeError, match="once"):
-            torch.autograd.grad(gradient.sum(), input)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -189,15 +154,6 @@ def windows_of_patches(image: Tensor, patch: int, window: int, stride: int, remo
     return [(some - some.mean(2, keepdim=True)).flatten(1) for some in split]
 
 
-def test_exact_with_the_kernel_of_a_random_network() -> None:
-    input, target = random(5, 1, 3, 7, 8), random(6, 1, 3, 7, 8)
-    kernel, values = oracles.arc_cosine_of_pair(2), []
-    for windows in zip(*(oracles.windows_of_patches(image[0], 3, 3, 2) for image in (input, target)), strict=True):
-        values.append(oracles.squared_mmd(*windows, kernel))
-    found = exact_patch_mmd(input, target, partial(arc_cosine_kernel, depth=2), 3, 3, 2)
-    torch.testing.assert_close(found, torch.stack(values).mean().unsqueeze(0), rtol=1e-10, atol=0)
-
-
 def test_exact_of_equal_images_is_exactly_zero() -> None:
     image = random(7, 2, 3, 12, 13)
     for kernel in (gaussian_kernel, arc_cosine_kernel):
@@ -241,25 +197,6 @@ def test_filters_without_means_see_patches_without_means(name: str) -> None:
     assert float(wanted) > 1e-3
 
 
-def test_without_means_neither_brightness_nor_color_counts() -> None:
-    image = photographs(12, 1, 3, 20, 20)
-    tinted = image + torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64).view(3, 1, 1)
-    frequencies = frequencies_for(image, 30)
-    assert float(random_patch_mmd(image, tinted, frequencies, 8, 4)) > 0.01
-    assert float(random_patch_mmd(image, tinted, room.remove_patch_means(frequencies), 8, 4)) == pytest.approx(0, abs=1e-20)
-
-
-def test_windows_of_one_patch_compare_patches_at_the_same_place() -> None:
-    """½ MMD² of two single patches is 1 − k."""
-    input, target = random(13, 2, 3, 8, 9) * 0.3, random(14, 2, 3, 8, 9) * 0.3
-    squares = F.unfold(input - target, 3).square().sum(1)
-    wanted = (1 - torch.exp(-squares / (2 * 0.9**2))).mean(1)
-    found = exact_patch_mmd(input, target, partial(gaussian_kernel, bandwidths=0.9), 3, 1, 1)
-    torch.testing.assert_close(found / 2, wanted, rtol=1e-12, atol=0)
-    estimate = random_patch_mmd(input, target, frequencies_for(input, 4000, bandwidth=0.9), 1, 1, "none")
-    torch.testing.assert_close(estimate / 2, wanted, rtol=0.03, atol=0)
-
-
 def test_within_a_window_the_order_of_patches_does_not_count() -> None:
     """With patches of one pixel, an image and itself shuffled are alike in one window over all."""
     image = random(15, 1, 3, 8, 8)
@@ -285,69 +222,8 @@ def test_pooling_is_average_pooling_with_cut_windows(height: int, width: int, da
     check(found * weights, wanted * weights, maps)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_raised_and_autocast_changes_nothing(dtype: torch.dtype) -> None:
-    input, target = (random(seed, 2, 3, 12, 12).to(dtype) for seed in (16, 17))
-    frequencies = frequencies_for(input, 12)
-    calls: list[Callable[[Tensor, Tensor], Tensor]] = [
-        lambda a, b: random_patch_mmd(a, b, frequencies, 5, 3),
-        lambda a, b: exact_patch_mmd(a, b, gaussian_kernel, 3, 5, 3),
-    ]
-    for call in calls:
-        wanted = call(input.float(), target.float())
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = [call(input, target), call(input.float(), target.float()), call(input, target.float())]
-        for value in (*found, call(input, target)):
-            assert value.dtype == torch.float32
-            assert torch.equal(value, wanted)
-        leaf = input.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(call(leaf, target).sum(), leaf)
-        assert gradient.dtype == dtype
-        assert bool(torch.isfinite(gradient).all())
-
-
 def test_float32_keeps_the_digits_of_angles() -> None:
     input, target = photographs(18, 2, 3, 20, 20), photographs(19, 2, 3, 20, 20)
     frequencies = frequencies_for(input, 64, bandwidth=0.1)
     wanted = oracles.random_patch_mmd(input, target, frequencies, 8, 4).mean()
     assert float(random_patch_mmd(input.float(), target.float(), frequencies, 8, 4)) == pytest.approx(float(wanted), rel=1e-4)
-
-
-IMAGE, WAVES = torch.rand(2, 3, 10, 9), torch.ones(4, 3, 3, 3)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: random_patch_mmd(IMAGE[0], IMAGE, WAVES, 4, 2), r"Expected `input` .* of shape \(B, C, H, W\), but got shape"),
-        (lambda: random_patch_mmd(IMAGE, IMAGE.byte(), WAVES, 4, 2), "Expected `target` .* but got dtype torch.uint8"),
-        (
-            lambda: random_patch_mmd(IMAGE[:0], IMAGE, WAVES, 4, 2),
-            r"Expected `input` to be one or more images, .*\(0, 3, 10, 9\)",
-        ),
-        (lambda: random_patch_mmd(IMAGE, IMAGE[..., :8], WAVES, 4, 2), "Expected `input` to be of the shape of `target`"),
-        (
-            lambda: random_patch_mmd(IMAGE, torch.rand(3, 3, 10, 9), WAVES, 4, 2),
-            "Expected `input` to be of the shape of `target`",
-        ),
-        (lambda: random_patch_mmd(IMAGE, IMAGE, WAVES[:, :1], 4, 2), "Expected `frequencies` to be .* of 3 channels"),
-        (lambda: random_patch_mmd(IMAGE, IMAGE, WAVES[0], 4, 2), r"Expected `frequencies` .* of shape \(r/2, C, P, P\)"),
-        (lambda: random_patch_mmd(IMAGE, IMAGE, WAVES[:, :, :2], 4, 2), "Expected `frequencies`"),
-        (lambda: random_patch_mmd(IMAGE, IMAGE, WAVES[:0], 4, 2), "Expected `frequencies`"),
-        (lambda: random_patch_mmd(IMAGE, IMAGE, WAVES, 8, 2), "Expected `window` to be at most 7, .* of 10×9, but got 8"),
-        (lambda: random_patch_mmd(IMAGE, IMAGE, WAVES), "Expected `window` to be at most 7, .* but got 32"),
-        (lambda: random_patch_mmd(IMAGE, IMAGE, WAVES, 4, 5), r"Expected `stride` to be at most `window` \(4\), but got 5"),
-        (lambda: random_patch_mmd(IMAGE, IMAGE, WAVES, 4, 0), "Expected `stride` to be a positive int, but got 0"),
-        (lambda: random_patch_mmd(IMAGE, IMAGE, WAVES, 2.5, 1), "Expected `window` to be a positive int"),  # type: ignore[arg-type]
-        (lambda: random_patch_mmd(IMAGE, IMAGE, WAVES, 4, 2, "sum"), "Expected `reduction` to be one of 'mean', 'none'"),
-        (lambda: exact_patch_mmd(IMAGE, IMAGE, gaussian_kernel, 0), "Expected `patch_size` to be a positive int"),
-        (lambda: exact_patch_mmd(IMAGE, IMAGE, gaussian_kernel, 3, 8), "Expected `window` to be at most 7|Expected `stride`"),
-        (lambda: exact_patch_mmd(IMAGE * math.nan, IMAGE, gaussian_kernel, 3, 4, 2), "to be finite"),
-        (lambda: pool_windows(IMAGE, 10, 2), "Expected `window` to be at most 9"),
-        (lambda: pool_windows(IMAGE, 3, 4), "Expected `stride` to be at most `window`"),
-    ],
-)
-def test_bad_arguments_are_refused(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(NetsimError, match=message) as caught:
-        call()
-    assert "\n" not in str(caught.value)

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from lightning_netsim import NetsimError
-from lightning_netsim.functional import draw_frequencies, fourier_features, gaussian_kernel
+from lightning_netsim.functional import draw_frequencies, fourier_features
 from tests import oracles
+from tests.functional.common import random
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def random(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=generator(seed))
 
 
 def test_each_row_is_a_frequency_by_a_loop() -> None:
@@ -49,15 +42,6 @@ def test_inner_products_estimate_the_kernel_without_bias(bandwidths: float | tup
     assert float(((found.mean(0) - wanted) / error).abs().max()) < 4
 
 
-def test_the_error_falls_with_the_root_of_their_number() -> None:
-    x, errors = random(4, 30, 3), []
-    for number in (32, 2048):
-        draws = [fourier_features(x, draw_frequencies(number, 3, 1.0, generator(seed))) for seed in range(20)]
-        gaps = torch.stack([some @ some.mT - gaussian_kernel(x) for some in draws])
-        errors.append(float(gaps.square().mean().sqrt()))
-    assert errors[0] / errors[1] == pytest.approx(8, rel=0.2)
-
-
 def test_frequencies_are_normal_numbers_over_the_bandwidth() -> None:
     frequencies = draw_frequencies(40_000, 2, 0.5, generator())
     assert frequencies.shape == (20_000, 2)
@@ -83,40 +67,3 @@ def test_they_come_from_their_generator_alone() -> None:
     source = generator(6)
     assert torch.equal(draw_frequencies(8, 3, 1.0, source), first)
     assert not torch.equal(draw_frequencies(8, 3, 1.0, source), first)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_raised_and_autocast_changes_nothing(dtype: torch.dtype) -> None:
-    x, frequencies = random(8, 6, 3).to(dtype), draw_frequencies(16, 3, 0.1, generator())
-    wanted = fourier_features(x.float(), frequencies)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = [fourier_features(x, frequencies), fourier_features(x.float(), frequencies)]
-    for value in (*found, fourier_features(x, frequencies)):
-        assert value.dtype == torch.float32
-        assert torch.equal(value, wanted)
-
-
-def test_gradcheck() -> None:
-    frequencies = random(9, 4, 3)
-    assert torch.autograd.gradcheck(lambda x: fourier_features(x, frequencies), (random(10, 5, 3).requires_grad_(),))
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: draw_frequencies(7, 2, 1.0, generator()), "Expected `num_features` to be an even number, .* but got 7"),
-        (lambda: draw_frequencies(0, 2, 1.0, generator()), "Expected `num_features` to be a positive int, but got 0"),
-        (lambda: draw_frequencies(8, 0, 1.0, generator()), "Expected `num_inputs` to be a positive int, but got 0"),
-        (lambda: draw_frequencies(8, 2, 0.0, generator()), "Expected `bandwidths` to be a positive number, but got 0.0"),
-        (lambda: draw_frequencies(8, 2, [1.0, math.nan], generator()), "Expected `bandwidths` .* but got nan"),
-        (lambda: draw_frequencies(8, 2, (), generator()), "Expected `bandwidths` to be one or more positive numbers"),
-        (lambda: fourier_features(torch.ones(3), torch.ones(2, 3)), r"Expected `x` .* of shape \(N, K\)"),
-        (lambda: fourier_features(torch.ones(1, 3), torch.ones(3)), r"Expected `frequencies` .* of shape \(r/2, K\)"),
-        (lambda: fourier_features(torch.ones(1, 3), torch.ones(2, 4)), "Expected `frequencies` to be of the same size as `x`"),
-        (lambda: fourier_features(torch.ones(1, 3).int(), torch.ones(2, 3)), "Expected `x` .* but got dtype torch.int32"),
-    ],
-)
-def test_bad_arguments_are_refused(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(NetsimError, match=message) as caught:
-        call()
-    assert "\n" not in str(caught.value)

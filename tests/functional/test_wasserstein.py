@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,13 +12,9 @@ from hypothesis import strategies as st
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from lightning_netsim import NetsimError
 from lightning_netsim.functional import laplacian_pyramid, sliced_wasserstein
 from lightning_netsim.functional import wasserstein as room
-
-
-def random(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+from tests.functional.common import random
 
 
 def units(seed: int, number: int, width: int) -> Tensor:
@@ -69,32 +64,10 @@ def test_properties_of_a_distance(seed: int, size: int, scale: float, data: Any)
     assert float(value) <= float(way_round) * (1 + 1e-12)
 
 
-def test_a_shift_is_its_length_along_each_direction() -> None:
-    x, shift, directions = random(6, 30, 3), torch.tensor([1.0, -2.0, 0.5]).double(), units(7, 6, 3)
-    assert float(sliced_wasserstein(x, x + shift, directions)) == pytest.approx(float((directions @ shift).abs().mean()))
-
-
 def test_gradcheck() -> None:
     directions = units(8, 4, 3)
     sets = (random(9, 6, 3).requires_grad_(), random(10, 6, 3).requires_grad_())
     assert torch.autograd.gradcheck(lambda x, y: sliced_wasserstein(x, y, directions), sets)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_raised_and_autocast_changes_nothing(dtype: torch.dtype) -> None:
-    x, y, directions = random(11, 9, 3).to(dtype), random(12, 9, 3).to(dtype), units(13, 5, 3).float()
-    images = random(14, 2, 3, 11, 12).to(dtype)
-    wanted, levels = sliced_wasserstein(x.float(), y.float(), directions), laplacian_pyramid(images.float(), 2)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = [sliced_wasserstein(x, y, directions), sliced_wasserstein(x.float(), y.float(), directions)]
-        pyramids = [laplacian_pyramid(images, 2), laplacian_pyramid(images.float(), 2)]
-    for value in (*found, sliced_wasserstein(x, y, directions)):
-        assert value.dtype == torch.float32
-        assert torch.equal(value, wanted)
-    for pyramid in (*pyramids, laplacian_pyramid(images, 2)):
-        for level, other in zip(pyramid, levels, strict=True):
-            assert level.dtype == torch.float32
-            assert torch.equal(level, other)
 
 
 # The pyramid
@@ -157,41 +130,3 @@ def test_one_level_is_the_image() -> None:
     image = random(17, 2, 1, 3, 4)
     (level,) = laplacian_pyramid(image, 1)
     assert torch.equal(level, image)
-
-
-def test_fine_detail_is_in_the_first_level_and_a_slope_in_the_last() -> None:
-    checkers = torch.tensor([1.0, -1.0]).repeat(16)[:, None] * torch.tensor([1.0, -1.0]).repeat(16)
-    fine = [float(level.square().mean()) for level in laplacian_pyramid(checkers.view(1, 1, 32, 32), 3)]
-    assert fine[0] > 0.9
-    assert max(fine[1:]) < 1e-6
-    slope = torch.linspace(-1, 1, 32).expand(1, 1, 32, 32)
-    coarse = [float(level[..., 2:-2, 2:-2].square().mean()) for level in laplacian_pyramid(slope, 3)]
-    assert coarse[2] > 20 * max(coarse[:2])
-
-
-SETS, AXES, BROKEN = torch.ones(4, 2), torch.eye(2), torch.tensor([[1.0, math.nan], [math.inf, 0.0]])
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: sliced_wasserstein(SETS[0], SETS, AXES), r"Expected `x` .* of shape \(N, K\), but got shape \(2,\)"),
-        (lambda: sliced_wasserstein(SETS, SETS.long(), AXES), "Expected `y` .* but got dtype torch.int64"),
-        (lambda: sliced_wasserstein(BROKEN, SETS[:2], AXES), "Expected `x` to be finite, but got 2 non-finite of 4"),
-        (lambda: sliced_wasserstein(SETS[:0], SETS[:0], AXES), "Expected `x` to be one or more rows, but got none"),
-        (lambda: sliced_wasserstein(SETS, SETS, AXES[:0]), "Expected `directions` to be one or more rows, but got none"),
-        (lambda: sliced_wasserstein(SETS, SETS[:3], AXES), "Expected `y` to be of the same size as `x` along dimension 0"),
-        (lambda: sliced_wasserstein(SETS, SETS[:, :1], AXES), "Expected `y` to be of the same size as `x` along dimension 1"),
-        (lambda: sliced_wasserstein(SETS, SETS, torch.eye(3)), "Expected `directions` to be of the same size as `x`"),
-        (lambda: sliced_wasserstein(SETS, SETS, AXES[0]), r"Expected `directions` .* of shape \(n, K\)"),
-        (lambda: laplacian_pyramid(torch.ones(3, 8, 8), 2), r"Expected `images` .* of shape \(B, C, H, W\)"),
-        (lambda: laplacian_pyramid(torch.ones(1, 3, 8, 8).byte(), 2), "Expected `images` .* but got dtype torch.uint8"),
-        (lambda: laplacian_pyramid(torch.ones(1, 3, 8, 8), 0), "Expected `num_levels` to be a positive int, but got 0"),
-        (lambda: laplacian_pyramid(torch.ones(1, 3, 9, 8), 3), "Expected `images` to be large enough for 3 levels"),
-        (lambda: laplacian_pyramid(torch.ones(1, 3, 4, 90), 2), "Expected `images` to be large enough for 2 levels"),
-    ],
-)
-def test_bad_arguments_are_refused(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(NetsimError, match=message) as caught:
-        call()
-    assert "\n" not in str(caught.value)

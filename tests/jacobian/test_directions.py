@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from lightning_netsim import NetsimError
 from lightning_netsim.jacobian import Directions, JacobianOperator, per_sample_jacobian
 from tests import cases, oracles
+from tests.jacobian.shared import close, oracle
 
 OUTPUTS = torch.randn(6, 10, generator=torch.Generator().manual_seed(2))
 
@@ -59,7 +59,7 @@ def test_random_directions_are_orthonormal_and_fixed_by_the_seed(directions: int
 def test_the_kernel_is_that_of_the_projected_outputs() -> None:
     model, inputs = cases.build("mlp_10")
     model, inputs = model.double(), inputs.double()
-    everything = oracles.loop_jacobian(model, inputs)
+    everything = oracle("mlp_10")
     for directions in (3, torch.randn(10, 5, dtype=torch.float64)):
         matrix = Directions(directions, 4).matrix(10)
         assert matrix is not None
@@ -74,41 +74,28 @@ def test_a_function_of_the_outputs() -> None:
     model, inputs = cases.build("mlp_2")
     result = per_sample_jacobian(model, inputs, lambda outputs: outputs.softmax(1)[:, :1])
     wanted = oracles.loop_jacobian(model, inputs, forward=lambda m, x: m(x).softmax(1)[:, :1])
-    torch.testing.assert_close(result.materialize().double(), wanted, rtol=0, atol=1e-6)
+    close(result.materialize(), wanted)
 
 
-def test_predicted_and_target_classes() -> None:
-    model, inputs = cases.build("mlp_10")
-    everything = oracles.loop_jacobian(model, inputs)
-    labels = torch.tensor([3, 1, 4, 1, 5, 9, 2])
-    predicted = model(inputs).argmax(1)
-    rows = torch.arange(7)
-    found = per_sample_jacobian(model, inputs, "predicted").materialize()[:, 0]
-    torch.testing.assert_close(found.double(), everything[rows, predicted], rtol=0, atol=1e-6)
-    operator = JacobianOperator(model, directions="target")
-    found = operator(inputs, labels).materialize()[:, 0]
-    torch.testing.assert_close(found.double(), everything[rows, labels], rtol=0, atol=1e-6)
+@pytest.mark.parametrize("directions", ["contrast", "target", "predicted"])
+@pytest.mark.parametrize("name", ["mlp_10", "gru", "tied_through_function"])
+def test_the_output_of_a_class_on_every_kind_of_path(name: str, directions: str) -> None:
+    model, inputs = cases.build(name)
+    everything = oracle(name)
+    samples, outputs = everything.shape[:2]
+    labels = model(inputs).argmax(1) if directions == "predicted" else torch.randint(0, outputs, (samples,))
+    wanted = everything[torch.arange(samples), labels]
+    if directions == "contrast":
+        wanted = wanted - (everything.sum(1) - wanted) / (outputs - 1)
+    operator = JacobianOperator(model, directions=directions)
+    close(operator(inputs, None if directions == "predicted" else labels).materialize()[:, 0], wanted)
+    paths = {operator.ownership.path(parameter).method.name for parameter in operator.ownership.parameters}
+    assert paths - {"LAYER"} == {"gru": {"MODULE_LOOP"}, "tied_through_function": {"MODEL_VMAP"}}.get(name, set())
 
 
-def test_contrasts_with_the_mean_of_the_other_outputs() -> None:
-    model, inputs = cases.build("mlp_10")
-    everything, labels = oracles.loop_jacobian(model, inputs), torch.tensor([3, 1, 4, 1, 5, 9, 2])
-    found = JacobianOperator(model, directions="contrast")(inputs, labels).materialize()[:, 0]
-    wanted = torch.stack(
-        [jacobian[y] - (jacobian.sum(0) - jacobian[y]) / 9 for jacobian, y in zip(everything, labels, strict=True)]
-    )
-    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-6)
-    # Within one class it is the same function for every sample: a matrix.
-    matrix = torch.full((10, 1), -1 / 9)
-    matrix[4] = 1
-    same = JacobianOperator(model, directions="contrast")(inputs, torch.full((7,), 4))
-    torch.testing.assert_close(same.materialize(), JacobianOperator(model, directions=matrix)(inputs).materialize())
-
-
-@pytest.mark.parametrize("shift", [0.0, 3.0])
-def test_contrasts_do_not_depend_on_a_common_shift(shift: float) -> None:
+def test_contrasts_do_not_depend_on_a_common_shift() -> None:
     labels = torch.tensor([0, 9, 4, 4, 7, 1])
-    found = Directions("contrast").project(OUTPUTS + shift, labels)
+    found = Directions("contrast").project(OUTPUTS + 3, labels)
     wanted = torch.cat([oracles.contrast(OUTPUTS[i : i + 1], int(labels[i])) for i in range(6)])
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
@@ -118,40 +105,22 @@ def test_the_contrast_of_a_single_output_is_that_output() -> None:
     assert torch.equal(Directions("contrast").project(outputs, torch.zeros(6).long()), outputs)
 
 
-@pytest.mark.parametrize("labels", [None, [0] * 6, torch.zeros(6), torch.zeros(5).long(), torch.zeros(6, 1).long()])
-def test_contrasts_without_class_indices_are_refused(labels: Any) -> None:
-    message = (
-        r'Expected `labels` to be class indices of shape \(6,\) for directions="contrast", but got .*\. Choose other directions'
-    )
-    with pytest.raises(ValueError, match=message):
-        Directions("contrast").project(OUTPUTS, labels)
-
-
 @pytest.mark.parametrize("directions", ["contrast", "target"])
-@pytest.mark.parametrize("label", [10, -1])
-def test_a_class_that_no_output_stands_for_is_refused_in_one_sentence(directions: str, label: int) -> None:
-    with pytest.raises(NetsimError, match="Expected `labels` to be") as caught:
-        Directions(directions).project(OUTPUTS, torch.tensor([0, 1, 2, 3, 4, label]))
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        *[
+            (labels, r"class indices of shape \(6,\) for directions=\"\w+\", but got .*\. Choose other directions")
+            for labels in (None, [0] * 6, torch.zeros(6), torch.zeros(5).long(), torch.zeros(6, 1).long())
+        ],
+        (torch.tensor([0, 1, 2, 3, 4, 10]), "class indices within 0 to 9, but got 0 to 10"),
+        (torch.tensor([0, 1, 2, 3, 4, -1]), "class indices within 0 to 9, but got -1 to 4"),
+    ],
+)
+def test_labels_that_are_no_class_indices_are_refused_in_one_sentence(labels: Any, message: str, directions: str) -> None:
+    with pytest.raises(NetsimError, match=f"Expected `labels` to be {message}") as caught:
+        Directions(directions).project(OUTPUTS, labels)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("directions", ["contrast", "target"])
-@pytest.mark.parametrize("name", ["gru", "tied_through_function"])
-def test_target_classes_on_the_paths_without_factors(name: str, directions: str) -> None:
-    model, inputs = cases.build(name)
-    labels = torch.tensor([1, 0, 1, 1, 0])
-    operator = JacobianOperator(model, directions=directions)
-    everything = oracles.loop_jacobian(model, inputs)
-    wanted = everything[torch.arange(5), labels]
-    if directions == "contrast":
-        wanted = wanted - (everything.sum(1) - wanted) / (everything.shape[1] - 1)
-    torch.testing.assert_close(operator(inputs, labels).materialize()[:, 0].double(), wanted, rtol=0, atol=1e-5)
-    last = {operator.ownership.path(parameter).method.name for parameter in operator.ownership.parameters}
-    assert last & {"MODULE_LOOP", "MODEL_VMAP"}
-
-
-def _wrong_batch(outputs: Tensor) -> Tensor:
-    return outputs[:3]
 
 
 @pytest.mark.parametrize(
@@ -165,8 +134,7 @@ def _wrong_batch(outputs: Tensor) -> Tensor:
         (torch.ones(10, 2).long(), "Expected `directions` to be a floating-point tensor"),
         (torch.ones(9, 2), r"a matrix with D = 10 rows, but got shape \(9, 2\)"),
         (11, 'at most the number of outputs, 10, but got 11. Use directions="all"'),
-        ("target", r'Expected `labels` to be class indices of shape \(6,\) for directions="target", but got NoneType'),
-        (_wrong_batch, r"a function that returns shape \(6, d\), but got shape \(3, 10\)"),
+        (lambda outputs: outputs[:3], r"a function that returns shape \(6, d\), but got shape \(3, 10\)"),
         (lambda outputs: 1.0, r"a function that returns shape \(6, d\), but got float"),
         (lambda outputs: outputs[:, 0], r"a function that returns shape \(6, d\), but got shape \(6,\)"),
     ],

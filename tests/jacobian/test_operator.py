@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from lightning_netsim.jacobian import JacobianOperator, layers, per_sample_jacobian
-from lightning_netsim.jacobian.factors import DenseFactor, OuterFactor
+from lightning_netsim.jacobian.factors import AbstractFactor
+from lightning_netsim.jacobian.paths import Ownership, is_known_layer
 from tests import cases, oracles
+from tests.jacobian.shared import SMALL, close, oracle
 
 LAYER, MODULE_VMAP, MODULE_LOOP, MODEL_VMAP = "layer", "module_vmap", "module_loop", "model_vmap"
 #: The parameters that are not factored from their layer, by the start of their name, and what serves them instead.
@@ -42,10 +45,6 @@ METHODS: dict[str, dict[str, str]] = {
 }
 
 
-def close(actual: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(actual.double(), wanted.double(), rtol=0, atol=tolerance * float(wanted.abs().max()))
-
-
 @pytest.mark.parametrize("name", cases.CASES)
 def test_each_parameter_takes_the_cheapest_path_that_is_right(name: str) -> None:
     model, inputs = cases.build(name)
@@ -58,55 +57,58 @@ def test_each_parameter_takes_the_cheapest_path_that_is_right(name: str) -> None
     assert sum(operator.ownership.methods().values()) == len(operator.ownership.parameters)
 
 
-def _half(module: nn.Linear, inputs: Tensor, deltas: Tensor) -> layers.Factors:
-    return {name: type(factor)(*_halved(factor)) for name, factor in layers.linear(module, inputs, deltas).items()}
+def test_a_module_is_a_known_layer_if_it_does_nothing_beside_it() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    watched = nn.Linear(3, 2)
+    watched.register_forward_pre_hook(lambda module, args: None)
+    parent = nn.Linear(3, 2)
+    parent.child = nn.Linear(2, 2)
+    extended = nn.Linear(3, 2)
+    extended.scale = nn.Parameter(torch.ones(1))
+    known = [nn.Linear(3, 2), cases.Subclassed(3, 2), nn.InstanceNorm2d(3, affine=True)]
+    others = [Doubled(3, 2), cases.LowRank(3, 2), weight_norm(nn.Linear(3, 2)), nn.Bilinear(3, 2, 2), watched, parent, extended]
+    assert [is_known_layer(module) for module in (*known, *others)] == [True] * len(known) + [False] * len(others)
+    assert Ownership(cases.build("shared_parameter")[0]).path("first.weight").method.name == "MODEL_VMAP"
 
 
-def _halved(factor: Any) -> tuple[Tensor, ...]:
-    if isinstance(factor, OuterFactor):
-        return factor.inputs, factor.deltas / 2
-    return (factor.dense() / 2,)
+def _factors(change: Callable[[str, AbstractFactor], AbstractFactor | None]) -> Callable[..., layers.Factors]:
+    """Return a function for linear layers whose right factors are changed, or left out where nothing is returned."""
+
+    def planted(module: nn.Linear, inputs: Tensor, deltas: Tensor) -> layers.Factors:
+        changed = {name: change(name, factor) for name, factor in layers.linear(module, inputs, deltas).items()}
+        return {name: factor for name, factor in changed.items() if factor is not None}
+
+    return planted
 
 
-def _without_weight(module: nn.Linear, inputs: Tensor, deltas: Tensor) -> layers.Factors:
-    return {name: factor for name, factor in layers.linear(module, inputs, deltas).items() if name != "weight"}
-
-
-def _without_bias(module: nn.Linear, inputs: Tensor, deltas: Tensor) -> layers.Factors:
-    return {name: factor for name, factor in layers.linear(module, inputs, deltas).items() if name != "bias"}
-
-
-def _wrong_axis(module: nn.Linear, inputs: Tensor, deltas: Tensor) -> layers.Factors:
-    """Give each sample the gradient of its neighbor: the sum over the batch is right, the samples are not."""
-    return layers.linear(module, inputs.roll(1, 0), deltas.roll(1, 0))
-
-
-def _wrong_shape(module: nn.Linear, inputs: Tensor, deltas: Tensor) -> layers.Factors:
+def _cannot_be_done(name: str, factor: AbstractFactor) -> AbstractFactor:
     raise ValueError("cannot be done")
 
 
-@pytest.mark.parametrize("planted", [_half, _without_weight, _without_bias, _wrong_axis, _wrong_shape])
-def test_a_planted_fault_moves_the_parameter_to_a_path_that_is_right(
-    planted: Callable[..., layers.Factors], monkeypatch: pytest.MonkeyPatch
-) -> None:
+FAULTS = {
+    "half": _factors(lambda _, factor: factor.mix(0.5 * torch.eye(2).expand(len(factor.parts[0]), 2, 2))),
+    "no weight": _factors(lambda name, factor: None if name == "weight" else factor),
+    "no bias": _factors(lambda name, factor: None if name == "bias" else factor),
+    # Each sample has the gradient of its neighbor: the sum over the batch is right, the samples are not.
+    "wrong axis": _factors(lambda _, factor: factor.select(torch.arange(len(factor.parts[0])).roll(1))),
+    "an error": _factors(_cannot_be_done),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_moves_the_parameter_to_a_path_that_is_right(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = cases.build("mlp_2")
-    wanted = oracles.loop_jacobian(model, inputs)
-    monkeypatch.setitem(layers.KNOWN_LAYERS, nn.Linear, planted)
+    monkeypatch.setitem(layers.KNOWN_LAYERS, nn.Linear, FAULTS[fault])
     operator = JacobianOperator(model)
-    close(operator(inputs).materialize(), wanted)
-    names = {"_without_weight": ["weight"], "_without_bias": ["bias"]}.get(planted.__name__, ["weight", "bias"])
+    close(operator(inputs).materialize(), oracle("mlp_2"))
+    names = {"no weight": ["weight"], "no bias": ["bias"]}.get(fault, ["weight", "bias"])
     moved = {name for name in operator.ownership.parameters if operator.ownership.path(name).method.name != "LAYER"}
     # The gradient of the last bias is the same for every sample: there, a wrong axis is not wrong.
-    right = {"4.bias"} if planted is _wrong_axis else set()
+    right = {"4.bias"} if fault == "wrong axis" else set()
     assert moved == {f"{layer}.{name}" for layer in (0, 2, 4) for name in names} - right
-
-
-def test_the_fault_of_one_layer_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, inputs = cases.build("conv2d")
-    monkeypatch.setitem(layers.KNOWN_LAYERS, nn.Linear, _half)
-    operator = JacobianOperator(model)
-    close(operator(inputs).gram(), (lambda j: j @ j.mT)(oracles.loop_jacobian(model, inputs)))
-    assert operator.ownership.methods() == {"layer": 2, "module_vmap": 2}
 
 
 def test_the_last_path_always_exists() -> None:
@@ -116,8 +118,7 @@ def test_the_last_path_always_exists() -> None:
     for name in names:
         while operator.ownership.demote(name):
             pass
-    assert operator.ownership.methods() == {"model_loop": len(names)}
-    close(operator(inputs).materialize(), oracles.loop_jacobian(model, inputs))
+    close(operator(inputs).materialize(), oracle("tied_through_function"))
     assert operator.ownership.methods() == {"model_loop": len(names)}
 
 
@@ -146,7 +147,7 @@ class Snapshot:
         assert torch.equal(self.torch_state, after.torch_state)
 
 
-@pytest.mark.parametrize("name", ["mlp_10", "batch_norm", "inplace_relu", "attention", "gru", "bare_parameter_on_root", "vit"])
+@pytest.mark.parametrize("name", ["inplace_relu", "attention", "gru", "bare_parameter_on_root"])
 def test_nothing_is_left_behind(name: str) -> None:
     model, inputs = cases.build(name)
     parameters = list(model.parameters())
@@ -178,38 +179,17 @@ def test_half_precision_models_give_float32() -> None:
     close(result.materialize(), wanted, 0.05)
 
 
-class Wider(nn.Module):
-    """Outputs in a precision of their own, as a model that ends in `.float()` or `.double()`."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.linear, self.dtype = nn.Linear(4, 2), dtype
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x).to(self.dtype)
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_outputs_of_another_precision_than_the_parameters(dtype: torch.dtype) -> None:
-    model, inputs = Wider(dtype), torch.randn(5, 4)
-    result = per_sample_jacobian(model, inputs)
+    linear, inputs = nn.Linear(4, 2), torch.randn(5, 4)
+    result = per_sample_jacobian(nn.Sequential(linear, cases.Lambda(lambda x: x.to(dtype))), inputs)
     assert result.outputs.dtype == torch.float32
-    close(result.gram(), (lambda j: j @ j.mT)(oracles.loop_jacobian(model.linear, inputs)))
-
-
-class Dropping(nn.Module):
-    """Dropout that stays on in eval mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(4, 64), nn.Linear(64, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(nn.functional.dropout(torch.tanh(self.first(x)), 0.5, training=True))
+    close(result.materialize(), oracles.loop_jacobian(linear, inputs))
 
 
 def test_randomness_in_the_forward_pass_is_followed_by_the_factored_path() -> None:
-    model, inputs = Dropping(), torch.randn(6, 4)
+    dropout = cases.Lambda(lambda x: nn.functional.dropout(x, 0.5, training=True))
+    model, inputs = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), dropout, nn.Linear(64, 2)), torch.randn(6, 4)
     operator = JacobianOperator(model)
     operator.prepare(inputs)
     assert operator.ownership.methods() == {"layer": 4}
@@ -224,26 +204,20 @@ def test_randomness_in_the_forward_pass_is_followed_by_the_factored_path() -> No
 
 
 @pytest.mark.parametrize("name", ["mlp_2", "conv2d", "gru", "attention_time_first", "bare_parameter_on_root", "time_first"])
-def test_nan_inputs_among_the_first_samples(name: str) -> None:
+def test_samples_that_are_not_finite_do_not_decide_the_paths(name: str) -> None:
     model, inputs = cases.build(name)
-    good = inputs.clone()
-    inputs[1] = torch.nan
-    operator = JacobianOperator(model)
-    result = operator(inputs)
-    keep = torch.arange(len(inputs)) != 1
-    assert bool(result.gram()[1].isnan().all())
-    close(result.gram()[keep], (lambda j: j @ j.mT)(oracles.loop_jacobian(model, good))[keep])
-
-
-@pytest.mark.parametrize("name", ["mlp_2", "conv2d", "conv2d_one_channel", "gru", "attention_time_first", "lstm", "time_first"])
-def test_a_batch_of_nothing_but_nan_does_not_decide_the_paths(name: str) -> None:
-    model, inputs = cases.build(name)
-    operator = JacobianOperator(model)
-    assert not bool(operator(torch.full_like(inputs, torch.nan)).gram().isfinite().all())
-    close(operator(inputs).gram(), (lambda j: j @ j.mT)(oracles.loop_jacobian(model, inputs)))
-    reference = JacobianOperator(cases.build(name)[0])
+    reference = JacobianOperator(model)
     reference.prepare(inputs)
-    assert operator.ownership.methods() == reference.ownership.methods()
+    some = inputs.clone()
+    some[1] = torch.nan
+    keep = torch.arange(len(inputs)) != 1
+    for batch in (some, torch.full_like(inputs, torch.nan)):
+        operator = JacobianOperator(model)
+        result = operator(batch)
+        assert bool(result.gram()[1].isnan().all())
+        close(operator(inputs).materialize(), oracle(name))
+        assert operator.ownership.methods() == reference.ownership.methods()
+    close(reference(some).materialize()[keep], oracle(name)[keep])
 
 
 @pytest.mark.parametrize(
@@ -261,75 +235,63 @@ def test_no_sample_left(name: str) -> None:
     total = empty.weighted_sum(torch.zeros(0, d, 3))
     assert all(value.shape == (3, *result.shapes[name]) and not value.any() for name, value in total.items())
     assert empty.dot(total).shape == (0, d, 3)
+    columns = torch.zeros(0, d, 4)
+    assert empty.kernel_product(columns).shape == (0, d, 4)
 
 
-class Mixing(nn.Module):
-    """Takes the mean of the batch away."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.linear(x - x.mean(0)))
+def _mixing(function: Callable[[Tensor], Tensor]) -> nn.Module:
+    return nn.Sequential(cases.Lambda(function), nn.Linear(4, 2), nn.Tanh())
 
 
 def test_mixing_is_found_beside_a_nan() -> None:
-    class Neighbor(Mixing):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.linear(x + x.roll(1, 0))  # A NaN reaches one sample more, not all of them.
-
     inputs = torch.randn(8, 4)
-    inputs[6] = torch.nan
-    with pytest.raises(ValueError, match="does not depend on the rest of the batch"):
-        JacobianOperator(Neighbor())(inputs)
+    inputs[1] = torch.nan  # It reaches one sample more, not all of them.
+    with pytest.raises(ValueError, match=r"outputs that change by .* when half of the batch is taken away"):
+        JacobianOperator(_mixing(lambda x: x + x.roll(1, 0)))(inputs)
 
 
-def _train_mode_norm() -> nn.Module:
-    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).train()
+def _then(function: Callable[[Tensor], Any]) -> nn.Module:
+    """Return a linear layer whose output is changed."""
+    return nn.Sequential(nn.Linear(4, 2), cases.Lambda(function))
 
 
-def _norm_without_statistics() -> nn.Module:
-    return nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 2)).eval()
-
-
-def _detached() -> nn.Module:
-    return nn.Sequential(nn.Linear(4, 2), cases.Lambda(lambda x: x.detach()))
-
-
-def _flat() -> nn.Module:
-    return nn.Sequential(nn.Linear(4, 1), cases.Lambda(lambda x: x[:, 0]))
-
-
-def _pair() -> nn.Module:
-    return nn.Sequential(nn.Linear(4, 2), cases.Lambda(lambda x: (x, x)))
-
-
-def _integers() -> nn.Module:
-    return nn.Sequential(nn.Linear(4, 2), cases.Lambda(lambda x: x.long()))
-
-
-def _frozen() -> nn.Module:
-    return nn.Linear(4, 2).requires_grad_(False)
-
-
-REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
+REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "output of shape (B,)": (
-        _flat,
+        lambda: _then(lambda x: x[:, 0]),
         {},
         r"Expected `outputs` to be a floating-point tensor of shape \(B, D\), but got shape \(6,\)",
     ),
     "a tuple": (
-        _pair,
+        lambda: _then(lambda x: (x, x)),
         {},
         r"`outputs` to be a floating-point tensor of shape \(B, D\), but got tuple\. Define `similarity_step`",
     ),
-    "integers": (_integers, {}, r"Expected `outputs` to be a floating-point tensor of shape \(B, D\)"),
-    "no gradient": (_detached, {}, "Expected `outputs` to be differentiable, but got no gradient. Remove `detach"),
-    "batch norm in train mode": (_train_mode_norm, {}, r"batch norm `1` using batch statistics. Call `model.eval\(\)`"),
-    "batch norm without statistics": (_norm_without_statistics, {}, "batch norm `0` using batch statistics"),
-    "mixed samples": (Mixing, {}, r"outputs that change by [\d.]+% when half of the batch is taken away"),
-    "no trainable parameter": (_frozen, {}, "at least one trainable parameter, but got none. Set `requires_grad`"),
+    "integers": (lambda: _then(lambda x: x.long()), {}, r"Expected `outputs` to be a floating-point tensor of shape \(B, D\)"),
+    "no gradient": (
+        lambda: _then(lambda x: x.detach()),
+        {},
+        "Expected `outputs` to be differentiable, but got no gradient. Remove `detach",
+    ),
+    "batch norm in train mode": (
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).train(),
+        {},
+        r"batch norm `1` using batch statistics. Call `model.eval\(\)`",
+    ),
+    "batch norm without statistics": (
+        lambda: nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 2)).eval(),
+        {},
+        "batch norm `0` using batch statistics",
+    ),
+    "mixed samples": (
+        lambda: _mixing(lambda x: x - x.mean(0)),
+        {},
+        r"outputs that change by [\d.]+% when half of the batch is taken away",
+    ),
+    "no trainable parameter": (
+        lambda: nn.Linear(4, 2).requires_grad_(False),
+        {},
+        "at least one trainable parameter, but got none. Set `requires_grad`",
+    ),
     "too many directions": (lambda: nn.Linear(4, 2), {"directions": 3}, "at most the number of outputs, 2, but got 3"),
     "unknown parameter": (lambda: nn.Linear(4, 2), {"parameters": "head"}, "names of trainable parameters .* but got 'head'"),
     "frequency-scaled gradients": (
@@ -337,7 +299,12 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
         {},
         "a gradient of `0.weight` that no method reproduces",
     ),
-    "not a module": (lambda: torch.tanh, {}, "Expected `model` to be a torch.nn.Module, but got builtin"),  # type: ignore[dict-item, return-value]
+    "not a module": (lambda: torch.tanh, {}, "Expected `model` to be a torch.nn.Module, but got builtin"),
+    "another model": (
+        lambda: nn.Linear(4, 2),
+        {"forward": nn.Linear(4, 2)},
+        "Expected `forward` to be a function that runs the modules of `model`",
+    ),
 }
 
 
@@ -349,12 +316,6 @@ def test_refusals_are_one_clear_sentence(fault: str) -> None:
         per_sample_jacobian(make(), inputs, **arguments)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("Expected `")
-
-
-def test_a_forward_that_does_not_run_the_model_is_refused() -> None:
-    other = nn.Linear(4, 2)
-    with pytest.raises(ValueError, match="Expected `forward` to be a function that runs the modules of `model`"):
-        per_sample_jacobian(nn.Linear(4, 2), torch.randn(5, 4), forward=other)
 
 
 def test_chosen_parameters() -> None:
@@ -388,12 +349,6 @@ def test_preparing_looks_at_no_more_than_eight_samples() -> None:
     assert seen == {50: 1}
 
 
-def test_dense_factor_of_a_scalar_keeps_its_shape() -> None:
-    factor = DenseFactor(torch.ones(3, 2))
-    assert factor.shape == ()
-    assert factor.select(torch.tensor([0])).dense().shape == (1, 2, 1)
-
-
 @pytest.mark.parametrize("directions", ["all", "auto", 2])
 def test_random_directions_do_not_cost_the_vectorized_path(directions: str | int) -> None:
     model, inputs = cases.build("tied_through_function")
@@ -413,8 +368,7 @@ def test_a_coarse_sum_in_the_reference_is_no_reason_to_refuse(pixels: int) -> No
     assert operator.ownership.methods() == {"layer": 6}
 
 
-@pytest.mark.parametrize("create_graph", [False, True])
-@pytest.mark.parametrize("name", [name for name in cases.CASES if name not in cases.LARGE])
+@pytest.mark.parametrize(("name", "create_graph"), [*((name, True) for name in SMALL), ("conv2d", False), ("gru", False)])
 def test_a_pass_that_somebody_else_runs_gives_the_same(name: str, create_graph: bool) -> None:
     model, inputs = cases.build(name)
     operator = JacobianOperator(model, create_graph=create_graph)
@@ -422,13 +376,15 @@ def test_a_pass_that_somebody_else_runs_gives_the_same(name: str, create_graph: 
     with operator.watch() as calls:
         outputs = oracles._call(model, inputs)
     found = operator.read(calls, outputs, inputs)
-    close(found.materialize().detach(), oracles.loop_jacobian(model, inputs))
+    close(found.materialize().detach(), oracle(name))
     assert torch.equal(found.outputs, outputs)
     assert found.outputs.requires_grad == create_graph
+    assert create_graph or not any(part.requires_grad for part in found.parts)
 
 
-def test_a_watched_pass_shares_its_graph_with_the_task() -> None:
-    model, inputs = cases.build("prelu")
+@pytest.mark.parametrize("name", ["prelu", "attention", "transformer_layer"])
+def test_a_watched_pass_shares_its_graph_with_the_task(name: str) -> None:
+    model, inputs = cases.build(name)
     labels = torch.tensor([0, 1, 1, 0, 1])
     operator = JacobianOperator(model, directions="contrast", create_graph=True)
     operator.prepare(inputs, labels)
@@ -470,21 +426,6 @@ def test_hooks_are_gone_and_attention_is_as_before_after_an_error_in_the_watched
         fail()
     assert not any(module._forward_hooks for module in model.modules())
     assert torch.backends.mha.get_fastpath_enabled() == fast_path
-
-
-@pytest.mark.parametrize("name", ["attention", "transformer_layer"])
-def test_attention_in_a_watched_pass_can_be_differentiated_twice(name: str) -> None:
-    model, inputs = cases.build(name)
-    operator = JacobianOperator(model, create_graph=True)
-    operator.prepare(inputs)
-    with operator.watch() as calls:
-        outputs = model(inputs)
-    found = torch.autograd.grad(operator.read(calls, outputs, inputs).gram().sum(), list(model.parameters()), allow_unused=True)
-    wanted = torch.autograd.grad(operator(inputs).gram().sum(), list(model.parameters()), allow_unused=True)
-    for got, right in zip(found, wanted, strict=True):
-        assert (got is None) == (right is None)
-        if got is not None and right is not None:
-            close(got, right)
 
 
 def test_a_pass_without_a_graph_cannot_be_read() -> None:

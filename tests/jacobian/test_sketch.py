@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_netsim.jacobian import SketchProjection, factors, per_sample_jacobian
+from lightning_netsim.jacobian import SketchProjection, factors
 from lightning_netsim.jacobian.embedding import EmbeddingFactor
 from lightning_netsim.jacobian.factors import DenseFactor, OuterFactor
-from tests import cases
+from tests.jacobian.shared import jacobian
 
 #: Shape and width of a matrix, and into how many blocks it is cut: None where no fast convolution fits.
 MATRICES = [
@@ -32,8 +32,7 @@ def projection_of(shape: tuple[int, ...], width: int, seed: int = 0) -> SketchPr
 
 @pytest.mark.parametrize("name", ["mlp_2", "positions", "embedding"])
 def test_sketch_keeps_inner_products_in_expectation(name: str) -> None:
-    model, inputs = cases.build(name)
-    result = per_sample_jacobian(model.double(), inputs.double() if inputs.is_floating_point() else inputs)
+    result = jacobian(name)
     wanted = result.inner(result)
     draws = []
     for seed in range(400):
@@ -112,8 +111,7 @@ def test_no_sample_and_no_position() -> None:
 
 
 def test_sketch_is_exact_when_everything_fits() -> None:
-    model, inputs = cases.build("mlp_2")
-    result = per_sample_jacobian(model.double(), inputs.double())
+    result = jacobian("mlp_2")
     projection = SketchProjection(result.shapes, result.num_parameters)
     assert projection.is_exact
     assert projection.dim == result.num_parameters

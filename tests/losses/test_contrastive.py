@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.cli import instantiate_class
 from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from lightning_netsim import NetsimError
 from lightning_netsim.losses import ContrastiveLoss, MetricLearningLoss
 from tests import oracles
+from tests.functional.common import check, random
 
 PROXIES = {"num_classes": 5, "embedding_size": 3}
 LOSSES: dict[str, dict[str, Any] | None] = {
@@ -35,10 +35,6 @@ MINERS: dict[str, dict[str, Any] | None] = {
 }
 
 
-def random(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 def batch(seed: int) -> tuple[Tensor, Tensor]:
     return random(seed, 15, 3).requires_grad_(), torch.arange(15) % 5
 
@@ -47,14 +43,6 @@ def seeded(make: Callable[[], Any]) -> Any:
     """Return what is made from a fixed random state: proxies are drawn."""
     torch.manual_seed(1)
     return make()
-
-
-def check(found: Tensor, wanted: Tensor, *leaves: Tensor) -> None:
-    """Hold the value, and the gradient by each of `leaves`, to rounding."""
-    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=0)
-    for x in leaves:
-        mine, other = (torch.autograd.grad(value, x, retain_graph=True)[0] for value in (found, wanted))
-        torch.testing.assert_close(mine, other, rtol=0, atol=1e-14 * max(1.0, float(other.abs().max())))
 
 
 @pytest.mark.parametrize("miner", [None, *MINERS])
@@ -114,19 +102,6 @@ def test_samples_without_a_label_are_left_out(name: str) -> None:
     assert not torch.autograd.grad(found, x)[0][~known].any()
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_precision_is_float32_or_better(name: str) -> None:
-    x, labels = random(6, 15, 3), torch.arange(15) % 5
-    criterion, half = MetricLearningLoss(name, LOSSES[name]), x.half().requires_grad_()
-    wanted = criterion(half.float(), labels)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = [criterion(half, labels), criterion(half.float(), labels)]
-    for value in (*found, criterion(half, labels)):
-        assert value.dtype == torch.float32
-        assert torch.equal(value, wanted)
-    assert torch.autograd.grad(found[0], half)[0].dtype == torch.float16
-
-
 PAIRLESS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor | None]]] = {
     "no sample": lambda x: (x[:0], torch.zeros(0).long()),
     "one sample": lambda x: (x[:1], torch.zeros(1).long()),
@@ -167,88 +142,22 @@ def test_a_criterion_that_finds_nothing_may_return_a_constant() -> None:
     assert not x.grad.any()
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_name_and_its_arguments_make_it_again(name: str) -> None:
-    x, labels = batch(9)
-    criterion = seeded(lambda: MetricLearningLoss(name, LOSSES[name], "TripletMarginMiner", {"margin": 0.1}))
-    config = criterion.config()
-    arguments = {"loss": name, "loss_args": LOSSES[name], "miner": "TripletMarginMiner", "miner_args": {"margin": 0.1}}
-    assert config["init_args"] == arguments
-    again = seeded(lambda: instantiate_class((), config))
-    assert type(again) is MetricLearningLoss
-    assert again.config() == config
-    assert torch.equal(again(x, labels), criterion(x, labels))
-
-
 def test_the_contrastive_loss_of_siamese_networks() -> None:
     x, labels = random(10, 9, 3).requires_grad_(), torch.tensor([0, 1, 0, 2, -1, 1, 1, 2, -1])
     criterion = ContrastiveLoss(margin=5.0)
     check(criterion(x, labels), oracles.contrastive(x, labels, 5.0), x)
     assert float(criterion(x * 0, labels).detach()) == 2.5
-    config = criterion.config()
-    assert config == {"class_path": "lightning_netsim.losses.contrastive.ContrastiveLoss", "init_args": {"margin": 5.0}}
-    assert torch.equal(instantiate_class((), config)(x, labels), criterion(x, labels))
     # Without labels, all are pushed apart.
     check(criterion(x), oracles.contrastive(x, torch.arange(9), 5.0), x)
 
 
-@pytest.mark.parametrize("missing", ["pytorch_metric_learning", "pytorch_metric_learning.losses"])
-def test_a_missing_package_is_said_with_the_way_to_get_it(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_said_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pytorch_metric_learning.losses", "pytorch_metric_learning.miners"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
     with pytest.raises(NetsimError, match=r"Expected `loss` .* pytorch-metric-learning, .* but got 'NTXentLoss'") as caught:
         MetricLearningLoss("NTXentLoss")
     assert "pip install 'lightning-netsim[metric-learning]'" in str(caught.value)
-    x, labels = batch(11)
-    check(MetricLearningLoss(Counted())(x, labels), x[:4].square().mean(), x)
-
-
-X, LABELS = torch.eye(3), torch.arange(3)
-
-
-def proxies() -> MetricLearningLoss:
-    return MetricLearningLoss("ProxyAnchorLoss", PROXIES)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: ContrastiveLoss(0), "Expected `margin` to be a positive number, but got 0"),
-        (lambda: ContrastiveLoss()(X, LABELS[:2]), r"Expected `labels` .* but got torch.int64 of shape \(2,\)"),
-        (lambda: ContrastiveLoss()(X, LABELS.double()), r"Expected `labels` .* but got torch.float64 of shape \(3,\)"),
-        (lambda: ContrastiveLoss()(X / 0, LABELS), "Expected `embeddings` to be finite"),
-        (lambda: MetricLearningLoss("NTXentLos"), "but got 'NTXentLos'. Did you mean 'NTXentLoss'?"),
-        (lambda: MetricLearningLoss("nn"), "Expected `loss` to be one of 'AngularLoss', .*, but got 'nn'"),
-        (
-            lambda: MetricLearningLoss("NTXentLoss", miner="MultiSimilarityMine"),
-            "Expected `miner` .* but got 'MultiSimilarityMine'. Did you mean 'MultiSimilarityMiner'?",
-        ),
-        (lambda: MetricLearningLoss("ProxyAnchorLoss"), "Expected `loss_args` to be the arguments of ProxyAnchorLoss"),
-        (
-            lambda: MetricLearningLoss("NTXentLoss", {"temprature": 1}),
-            r"Expected `loss_args` to be the arguments of NTXentLoss, but got \{'temprature': 1\} \(.*temprature.*\)",
-        ),
-        (
-            lambda: MetricLearningLoss("NTXentLoss", None, "TripletMarginMiner", {"width": 1}),
-            r"Expected `miner_args` to be the arguments of TripletMarginMiner, but got \{'width': 1\}",
-        ),
-        (lambda: MetricLearningLoss(Counted(), {"a": 1}), r"Expected `loss_args` .* but got \{'a': 1\} beside an object"),
-        (lambda: MetricLearningLoss(3), "Expected `loss` to be the name of a class, or an object .*, but got 3"),  # type: ignore[arg-type]
-        (lambda: MetricLearningLoss("NTXentLoss", miner=3), "Expected `miner` to be .*, but got 3"),  # type: ignore[arg-type]
-        (
-            lambda: proxies()(X, torch.tensor([0, 5, 1])),
-            r"Expected `labels` to be whole numbers below the 5 classes .* but got a label 5",
-        ),
-        (lambda: proxies()(X, LABELS[:2]), r"Expected `labels` .* but got torch.int64 of shape \(2,\)"),
-        (lambda: proxies()(X, LABELS.float()), "Expected `labels` .* but got torch.float32"),
-        (lambda: proxies()(X * float("nan"), LABELS), "Expected `embeddings` to be finite, but got"),
-    ],
-)
-def test_bad_arguments_are_refused(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(NetsimError, match=message) as caught:
-        call()
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["ProxyNCALoss", "NormalizedSoftmaxLoss"])
@@ -259,21 +168,6 @@ def test_losses_whose_number_of_classes_is_a_statistic(name: str) -> None:
         loss(random(0, 8, 3), torch.arange(8))
 
 
-def test_arguments_of_a_miner_without_one() -> None:
-    with pytest.raises(NetsimError, match="`miner_args` to be given with a `miner`"):
-        MetricLearningLoss("NTXentLoss", miner_args={"epsilon": 0.2})
-
-
-def test_a_keyword_that_the_library_reads_from_keywords() -> None:
-    with pytest.raises(NetsimError, match="`loss_args` to be the arguments of SubCenterArcFaceLoss"):
-        MetricLearningLoss("SubCenterArcFaceLoss", {})
-
-
-def test_a_class_in_the_place_of_an_object() -> None:
-    with pytest.raises(NetsimError, match="the class ProxyNCALoss"):
-        MetricLearningLoss(losses.ProxyNCALoss)
-
-
 def test_distances_and_reducers_from_a_file() -> None:
     distance = {"class_path": "pytorch_metric_learning.distances.LpDistance", "init_args": {"power": 2}}
     loss = MetricLearningLoss("TripletMarginLoss", {"distance": distance})
@@ -282,9 +176,3 @@ def test_distances_and_reducers_from_a_file() -> None:
     wanted = losses.TripletMarginLoss(distance=LpDistance(power=2))(x, labels)
     torch.testing.assert_close(loss(x, labels), wanted)
     assert loss.config()["init_args"]["loss_args"] == {"distance": distance}
-
-
-@pytest.mark.parametrize("name", ["SelfSupervisedLoss", "VICRegLoss", "BaseMetricLossFunction", "GenericPairLoss"])
-def test_what_is_called_otherwise_is_not_offered(name: str) -> None:
-    with pytest.raises(NetsimError, match="`loss` to be one of 'AngularLoss'"):
-        MetricLearningLoss(name)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.cli import instantiate_class
 from torch import Tensor
 
 from lightning_netsim import NetsimError
@@ -35,16 +32,14 @@ def images(seed: int, *shape: int) -> Tensor:
 
 
 class Brightness(AbstractImageLoss):
-    """The least that a subclass needs: the mean squared difference of what it is handed, and one random number."""
+    """The least that a subclass needs: the mean squared difference of what it is handed."""
 
     def __init__(self, value_range: Any = (0.0, 1.0), redraw: bool = True, reduction: str = "mean", seed: int = 0) -> None:
         super().__init__(value_range, redraw, reduction, seed)
         self.seen: list[tuple[float, float]] = []
-        self.drawn: list[float] = []
 
     def compute(self, input: Tensor, target: Tensor) -> Tensor:
         self.seen.append((float(input.detach().min()), float(target.detach().max())))
-        self.drawn.append(float(torch.rand((), generator=self._drawing())))
         return (input - target).square().mean()
 
 
@@ -57,16 +52,6 @@ def test_images_are_scaled_from_their_range(value_range: Any) -> None:
     assert float(criterion(torch.full((1, 1, 2, 2), (low + high) / 2), torch.full((1, 1, 2, 2), float(high)))) == pytest.approx(
         1
     )
-
-
-@EACH
-def test_the_range_of_the_same_images_does_not_count(name: str) -> None:
-    input, target = images(0), images(1)
-    wanted = MAKERS[name]()(input, target)
-    assert float(wanted) > 1e-4
-    for low, high in ((-1, 1), (0, 255), (-3, 0.5)):
-        found = MAKERS[name](value_range=(low, high))(input * (high - low) + low, target * (high - low) + low)
-        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=0)
 
 
 @EACH
@@ -124,40 +109,7 @@ def test_gradients_of_both_sides(name: str) -> None:
     assert torch.autograd.gradcheck(criterion, (x, y), fast_mode=True, atol=1e-6)
 
 
-@EACH
-def test_half_precision_is_raised_and_autocast_changes_nothing(name: str) -> None:
-    for dtype in (torch.float16, torch.bfloat16):
-        input, target = images(10).to(dtype).requires_grad_(), images(11).to(dtype)
-        wanted = MAKERS[name]()(input.float(), target.float())
-        close = MAKERS[name]()(images(10).float(), images(11).float())
-        torch.testing.assert_close(wanted, close, rtol=0.05, atol=1e-3)
-        found = [MAKERS[name]()(input, target), MAKERS[name]()(input, target.float())]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            found += [MAKERS[name]()(input, target), MAKERS[name]()(input.float(), target.float())]
-        for loss in found:
-            assert loss.dtype == torch.float32
-            assert torch.equal(loss, wanted)
-        gradients = [torch.autograd.grad(loss, input)[0] for loss in (found[2], wanted)]
-        assert gradients[0].dtype == dtype
-        assert torch.equal(*gradients)
-        assert bool(gradients[0].any())
-
-
 # Draws
-
-
-@EACH
-def test_redrawn_in_training_and_held_in_evaluation(name: str) -> None:
-    input, target = images(12), images(13)
-    criterion, same = MAKERS[name](seed=4), MAKERS[name](seed=4)
-    values = [float(criterion(input, target)) for _ in range(3)]
-    assert len(set(values)) == 3
-    assert [float(same(input, target)) for _ in range(3)] == values
-    held = [float(criterion.eval()(input, target)) for _ in range(2)]
-    assert held == [values[0]] * 2, "in evaluation mode, the first draw is used"
-    assert float(MAKERS[name](seed=4).eval()(input, target)) == values[0]
-    assert float(criterion.train()(input, target)) not in values, "evaluation does not turn the draws back"
-    assert float(MAKERS[name](seed=5)(input, target)) not in values
 
 
 @REDRAWN
@@ -179,49 +131,6 @@ def test_two_calls_before_one_backward_pass(name: str) -> None:
         (wanted,) = torch.autograd.grad(alone(x, target), x)
         assert x.grad is not None
         torch.testing.assert_close(x.grad, wanted, rtol=1e-10, atol=1e-14)
-
-
-@EACH
-def test_nothing_is_drawn_from_the_random_numbers_of_the_run(name: str) -> None:
-    torch.manual_seed(3)
-    state = torch.get_rng_state()
-    criterion = MAKERS[name]()
-    value = float(criterion(images(14), images(15)))
-    float(criterion.eval()(images(14), images(15)))
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(99)
-    assert float(MAKERS[name]()(images(14), images(15))) == value
-
-
-@EACH
-def test_copies_go_on_with_the_same_draws(name: str) -> None:
-    input, target = images(16), images(17)
-    criterion = MAKERS[name](seed=2)
-    criterion(input, target)
-    others = [copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))]
-    wanted = [float(criterion(input, target)) for _ in range(2)]
-    for other in others:
-        assert [float(other(input, target)) for _ in range(2)] == wanted
-        assert other.config() == criterion.config()
-
-
-@EACH
-def test_it_has_nothing_to_learn_and_nothing_to_save(name: str) -> None:
-    criterion = MAKERS[name]()
-    criterion(images(18), images(19))
-    assert list(criterion.parameters()) == list(criterion.buffers()) == []
-    assert not criterion.state_dict()
-
-
-@EACH
-def test_its_arguments_make_it_again(name: str) -> None:
-    criterion = MAKERS[name](value_range=(-1.0, 1.0), reduction="none", seed=7)
-    again = instantiate_class((), criterion.config())
-    assert again.config() == criterion.config()
-    input, target = images(20), images(21)
-    assert torch.equal(again(input, target), criterion(input, target))
-    assert "value_range=(-1.0, 1.0)" in repr(criterion)
-    assert "reduction='none'" in repr(criterion)
 
 
 @EACH
@@ -265,41 +174,24 @@ HOLED = IMAGE.clone()
 HOLED[0, 0, 0, :2] = torch.tensor([math.nan, math.inf])
 
 
-@EACH
 @pytest.mark.parametrize(
     ("input", "target", "message"),
     [
         (IMAGE[:0], IMAGE, r"Expected `input` to be one or more images, but got shape \(0, 3, 16, 14\)"),
-        (IMAGE, IMAGE[:0], r"Expected `target` to be one or more images, but got shape \(0, 3, 16, 14\)"),
-        (
-            IMAGE[0],
-            IMAGE,
-            r"Expected `input` to be images of shape \(B, C, H, W\), but got shape \(3, 16, 14\)\. .* `image.unsqueeze\(0\)`",
-        ),
-        (
-            IMAGE,
-            (IMAGE * 255).byte(),
-            r"Expected `target` to be floating-point images, .* torch.uint8\. Divide: `images.float\(\) / 255`",
-        ),
+        (IMAGE[0], IMAGE, r"`input` to be images of shape \(B, C, H, W\), .* \(3, 16, 14\)\. .* `image.unsqueeze\(0\)`"),
+        (IMAGE, (IMAGE * 255).byte(), r"`target` to be .* torch.uint8\. Divide: `images.float\(\) / 255`"),
         (None, IMAGE, "Expected `input` .* but got NoneType"),
         (IMAGE[..., :12], IMAGE, r"Expected `input` to be of the shape of `target`, \(2, 3, 16, 14\), .* Resize or crop"),
-        (IMAGE[:, :1], IMAGE, "Expected `input` to be of the shape of `target`"),
         (IMAGE, IMAGE[[0, 1, 1]], r"Expected `input` to be of the shape of `target`, \(3, 3, 16, 14\), or one image"),
         (HOLED, IMAGE, "Expected `input` to be finite, but got 2 non-finite of 1344 entries"),
         (IMAGE, HOLED, "Expected `target` to be .*nan"),
-        (IMAGE, HOLED.nan_to_num(0.5), "Expected `target` to be images with values within `value_range`"),
-        (
-            IMAGE,
-            IMAGE + 0.5,
-            r"Expected `target` to be images with values within `value_range` \[0, 1\], but got values from 0.5",
-        ),
+        (IMAGE, IMAGE + 0.5, r"`target` to be images with values within `value_range` \[0, 1\], but got values from 0.5"),
         (IMAGE, -IMAGE, "Expected `target` to be images .* Set `value_range` to the least and greatest value"),
-        (IMAGE, IMAGE * 255, "Expected `target` to be images with values within `value_range`"),
     ],
 )
-def test_bad_images_are_refused(name: str, input: Tensor, target: Tensor, message: str) -> None:
+def test_bad_images_are_refused(input: Tensor, target: Tensor, message: str) -> None:
     with pytest.raises(NetsimError, match=message) as caught:
-        MAKERS[name]()(input, target)
+        Brightness()(input, target)
     assert "\n" not in str(caught.value)
 
 
@@ -320,22 +212,7 @@ def test_an_input_far_outside_is_warned_of_once() -> None:
         criterion(IMAGE * 255, IMAGE)
 
 
-@pytest.mark.parametrize("value_range", [1.0, None, (0,), (0, 1, 2), (1, 0), (0, 0), (0, math.inf), (math.nan, 1), ("a", "b")])
+@pytest.mark.parametrize("value_range", [1.0, None, (0,), (0, 1, 2), (1, 0), (0, math.inf), (math.nan, 1), ("a", "b"), "01"])
 def test_a_range_that_is_none(value_range: Any) -> None:
-    for make in (
-        Brightness,
-        PatchMMDLoss,
-        RandomNetworkLoss,
-        lambda value_range: VGGLoss(mode="random", value_range=value_range),
-    ):
-        with pytest.raises(NetsimError, match="Expected `value_range` to be two numbers, the least and the greatest"):
-            make(value_range=value_range)  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("seed", [0.5, "a", True, -1])
-def test_bad_words_and_seeds(seed: Any) -> None:
-    for make in MAKERS.values():
-        with pytest.raises(NetsimError, match="`seed` to be an int"):
-            make(seed=seed)
-        with pytest.raises(NetsimError, match="Expected `reduction` to be one of 'mean', 'none', but got 'sum'"):
-            make(reduction="sum")
+    with pytest.raises(NetsimError, match="Expected `value_range` to be two numbers, the least and the greatest"):
+        Brightness(value_range)

@@ -194,6 +194,23 @@ def test_both_sweeps_see_the_same_noise() -> None:
     assert again.sweep_disagreement < 1e-5
 
 
+class Changing(Augmented):
+    """A data set that draws from a generator of its own, which no sweep sets back."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.full((6,), index / 10) + 0.5 * torch.randn(6, generator=self.generator)
+
+
+def test_data_that_differ_between_the_sweeps_show() -> None:
+    settings = SweepSettings(k=3, plan="reiterate", projection_dim=60)
+    result = measure_similarity(classifier(), from_loader(DataLoader(Changing(), 4), whole), settings=settings)
+    assert result.sweep_disagreement is not None
+    assert result.sweep_disagreement > 1e-3
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_random_states_and_the_model_stay_as_they_are(plan: str) -> None:
     model, inputs = Noisy().eval(), torch.randn(12, 6)

@@ -153,25 +153,3 @@ def test_record() -> None:
     assert record["methods"] == {"layer": 4}
     assert record["memory_budget"] == 1_000_000_000
     assert record["kind"] == "store"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"k": 0}, "Expected `k` to be a positive int"),
-        ({"projection_dim": -3}, "Expected `projection_dim` to be a positive int, but got -3"),
-        ({"plan": "stored"}, "but got 'stored'. Did you mean 'store'?"),
-        ({"precision": "half"}, "Expected `precision` to be one of 'float32', 'inherit', but got 'half'"),
-        ({"chunk_size": 0}, "Expected `chunk_size` to be a positive int"),
-        ({"memory_budget": 0}, "Expected `memory_budget` to be a positive number, but got 0. It is a number of bytes"),
-        ({"memory_budget": -1.0}, "Expected `memory_budget` to be a positive number"),
-        ({"directions": "some"}, "Expected `directions` to be one of"),
-        ({"thresholds": (2.0,)}, "Expected `thresholds` to be numbers within"),
-        ({"powers": (-1.0,)}, "Expected `powers` to be numbers within"),
-        ({"index_factory": "Flatt"}, "Expected `index_factory`"),
-    ],
-)
-def test_settings_are_checked_at_once(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
-        SweepSettings(**arguments)
-    assert message in str(caught.value)

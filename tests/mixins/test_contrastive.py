@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from lightning_netsim import NetsimError
 from lightning_netsim.losses import ContrastiveLoss, DifferenceAlignmentLoss, GroupSimilarityLoss, MetricLearningLoss
@@ -34,6 +35,17 @@ def view_loader(size: int = 12) -> DataLoader[Any]:
     (first, second), labels = views(size)
     samples = [([a, b], label) for a, b, label in zip(first, second, labels, strict=True)]
     return DataLoader(samples, batch_size=6)  # type: ignore[arg-type]
+
+
+class Part(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
 
 
 class Spy(ContrastiveLoss):
@@ -61,14 +73,7 @@ def test_step_is_the_loss_plus_the_criterion_of_the_outputs() -> None:
     assert module.forwards == 1
 
 
-def test_embeddings_of_a_named_layer() -> None:
-    module = Embedded(contrastive_layer="net.0")
-    inputs, labels = batch()
-    wanted = F.cross_entropy(module.net(inputs), labels) + ContrastiveLoss()(module.net[0](inputs), labels)
-    torch.testing.assert_close(module.training_step((inputs, labels), 0), wanted)
-
-
-def test_what_follows_a_layer_in_place_does_not_change_its_embeddings() -> None:
+def test_embeddings_of_a_named_layer_are_as_they_were_before_what_follows_in_place() -> None:
     module = Embedded(contrastive_layer="net.0")
     module.net[1] = nn.ReLU(inplace=True)
     inputs, labels = batch()
@@ -122,13 +127,6 @@ def test_a_class_of_its_own_with_a_step_keeps_it() -> None:
     torch.testing.assert_close(module.training_step((inputs, labels), 0), wanted)
 
 
-def test_the_term_is_nothing_where_it_is_not_due() -> None:
-    module = TrainedEncoder(contrastive_weight=0.0)
-    loss = module.training_step(batch(), 0)
-    assert loss == 0
-    assert loss.requires_grad
-
-
 def test_views_in_a_batch_and_views_in_a_step_are_the_same() -> None:
     class Calling(ContrastiveMixin, Encoder):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -141,38 +139,27 @@ def test_views_in_a_batch_and_views_in_a_step_are_the_same() -> None:
             module: Any = kind(contrastive_criterion=criterion, contrastive_labels=source)
             embeddings = torch.cat([module.net(view) for view in both])
             torch.testing.assert_close(module.training_step((both, labels), 0), criterion(embeddings, wanted.repeat(2)))
-
-
-def test_views_need_no_labels() -> None:
-    module = TrainedEncoder(contrastive_labels="instance")
-    both, labels = views()
-    assert module.training_step((both,), 0) == module.training_step((both, labels), 0)
+    unlabeled: Any = TrainedEncoder(contrastive_labels="instance")
+    assert unlabeled.training_step((both,), 0) == unlabeled.training_step((both, labels), 0)
 
 
 def test_clusters_of_the_epoch_before_are_labels() -> None:
     spy = Spy()
     module = TrainedEncoder(contrastive_criterion=spy, contrastive_labels=3)
-    trainer(max_epochs=3).fit(module, view_loader())
+    trainer(max_epochs=2).fit(module, view_loader())
     first = [labels.tolist() for labels in spy.seen[:2]]
     assert first == [[*range(6)] * 2] * 2  # Each sample is a class of its own.
-    later = torch.stack(spy.seen[2:])
-    assert later.max() < 3
-    assert torch.equal(later[:, :6], later[:, 6:])  # Views of a sample share its cluster.
-    assert len(later.unique()) > 1
-
-
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_a_resumed_run_goes_on_with_the_clusters(epochs: int, tmp_path: Path) -> None:
-    whole = TrainedEncoder(contrastive_labels=3)
-    trainer(max_epochs=3).fit(whole, view_loader())
-    part = TrainedEncoder(contrastive_labels=3)
-    first = trainer(max_epochs=epochs)
-    first.fit(part, view_loader())
-    first.save_checkpoint(tmp_path / "last.ckpt")
-    again = TrainedEncoder(contrastive_labels=3)
-    trainer(max_epochs=3).fit(again, view_loader(), ckpt_path=tmp_path / "last.ckpt")
-    for name, value in whole.net.state_dict().items():
-        assert torch.equal(again.net.state_dict()[name], value)
+    assert len(torch.stack(spy.seen[2:]).unique()) > 1
+    module.trainer = None
+    both, labels = views()
+    both[1] = both[1].flip(0)  # Views that differ much: the mean of both belongs to a cluster.
+    means = sum(F.normalize(module.net(view), dim=1) for view in both)
+    module.contrastive_clusters.epoch = 0  # No refresh: each of three samples is a center.
+    module.contrastive_clusters.centers = F.normalize(means[[0, 2, 5]], dim=1).detach()
+    module.training_step((both, labels), 0)
+    assert len(set(spy.seen[-1].tolist())) > 1
+    wanted = (means @ module.contrastive_clusters.centers.mT).argmax(1)  # type: ignore[operator, union-attr]
+    assert spy.seen[-1].tolist() == [*wanted.tolist(), *wanted.tolist()]
 
 
 def test_single_views_are_only_collected_in_the_first_epoch(caplog: pytest.LogCaptureFixture) -> None:
@@ -192,42 +179,19 @@ def test_an_output_that_is_not_a_number_and_no_embedding_does_no_harm() -> None:
     assert torch.isfinite(loss)
 
 
-def test_a_criterion_that_is_no_scalar() -> None:
-    with pytest.raises(NetsimError, match=r"`contrastive_criterion` to be one that returns a scalar, but got shape \(12,\)"):
-        TrainedEncoder(contrastive_criterion=lambda embeddings, labels: embeddings.sum(1)).training_step(batch(), 0)
+class Known(TrainedEncoder):
+    """A module whose optimizer knows all parameters."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def test_proxies_are_trained_though_the_optimizer_was_not_told() -> None:
-    module = TrainedEncoder(contrastive_criterion=proxies())
-    before = module.contrastive_criterion.loss.proxies.detach().clone()  # type: ignore[union-attr]
-    fitting = trainer()
-    fitting.fit(module, loader())
-    assert not torch.equal(module.contrastive_criterion.loss.proxies, before)  # type: ignore[union-attr]
-    [group] = fitting.optimizers[0].param_groups
-    assert len(group["params"]) == 5
+class Grouped(TrainedEncoder):
+    """A module that has put the parameters of its criterion into a group."""
 
-
-def test_proxies_at_their_own_rate() -> None:
-    class Known(TrainedEncoder):
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    for kind in (TrainedEncoder, Known):
-        fitting = trainer()
-        fitting.fit(kind(contrastive_criterion=proxies(), contrastive_learning_rate=2.0), loader())
-        groups = fitting.optimizers[0].param_groups
-        assert [(group["lr"], len(group["params"])) for group in groups] == [(0.1, 4), (2.0, 1)]
-
-
-def test_a_group_that_the_module_has_given_is_kept() -> None:
-    class Grouped(TrainedEncoder):
-        def configure_optimizers(self) -> Any:
-            groups = [{"params": self.net.parameters()}, {"params": self.contrastive_criterion.parameters(), "lr": 5.0}]
-            return {"optimizer": torch.optim.SGD(groups, lr=0.1)}
-
-    fitting = trainer()
-    fitting.fit(Grouped(contrastive_criterion=proxies()), loader())
-    assert [(group["lr"], len(group["params"])) for group in fitting.optimizers[0].param_groups] == [(0.1, 4), (5.0, 1)]
+    def configure_optimizers(self) -> Any:
+        groups = [{"params": self.net.parameters()}, {"params": self.contrastive_criterion.parameters(), "lr": 5.0}]
+        return {"optimizer": torch.optim.SGD(groups, lr=0.1)}
 
 
 class Scheduled(TrainedEncoder):
@@ -235,66 +199,76 @@ class Scheduled(TrainedEncoder):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
-        return [optimizer], [torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.2, total_steps=20)]
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 100)]
 
 
-def test_proxies_follow_the_schedule_of_the_module() -> None:
-    module = Scheduled(contrastive_criterion=proxies())
-    fitting = trainer(max_epochs=2)
+@pytest.mark.parametrize(
+    ("kind", "rate", "groups"),
+    [
+        (TrainedEncoder, None, [(0.1, 5)]),
+        (Known, None, [(0.1, 5)]),
+        (Grouped, None, [(0.1, 4), (5.0, 1)]),
+        (Scheduled, None, [(0.1, 5)]),
+        (TrainedEncoder, 2.0, [(0.1, 4), (2.0, 1)]),
+        (Known, 2.0, [(0.1, 4), (2.0, 1)]),
+    ],
+)
+def test_proxies_are_trained_though_the_optimizer_was_not_told(kind: Any, rate: float | None, groups: Any) -> None:
+    module = kind(contrastive_criterion=proxies(), contrastive_learning_rate=rate)
+    before = module.contrastive_criterion.loss.proxies.detach().clone()
+    fitting = trainer()
     fitting.fit(module, loader())
-    assert len(fitting.optimizers[0].param_groups[0]["params"]) == 5
+    assert not torch.equal(module.contrastive_criterion.loss.proxies, before)
+    assert [(group["lr"], len(group["params"])) for group in fitting.optimizers[0].param_groups] == groups
 
 
-def test_a_rate_of_their_own_beside_a_schedule_is_refused() -> None:
-    module = Scheduled(contrastive_criterion=proxies(), contrastive_learning_rate=1.0)
-    with pytest.raises(NetsimError, match=r"`contrastive_learning_rate` to be None beside .* `configure_optimizers` instead"):
-        trainer().fit(module, loader())
+def replaced() -> Any:
+    module = TrainedEncoder(contrastive_criterion=proxies(), contrastive_learning_rate=1.0)
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.1)  # type: ignore[method-assign]
+    return module
 
 
-def test_training_goes_on_with_the_proxies_of_a_checkpoint(tmp_path: Path) -> None:
-    whole = TrainedEncoder(contrastive_criterion=proxies())
-    trainer(max_epochs=2).fit(whole, loader())
-    part = TrainedEncoder(contrastive_criterion=proxies())
-    first = trainer(max_epochs=1)
-    first.fit(part, loader())
+class Stepping(Embedded):
+    """A module that must not be run."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        raise AssertionError("a step was run")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: Scheduled(contrastive_criterion=proxies(), contrastive_learning_rate=1.0),
+            "`contrastive_learning_rate` to be None beside .* `configure_optimizers` instead",
+        ),
+        (
+            lambda: TrainedEncoder(contrastive_learning_rate=1.0),
+            "`contrastive_learning_rate` to be None for a criterion",
+        ),
+        (replaced, "where `configure_optimizers` has been replaced"),
+        (lambda: Stepping(contrastive_layer="net.9"), "`contrastive_layer` to be the name of a module .* There are .*'net.0'"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_it_begins(make: Any, message: str) -> None:
+    with pytest.raises(NetsimError, match=message):
+        trainer().fit(make(), loader())
+
+
+@pytest.mark.parametrize("kind", ["clusters", "proxies"])
+def test_a_resumed_run_goes_on_with_clusters_and_proxies(kind: str, tmp_path: Path) -> None:
+    def fit(epochs: int, **options: Any) -> tuple[TrainedEncoder, Any]:
+        arguments = {"contrastive_labels": 3} if kind == "clusters" else {"contrastive_criterion": proxies()}
+        module, fitting = TrainedEncoder(**arguments), trainer(max_epochs=epochs)
+        fitting.fit(module, view_loader() if kind == "clusters" else loader(), **options)
+        return module, fitting
+
+    whole, _ = fit(3)
+    _, first = fit(2)
     first.save_checkpoint(tmp_path / "last.ckpt")
-    again = TrainedEncoder(contrastive_criterion=proxies())
-    trainer(max_epochs=2).fit(again, loader(), ckpt_path=tmp_path / "last.ckpt")
-    for name, value in whole.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value)
-
-
-class Saved(ContrastiveMixin, Plain):
-    """A module that saves its hyperparameters."""
-
-    def __init__(self, width: int = 5, **kwargs: Any) -> None:
-        super().__init__(width=width, **kwargs)
-        self.save_hyperparameters()
-
-
-def test_a_checkpoint_knows_the_criterion(tmp_path: Path) -> None:
-    fitting = trainer()
-    fitting.fit(Saved(width=7, contrastive_criterion=proxies(), contrastive_labels="batch"), loader())
-    fitting.save_checkpoint(tmp_path / "last.ckpt")
-    again = Saved.load_from_checkpoint(tmp_path / "last.ckpt")
-    assert type(again.contrastive_criterion.loss).__name__ == "ProxyAnchorLoss"  # type: ignore[union-attr]
-    assert again.net[0].out_features == 7
-
-
-def test_a_function_has_to_be_given_again(tmp_path: Path) -> None:
-    def criterion(embeddings: Tensor, labels: Tensor) -> Tensor:
-        return embeddings.square().mean()
-
-    module = Saved(contrastive_criterion=criterion)
-    inputs, labels = batch()
-    wanted = F.cross_entropy(module.net(inputs), labels) + module.net(inputs).square().mean()
-    torch.testing.assert_close(module.training_step((inputs, labels), 0), wanted)
-    fitting = trainer()
-    fitting.fit(module, loader())
-    fitting.save_checkpoint(tmp_path / "last.ckpt")
-    with pytest.raises(NetsimError, match=r"`contrastive_criterion` to be given again"):
-        Saved.load_from_checkpoint(tmp_path / "last.ckpt")
-    Saved.load_from_checkpoint(tmp_path / "last.ckpt", contrastive_criterion=criterion)
+    again, _ = fit(3, ckpt_path=tmp_path / "last.ckpt")
+    for name, value in again.named_parameters():
+        assert torch.equal(value, whole.get_parameter(name))
 
 
 def test_mixins_stack() -> None:
@@ -331,46 +305,36 @@ def test_half_precision() -> None:
     assert torch.isfinite(fitting.callback_metrics["netsim/contrastive_loss"])
 
 
-def test_an_unknown_layer_is_said_before_training() -> None:
-    class Stepping(Embedded):
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            raise AssertionError("a step was run")
-
-    with pytest.raises(NetsimError, match=r"`contrastive_layer` to be the name of a module .* 'net.9'. There are .*'net.0'"):
-        trainer().fit(Stepping(contrastive_layer="net.9"), loader())
-
-
-def test_a_layer_that_is_not_called() -> None:
-    module = Embedded(contrastive_layer="spare")
-    module.spare = nn.Linear(2, 2)
-    with pytest.raises(NetsimError, match="a module that the training step calls, but got 'spare', which it does not"):
-        module.training_step(batch(), 0)
-
-
-def test_rows_that_do_not_fit_the_samples() -> None:
-    class Doubling(ContrastiveMixin, Plain):
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return self(batch[0][:7]).sum()
-
-    with pytest.raises(NetsimError, match="one or more rows for each sample, but got 7 rows from a batch of 12"):
-        Doubling().training_step(batch(), 0)
-
-
 @pytest.mark.parametrize(
-    ("labels", "given", "message"),
+    ("arguments", "given", "message"),
     [
-        ("batch", (batch()[0],), r"`labels` to be the class of each sample, but got none. .*'instance'"),
-        ("batch", (batch()[0], batch()[0]), r"`labels` to be a tensor of 12 class numbers"),
-        ("batch", (batch()[0], batch()[1][:6]), r"`labels` to be a tensor of 12 class numbers.*shape \(6,\)"),
-        ("batch", (batch()[0], batch()[1][:5]), r"`labels` to be a tensor of 12 class numbers.*shape \(5,\)"),
-        ("batch", (batch()[0], ["a"] * 12), r"the class of each sample, but got a list without whole numbers"),
-        ("batch", (batch()[0], batch()[1].float()), r"`labels` to be a tensor of 12 class numbers"),
-        ("instance", batch(), r"`batch` to be several views of each sample, but got one. .*\[first views, second views\]"),
+        ({}, (batch()[0],), r"`labels` to be the class of each sample, but got none. .*'instance'"),
+        ({}, (batch()[0], batch()[1][:6]), r"`labels` to be a tensor of 12 class numbers.*shape \(6,\)"),
+        ({}, (batch()[0], ["a"] * 12), "the class of each sample, but got a list without whole numbers"),
+        ({"contrastive_labels": "instance"}, batch(), r"`batch` to be several views .*, but got one. .*\[first views, second"),
+        ({"contrastive_layer": "spare"}, batch(), "a module that the training step calls, but got 'spare', which it does not"),
+        ({"contrastive_layer": "both"}, batch(), "Name the layer that puts out one tensor by `contrastive_layer="),
+        ({"contrastive_layer": "first"}, batch(), "one or more rows for each sample, but got 7 rows from a batch of 12"),
+        (
+            {"contrastive_criterion": lambda embeddings, labels: embeddings.sum(1)},
+            batch(),
+            r"`contrastive_criterion` to be one that returns a scalar, but got shape \(12,\)",
+        ),
     ],
 )
-def test_missing_labels_and_views(labels: str, given: Any, message: str) -> None:
+def test_steps_without_what_the_term_needs(arguments: dict[str, Any], given: Any, message: str) -> None:
+    class Parts(TrainedEncoder):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.spare, self.first, self.both = Part(lambda x: x), Part(lambda x: x[:7]), Part(lambda x: {"a": x, "b": x})
+
+        def forward(self, x: Tensor) -> Tensor:
+            embeddings = super().forward(x)
+            self.first(embeddings), self.both(embeddings)
+            return embeddings
+
     with pytest.raises(NetsimError, match=message):
-        TrainedEncoder(contrastive_labels=labels).training_step(given, 0)
+        Parts(**arguments).training_step(given, 0)
 
 
 @pytest.mark.parametrize(
@@ -378,57 +342,16 @@ def test_missing_labels_and_views(labels: str, given: Any, message: str) -> None
     [
         ({"contrastive_labels": "klusters"}, "`contrastive_labels` to be 'batch', 'instance', or a number of clusters"),
         ({"contrastive_labels": 1}, "a number of clusters from 2, but got 1"),
-        ({"contrastive_labels": 2.5}, "a number of clusters from 2, but got 2.5"),
         ({"contrastive_layer": 3}, "`contrastive_layer` to be the name of a module"),
         ({"contrastive_criterion": ContrastiveLoss}, "but got the class ContrastiveLoss"),
         ({"contrastive_criterion": GroupSimilarityLoss()}, "which is of gradients. Give it to `SimilarityMixin`"),
         ({"contrastive_learning_rate": -1.0}, "`contrastive_learning_rate` to be a positive number"),
         ({"contrastive_weight": "much"}, "`contrastive_weight` to be a number"),
-        ({"contrastive_criterion": 3}, "`contrastive_criterion` to be a module of"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(NetsimError, match=message):
         TrainedEncoder(**arguments)
-
-
-def test_embeddings_that_are_not_finite() -> None:
-    module = TrainedEncoder()
-    nn.init.constant_(module.net[2].bias, torch.inf)
-    with pytest.raises(NetsimError, match="`embeddings` to be finite"):
-        module.training_step(batch(), 0)
-
-
-def test_unlabeled_samples_are_left_out() -> None:
-    inputs, labels = batch()
-    labels[:4] = -1
-    module = TrainedEncoder()
-    expected = ContrastiveLoss()(module.net(inputs[4:]), labels[4:])
-    torch.testing.assert_close(module.training_step((inputs, labels), 0), expected)
-
-
-def test_one_class_and_one_sample_add_nothing_that_is_not_finite() -> None:
-    for size in (1, 3):
-        module = TrainedEncoder(contrastive_criterion=MetricLearningLoss("NPairsLoss"))
-        loss = module.training_step((batch(size)[0], torch.zeros(size, dtype=torch.long)), 0)
-        loss.backward()
-        assert all(torch.isfinite(parameter.grad).all() for parameter in module.net.parameters())
-
-
-def test_a_copy_of_the_module_trains_alike() -> None:
-    module = Embedded(contrastive_criterion=proxies())
-    copy = deepcopy(module)
-    torch.testing.assert_close(copy.training_step(batch(), 0), module.training_step(batch(), 0))
-
-
-def test_the_mixin_stands_left() -> None:
-    with pytest.raises(NetsimError, match="a class with DifferenceAlignmentMixin left of Plain"):
-        type("Wrong", (Plain, DifferenceAlignmentMixin), {})
-
-
-def test_data_sets_of_tensors_work_as_they_are() -> None:
-    data = DataLoader(TensorDataset(batch()[0], batch()[1].unsqueeze(1)), batch_size=6)  # Labels as a column.
-    trainer().fit(TrainedEncoder(contrastive_criterion=ContrastiveLoss(2.0)), data)
 
 
 def test_difference_alignment_alone_is_no_training() -> None:
@@ -439,34 +362,25 @@ def test_difference_alignment_alone_is_no_training() -> None:
         trainer().fit(Aligning(alignment_criterion=DifferenceAlignmentLoss()), loader())
 
 
-def test_a_rate_for_a_criterion_without_parameters() -> None:
-    with pytest.raises(NetsimError, match="`contrastive_learning_rate` to be None for a criterion without parameters"):
-        trainer().fit(TrainedEncoder(contrastive_learning_rate=1.0), loader())
+class Saved(ContrastiveMixin, Plain):
+    """A module that saves its hyperparameters, some of them criteria of its own."""
+
+    def __init__(self, criterion: Any = None, class_weight: Any = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.save_hyperparameters()
 
 
-def test_a_rate_where_the_optimizer_is_replaced() -> None:
-    module = TrainedEncoder(contrastive_criterion=proxies(), contrastive_learning_rate=1.0)
-    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.1)  # type: ignore[method-assign]
-    with pytest.raises(NetsimError, match="where `configure_optimizers` has been replaced"):
-        trainer().fit(module, loader())
+def test_a_checkpoint_knows_the_criterion(tmp_path: Path) -> None:
+    fitting = trainer()
+    fitting.fit(Saved(width=7, contrastive_criterion=proxies(), contrastive_labels="batch"), loader())
+    fitting.save_checkpoint(tmp_path / "last.ckpt")
+    again = Saved.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert type(again.contrastive_criterion.loss).__name__ == "ProxyAnchorLoss"  # type: ignore[union-attr]
+    assert again.net[0].out_features == 7
 
 
 def test_criteria_of_the_module_itself_are_its_own_affair() -> None:
-    class Own(ContrastiveMixin, Plain):
-        def __init__(self, criterion: Any = None, class_weight: Any = None, **kwargs: Any) -> None:
-            super().__init__(**kwargs)
-            self.save_hyperparameters()
-
     loss, weight = nn.CrossEntropyLoss(), torch.ones(3)
-    module = Own(criterion=loss, class_weight=weight)
+    module = Saved(criterion=loss, class_weight=weight)
     assert isinstance(module.hparams["criterion"], nn.CrossEntropyLoss)
     assert torch.equal(module.hparams["class_weight"], weight)
-
-
-def test_an_output_without_one_matrix_of_embeddings_names_the_remedy() -> None:
-    class Two(TrainedEncoder):
-        def forward(self, x: Tensor) -> Any:
-            return {"first": super().forward(x), "second": super().forward(x)}
-
-    with pytest.raises(NetsimError, match="Name the layer that puts out one tensor by `contrastive_layer="):
-        Two().training_step(batch(), 0)

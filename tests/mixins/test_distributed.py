@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_netsim.mixins.layers import gathered
 from tests.mixins import two_processes
 from tests.mixins.modules import Regularized, batch
 
@@ -57,3 +58,15 @@ def test_embeddings_of_both_processes_train_as_one_batch_would(found: Path) -> N
     )
     for rank in (0, 1):
         assert_same_state(torch.load(found / f"joint-{rank}.pt"), module)
+
+
+def test_rows_of_all_processes_are_joined_without_their_padding() -> None:
+    parts = [torch.randn(3, 2), torch.randn(5, 2)]
+
+    class Gathering:
+        def all_gather(self, value: torch.Tensor, sync_grads: bool = False) -> torch.Tensor:
+            if value.ndim == 0:
+                return torch.tensor([3, 5])
+            return torch.stack([torch.nn.functional.pad(part, (0, 0, 0, 5 - len(part))) for part in parts])
+
+    assert torch.equal(gathered(Gathering(), parts[0]), torch.cat(parts))  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from copy import deepcopy
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from lightning_netsim import JacobianOperator, NetsimError, SimilarityBatch
 from lightning_netsim.losses import (
@@ -18,21 +18,12 @@ from lightning_netsim.losses import (
     GradientBatch,
     GroupSimilarityLoss,
     InvarianceLoss,
-    MinibatchSimilarityLoss,
-    PairSimilarityLoss,
     TangentLoss,
 )
 from lightning_netsim.mixins import SimilarityMixin
 from tests.mixins.modules import Plain, Regularized, batch, gradients, loader, trainer
 
-CRITERIA = [
-    GroupSimilarityLoss(),
-    PairSimilarityLoss(),
-    MinibatchSimilarityLoss(),
-    DensityLoss(0.5),
-    InvarianceLoss(lambda x: x.roll(1)),
-    TangentLoss(torch.ones_like),
-]
+CRITERIA = [GroupSimilarityLoss(), DensityLoss(0.5), InvarianceLoss(lambda x: x.roll(1)), TangentLoss(torch.ones_like)]
 
 
 def expected_step(module: Any, criterion: Any, directions: Any = "contrast", weight: float = 0.1) -> Tensor:
@@ -78,17 +69,26 @@ def test_dropout_is_that_of_the_step() -> None:
 
 
 def test_looking_at_the_model_leaves_random_numbers_and_buffers_as_they_were() -> None:
+    class Noisy(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + 0.1 * torch.rand_like(x))
+
+    class RegularizedNoisy(SimilarityMixin, Noisy):
+        """The same, regularized."""
+
     states = []
-    for module in (Plain(dropout=0.5), Regularized(dropout=0.5)):
+    for module in (Noisy(dropout=0.5), RegularizedNoisy(dropout=0.5)):
         torch.manual_seed(5)
         module.training_step(batch(), 0)
         states.append(torch.rand(1))
     assert torch.equal(*states)
-    module = Regularized(norm=True, dropout=0.5)
-    torch.manual_seed(5)
-    module.training_step(batch(), 0)
-    assert torch.equal(torch.rand(1), states[0]), "a second pass draws no dropout"
-    assert int(module.net[1].num_batches_tracked) == 1
+    drawn = []
+    for module in (Plain(norm=True, dropout=0.5), Regularized(norm=True, dropout=0.5)):
+        torch.manual_seed(5)
+        module.training_step(batch(), 0)
+        drawn.append(torch.rand(1))
+        assert int(module.net[1].num_batches_tracked) == 1
+    assert torch.equal(*drawn), "a second pass draws no dropout"
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -128,8 +128,9 @@ class TwoCalls(SimilarityMixin, Plain):
     """A module whose step calls it twice."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = F.cross_entropy(self(batch[0]), batch[1])
         self(batch[0] + 1)
-        return F.cross_entropy(self(batch[0]), batch[1])
+        return loss
 
 
 class Says(SimilarityMixin, Plain):
@@ -155,13 +156,10 @@ def test_otherwise_a_second_pass_is_run_and_said_once(kind: Any, reason: str, ca
     module = kind()
     given: Any = dict(zip(("points", "kind"), batch(), strict=True)) if kind is Says else batch()
     with caplog.at_level(logging.INFO):
-        losses = [module.training_step(given, number) for number in range(2)]
-    for loss in losses:
-        assert_same_gradients(module, loss, expected_step(module, GroupSimilarityLoss()))
-    assert [
-        record.message for record in caplog.records if "second forward pass" in record.message and reason in record.message
-    ] != []
-    assert sum("second forward pass" in record.message for record in caplog.records) == 1
+        for number in range(2):
+            assert_same_gradients(module, module.training_step(given, number), expected_step(module, GroupSimilarityLoss()))
+    [said] = [record.message for record in caplog.records if "second forward pass" in record.message]
+    assert reason in said
 
 
 def test_train_mode_batch_norm_is_frozen_for_the_criterion_alone() -> None:
@@ -188,14 +186,6 @@ def test_train_mode_batch_norm_is_frozen_for_the_criterion_alone() -> None:
     assert not torch.equal(norm.running_var, variance)
 
 
-def test_batch_norm_trains(tmp_path: Any) -> None:
-    module = Regularized(norm=True)
-    fitting = trainer(max_epochs=3)
-    fitting.fit(module, loader())
-    assert torch.isfinite(fitting.callback_metrics["netsim/similarity_loss"])
-    assert int(module.net[1].num_batches_tracked) == 6
-
-
 def test_batch_norm_without_running_statistics_is_refused() -> None:
     module = Regularized()
     module.net[1] = nn.Sequential(nn.BatchNorm1d(5, track_running_stats=False), nn.Tanh())
@@ -204,58 +194,33 @@ def test_batch_norm_without_running_statistics_is_refused() -> None:
 
 
 def test_gradients_under_autocast_are_those_of_float32() -> None:
-    module = Regularized()
+    module = Regularized(similarity_weight=100.0)
     with torch.autocast("cpu", torch.bfloat16):
         loss = module.training_step(batch(), 0)
         images, labels = batch()
         own = F.cross_entropy(module.net(images), labels)
     term = expected_step(module, GroupSimilarityLoss(), weight=1.0) - F.cross_entropy(module.net(images), labels)
-    torch.testing.assert_close(loss - own, 0.1 * term, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close((loss - own) / 100, term, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-def test_it_trains_in_other_precisions(precision: Any) -> None:
-    module = Regularized()
-    fitting = trainer(max_epochs=2, precision=precision)
-    fitting.fit(module, loader())
-    assert -1.01 <= float(fitting.callback_metrics["netsim/similarity_loss"]) < 0
-
-
-class Attentive(SimilarityMixin, Plain):
-    """A module whose attention is fused by default."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.unsqueeze(1) * torch.arange(1, 4).view(1, 3, 1)
-        mixed = F.scaled_dot_product_attention(rows, rows, rows)
-        return self.net((self.attention(mixed, mixed, mixed, need_weights=False)[0]).mean(1))
-
-
-def test_attention_is_run_by_the_kernel_that_can_be_differentiated_twice() -> None:
-    module = Attentive()
-    loss = module.training_step(batch(), 0)
-    images, labels = batch()
-    operator = JacobianOperator(module, directions="contrast", create_graph=True)
-    term = GroupSimilarityLoss()(GradientBatch(operator, images, labels))
-    assert_same_gradients(module, loss, F.cross_entropy(module(images), labels) + 0.1 * term)
-
-
-def test_a_compiled_network_is_run_eagerly_and_a_compiled_module_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_network_is_run_eagerly(in_place: bool, caplog: pytest.LogCaptureFixture) -> None:
     module, expected = Regularized(), Regularized()
-    module.net = torch.compile(module.net, backend="aot_eager")
+    if in_place:
+        module.net.compile(backend="eager")
+    else:
+        module.net = torch.compile(module.net, backend="eager")
     with caplog.at_level(logging.INFO):
         loss = module.training_step(batch(), 0)
-    torch.testing.assert_close(loss, expected.training_step(batch(), 0))
     wanted = gradients(expected, expected.training_step(batch(), 0))
     for name, gradient in gradients(module, loss).items():
         torch.testing.assert_close(gradient, wanted[name.replace("_orig_mod.", "")], rtol=1e-5, atol=1e-6)
     assert "compiled code cannot be differentiated twice" in caplog.text
-    whole = torch.compile(Regularized(), backend="eager")
+
+
+def test_a_compiled_module_is_refused() -> None:
     with pytest.raises(NetsimError, match=r"an uncompiled module .* torch.compile\(self.network\)"):
-        trainer().fit(whole, loader())
+        trainer().fit(torch.compile(Regularized(), backend="eager"), loader())
 
 
 def test_missing_labels_are_said_with_the_remedy() -> None:
@@ -289,23 +254,6 @@ def test_chosen_parameters_alone_are_compared() -> None:
         Regularized(similarity_parameters=["nowhere"]).training_step(batch(), 0)
 
 
-def test_transforms_of_torchvision_serve() -> None:
-    class Images(SimilarityMixin):
-        def __init__(self) -> None:
-            super().__init__(criterion=InvarianceLoss(v2.RandomAffine(20, (0.1, 0.1))))
-            self.net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 4))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.net(x)
-
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return F.cross_entropy(self(batch[0]), batch[1])
-
-    module = Images()
-    loss = module.training_step((torch.rand(6, 1, 8, 8), torch.arange(6) % 4), 0)
-    assert all(torch.isfinite(gradient).all() for gradient in gradients(module, loss).values())
-
-
 def test_gradient_accumulation_and_clipping_see_the_whole_loss() -> None:
     one, two = Regularized(similarity_weight=0.5), Regularized(similarity_weight=0.5)
     trainer(gradient_clip_val=1e9, accumulate_grad_batches=2).fit(one, loader())
@@ -326,10 +274,11 @@ def test_parameters_that_are_unfrozen_are_compared_from_then_on() -> None:
     assert_same_gradients(module, loss, expected_step(module, GroupSimilarityLoss(), weight=1.0))
 
 
-def test_a_copy_compares_its_own_parameters() -> None:
+@pytest.mark.parametrize("copied", [deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_a_copy_compares_its_own_parameters(copied: Any) -> None:
     module = Regularized(similarity_weight=1.0)
     module.training_step(batch(), 0)
-    copy = deepcopy(module)
+    copy = copied(module)
     with torch.no_grad():
         copy.net[0].weight.mul_(2)
     assert_same_gradients(copy, copy.training_step(batch(), 0), expected_step(copy, GroupSimilarityLoss(), weight=1.0))
@@ -349,45 +298,20 @@ def test_a_pass_without_a_graph_is_not_the_one_that_is_trained_by() -> None:
     assert_same_gradients(module, module.training_step(batch(), 0), expected_step(module, GroupSimilarityLoss()))
 
 
-def test_a_network_compiled_in_place_is_run_eagerly(caplog: pytest.LogCaptureFixture) -> None:
-    module, expected = Regularized(), Regularized()
-    module.net.compile(backend="aot_eager")
-    with caplog.at_level(logging.INFO):
-        found = gradients(module, module.training_step(batch(), 0))
-    for name, gradient in gradients(expected, expected.training_step(batch(), 0)).items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6)
-    assert "compiled code cannot be differentiated twice" in caplog.text
+class AnyLabels(SimilarityMixin, Plain):
+    """A module that takes labels as a vector, a column or rows with a single one."""
 
-
-def test_a_matrix_of_directions() -> None:
-    matrix = torch.randn(3, 2)
-    module = Regularized(similarity_directions=matrix)
-    expected = expected_step(module, GroupSimilarityLoss(), directions=matrix)
-    assert_same_gradients(module, module.training_step(batch(), 0), expected)
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1].squeeze(1) if batch[1].shape[1:] == (1,) else batch[1])
 
 
 def test_labels_of_another_form_are_said_as_they_are() -> None:
     images, labels = batch()
-    module = Regularized(similarity_directions=1)
-
-    class OneHot(SimilarityMixin, Plain):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return F.cross_entropy(self(batch[0]), batch[1])
-
+    module = AnyLabels(similarity_directions=1)
     with pytest.raises(NetsimError, match=r"`labels` to be the group of each sample.* got shape \(12, 3\) of torch.float32"):
-        OneHot(similarity_directions=1).training_step((images, F.one_hot(labels, 3).float()), 0)
-
-    class Column(Plain):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return F.cross_entropy(self(batch[0]), batch[1].flatten())
-
-    class RegularizedColumn(SimilarityMixin, Column):
-        pass
-
-    column = RegularizedColumn(similarity_directions=1)
-    torch.testing.assert_close(
-        column.training_step((images, labels.unsqueeze(1)), 0), module.training_step((images, labels), 0)
-    )
+        module.training_step((images, F.one_hot(labels, 3).float()), 0)
+    column = module.training_step((images, labels.unsqueeze(1)), 0)
+    torch.testing.assert_close(column, module.training_step((images, labels), 0))
 
 
 def test_a_first_batch_of_nan_does_not_end_the_look_at_the_model() -> None:

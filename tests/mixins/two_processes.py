@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from lightning_netsim.losses import MetricLearningLoss
@@ -47,7 +49,6 @@ def fit(module: Any, root: Path, data: Any, **options: Any) -> Any:
 
 
 def main(root: Path) -> None:
-    torch.set_num_threads(1)
     module = Noting(similarity_weight=0.5)
     fitting = fit(module, root, loader(size=12, batch_size=6))
     term = fitting.callback_metrics["netsim/similarity_loss"]
@@ -63,5 +64,17 @@ def main(root: Path) -> None:
         fit(TrainedEncoder(contrastive_criterion=criterion, **options), root, loader(size=24), max_epochs=2, max_steps=-1)
 
 
+def work(rank: int, root: Path, port: int) -> None:
+    """Be one of two processes that a launcher has started: Lightning then starts none."""
+    torch.set_num_threads(1)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", TORCHELASTIC_RUN_ID="two_processes")
+    main(root)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    assert "faiss" not in sys.modules, "it is imported on first use"
+    # Forked, so that what is slow to import is imported once.
+    arguments = (Path(sys.argv[1]), find_free_network_port())
+    torch.multiprocessing.start_processes(work, args=arguments, nprocs=2, start_method="fork")

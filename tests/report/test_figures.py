@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -24,7 +25,7 @@ from lightning_netsim.report.figures import (
     plot_similarity_histograms,
     save_figure,
 )
-from tests.report.made_up import NAMES, extremes, make_record, thumbnail
+from tests.report.made_up import NAMES, make_record, thumbnail
 
 
 def canvas(figure: Figure) -> Axes:
@@ -49,7 +50,7 @@ def red_frames(figure: Figure) -> int:
 
 def test_bin_representatives_are_nearest_the_right_edge_within_the_bin() -> None:
     rng = np.random.default_rng(0)
-    values = rng.random(50)
+    values = rng.integers(0, 9, 50) / 8  # some of them on the edges
     edges = np.linspace(values.min(), values.max(), 9)
     chosen = bin_representatives(values, edges)
     counts, _ = np.histogram(values, edges)
@@ -76,36 +77,6 @@ def test_histogram_shows_the_right_sample_above_each_bin() -> None:
     assert heights == counts.tolist()
 
 
-def test_histogram_labels_fractions_and_counts_at_the_edges() -> None:
-    record = make_record(n=60)
-    figure = plot_count_histogram(record, bins=4)
-    _, edges = np.histogram(record.samples["neighbor_fraction"], bins=4)
-    labels = [label.get_text().split("\n") for label in figure.axes[0].get_xticklabels()]
-    assert len(labels) == 5
-    for (fraction, count), edge in zip(labels, edges, strict=True):
-        assert float(fraction) == pytest.approx(edge, abs=0.006)
-        assert float(count) == pytest.approx(60 * edge, abs=0.51)
-
-
-def test_histogram_leaves_out_samples_without_a_count() -> None:
-    record = make_record(n=5, k=2, labels=False)
-    record.samples.loc[2, ["soft_count", "neighbor_fraction"]] = np.nan
-    figure = plot_count_histogram(record)
-    assert sum(patch.get_height() for patch in figure.axes[0].patches) == 4
-    words = texts(figure)
-    assert "#2" not in words
-    assert any("4 samples (1 left out)" in word.replace("\n", " ") for word in words)
-
-
-def test_histogram_of_equal_counts_and_of_none() -> None:
-    record = make_record(n=5, k=2)
-    record.samples["neighbor_fraction"] = 0.25
-    assert sum(patch.get_height() for patch in plot_count_histogram(record).axes[0].patches) == 5
-    record.samples["soft_count"] = np.nan
-    assert "No sample has a count." in texts(plot_count_histogram(record))
-    assert "No sample has neighbors." in texts(plot_neighbor_rows(record))
-
-
 def test_neighbor_rows_show_each_sample_with_its_neighbors_in_order() -> None:
     record = make_record(n=60, k=4)
     queries = [31, 7]
@@ -121,16 +92,6 @@ def test_neighbor_rows_show_each_sample_with_its_neighbors_in_order() -> None:
         np.testing.assert_array_equal(picture, thumbnail(index))
     assert texts(figure).count("gradient") == 2
     assert "activations" not in texts(figure)
-
-
-def test_neighbor_rows_put_activations_below_gradients() -> None:
-    record = make_record(n=60, k=3, activations=True)
-    figure = plot_neighbor_rows(record, thumbnail, queries=[5])
-    both = [table[table["index"] == 5]["neighbor"].tolist() for table in (record.neighbors, record.activation_neighbors)]
-    for picture, index in zip(pictures(figure)[1:], both[0] + both[1], strict=True):
-        np.testing.assert_array_equal(picture, thumbnail(index))
-    height = {text.get_text(): text.get_position()[1] for text in canvas(figure).texts}
-    assert height["gradient"] < height["activations"]  # inches from the top
 
 
 def test_neighbors_of_another_label_are_marked() -> None:
@@ -151,26 +112,6 @@ def test_neighbors_of_another_label_are_marked() -> None:
     assert red_frames(figure) == len(expected)
 
 
-def test_a_wrong_prediction_is_red() -> None:
-    figure = plot_neighbor_rows(make_record(n=60), queries=[7, 3])
-    color = {text.get_text(): to_hex(text.get_color()) for text in canvas(figure).texts}
-    assert color["predicted eight"] == style.MISMATCH  # 7 is labelled seven
-    assert color["label seven"] == style.INK
-    assert style.MISMATCH not in (
-        color["predicted three"],
-        color["fraction " + f"{RecordView(make_record()).sample(3).fraction:.3f}"],
-    )
-
-
-def test_default_queries_spread_from_isolated_to_crowded() -> None:
-    record = make_record(n=60)
-    isolated, crowded = extremes(record)
-    heads = [word for word in texts(plot_neighbor_rows(record, thumbnail, num_rows=3)) if word.startswith("#")]
-    assert len(heads) == 3
-    assert heads[0] == f"#{isolated[0]}"
-    assert heads[-1] == f"#{crowded[0]}"
-
-
 def test_neighbors_in_another_set_use_its_pictures_and_labels() -> None:
     record = make_record(n=20, k=2, reference="train")
     unlabeled = plot_neighbor_rows(record, thumbnail, queries=[0])
@@ -182,15 +123,6 @@ def test_neighbors_in_another_set_use_its_pictures_and_labels() -> None:
     np.testing.assert_array_equal(pictures(figure)[1], thumbnail(100 + first))
     assert red_frames(figure) == 1
     assert "≠ nine" in texts(figure)
-
-
-def test_rows_of_a_sample_left_out_say_so() -> None:
-    record = make_record(n=5, k=2)
-    record.samples.loc[2, ["soft_count", "neighbor_fraction"]] = np.nan
-    record.neighbors.loc[record.neighbors["index"] == 2, ["neighbor", "similarity"]] = (-1, np.nan)
-    words = texts(plot_neighbor_rows(record, queries=[2]))
-    assert "left out" in words
-    assert "no neighbors: the sample was left out" in words
 
 
 def test_texts_and_unusual_names_are_drawn_as_they_are() -> None:
@@ -205,30 +137,9 @@ def test_texts_and_unusual_names_are_drawn_as_they_are() -> None:
     assert "costs $3_ and $more" in texts(plot_neighbor_rows(record, lambda i: f"costs ${i}_ and $more", queries=[3]))
 
 
-def test_an_unknown_query_and_a_raw_tensor_are_refused() -> None:
-    record = make_record(n=5, k=2)
-    with pytest.raises(NetsimError, match=r"`queries`.*77"):
-        plot_neighbor_rows(record, queries=[77])
-    with pytest.raises(NetsimError, match="to_image"):
-        plot_neighbor_rows(record, lambda index: np.zeros((1, 8, 8)))
-    with pytest.raises(NetsimError, match="`bins`"):
-        plot_count_histogram(record, bins=0)
-
-
 def history(epochs: int = 3, **meta: object) -> pd.DataFrame:
     row = RecordView(make_record(n=60, **meta)).history_row()
     return pd.DataFrame([row | {"epoch": epoch, "mean": row["mean"] - 0.1 * epoch} for epoch in range(epochs)])
-
-
-def test_a_row_of_the_history_is_the_distribution_and_the_mean_of_each_class() -> None:
-    record = make_record(n=60)
-    row = RecordView(record).history_row()
-    fraction = record.samples["neighbor_fraction"]
-    assert row["epoch"] == 4
-    assert row["q10"] == pytest.approx(np.quantile(fraction, 0.1))
-    assert row["max"] == fraction.max()
-    assert row["six"] == pytest.approx(fraction[record.samples["label"] == 6].mean())
-    assert "class mean" in RecordView(make_record(n=60, class_names=["mean", *NAMES[1:]])).history_row()
 
 
 def test_counts_over_epochs_draw_mean_median_and_classes() -> None:
@@ -240,26 +151,6 @@ def test_counts_over_epochs_draw_mean_median_and_classes() -> None:
     assert len(left.collections) == 2
     assert [text.get_text() for text in right.get_legend().get_texts()] == list(NAMES)
     np.testing.assert_allclose(right.lines[3].get_ydata(), table["three"])
-
-
-def test_counts_over_epochs_without_classes_and_of_one_epoch() -> None:
-    table = history(1)[["epoch", "mean", "q10", "median", "q90", "min", "max"]]
-    (axes,) = plot_counts_over_epochs(table).axes
-    assert axes.get_xlim() == (-1, 1)
-    with pytest.raises(NetsimError, match="q90"):
-        plot_counts_over_epochs(table.drop(columns="q90"))
-
-
-def test_similarity_histograms_share_their_axis_and_mark_the_mean() -> None:
-    rng = np.random.default_rng(0)
-    values = {"a": rng.random(50), "b": np.array([0.5, np.nan, -0.5]), "c": np.array([])}
-    figure = plot_similarity_histograms(values)
-    assert [axes.get_ylabel() for axes in figure.axes] == ["a", "b", "c"]
-    assert len({axes.get_xlim() for axes in figure.axes}) == 1
-    assert figure.axes[0].lines[0].get_xdata()[0] == pytest.approx(values["a"].mean())
-    assert figure.axes[1].lines[0].get_xdata()[0] == 0
-    with pytest.raises(NetsimError, match="at least one"):
-        plot_similarity_histograms({})
 
 
 def test_figures_are_saved_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
@@ -279,24 +170,54 @@ def test_figures_are_saved_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> N
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_array_of_a_figure_is_its_picture() -> None:
-    figure = plot_count_histogram(make_record(n=5, k=2))
-    image = figure_to_array(figure)
-    width, height = figure.get_size_inches() * figure.dpi
-    assert image.shape == (int(height), int(width), 3)
-    assert image.dtype == np.uint8
-    assert (image == 255).mean() > 0.5
-    assert (np.abs(image.astype(int) - [47, 109, 179]).sum(axis=2) < 6).any()  # the bars' blue
+def test_a_sample_left_out_has_no_bar_and_no_neighbors() -> None:
+    record = make_record(n=5, k=2, activations=True)
+    record.samples.loc[2, ["soft_count", "neighbor_fraction"]] = np.nan
+    record.neighbors.loc[record.neighbors["index"] == 2, ["neighbor", "similarity"]] = (-1, np.nan)
+    figure = plot_count_histogram(record, bins=4)
+    assert sum(patch.get_height() for patch in figure.axes[0].patches) == 4
+    assert any("4 samples (1 left out)" in word.replace("\n", " ") for word in texts(figure))
+    edges = [float(label.get_text().split("\n")[0]) for label in figure.axes[0].get_xticklabels()]
+    np.testing.assert_allclose(edges, np.histogram(record.samples["neighbor_fraction"].dropna(), bins=4)[1], atol=0.006)
+    rows = plot_neighbor_rows(record, queries=[2, 3])
+    assert {"left out", "no neighbors: the sample was left out"} <= set(texts(rows))
+    height = {text.get_text(): text.get_position()[1] for text in canvas(rows).texts}
+    assert height["gradient"] < height["activations"]  # inches from the top
+    record.samples["soft_count"] = np.nan
+    assert "No sample has a count." in texts(plot_count_histogram(record))
+    assert "No sample has neighbors." in texts(plot_neighbor_rows(record))
 
 
-def test_settings_of_the_user_are_left_alone() -> None:
+def test_similarity_histograms_share_their_axis_and_mark_the_mean() -> None:
+    values = {"a": np.random.default_rng(0).random(50), "b": np.array([0.5, np.nan, -0.6]), "c": np.array([])}
+    figure = plot_similarity_histograms(values)
+    assert len({axes.get_xlim() for axes in figure.axes}) == 1
+    assert figure.axes[0].lines[0].get_xdata()[0] == pytest.approx(values["a"].mean())
+    assert figure.axes[1].lines[0].get_xdata()[0] == pytest.approx(-0.05)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: plot_neighbor_rows(make_record(n=5, k=2), queries=[77]), r"`queries`.*77"),
+        (lambda: plot_neighbor_rows(make_record(n=5, k=2), lambda index: np.zeros((1, 8, 8))), "to_image"),
+        (lambda: plot_count_histogram(make_record(n=5, k=2), bins=0), "`bins`"),
+        (lambda: plot_counts_over_epochs(history(1).drop(columns="q90")), "q90"),
+        (lambda: plot_similarity_histograms({}), "at least one"),
+    ],
+)
+def test_bad_input_is_named(call: Callable[[], Figure], words: str) -> None:
+    with pytest.raises(NetsimError, match=words):
+        call()
+
+
+def test_a_figure_becomes_an_array_and_leaves_settings_and_pyplot_alone() -> None:
     with matplotlib.rc_context({"font.size": 31.0, "text.parse_math": True}):
-        figure = plot_count_histogram(make_record(n=5, k=2))
+        figure = plot_count_histogram(make_record(n=5, k=2), thumbnail)
         assert matplotlib.rcParams["font.size"] == 31.0
-        assert max(text.get_fontsize() for text in figure.axes[0].texts) < 13
-
-
-def test_figures_are_not_held_by_pyplot() -> None:
-    before = pyplot.get_fignums()
-    figure_to_array(plot_count_histogram(make_record(n=5, k=2), thumbnail))
-    assert pyplot.get_fignums() == before
+    assert max(text.get_fontsize() for text in figure.axes[0].texts) < 13
+    width, height = figure.get_size_inches() * figure.dpi
+    image = figure_to_array(figure)
+    assert image.shape == (int(height), int(width), 3)
+    assert (np.abs(image.astype(int) - [47, 109, 179]).sum(axis=2) < 6).any()  # the bars' blue
+    assert pyplot.get_fignums() == []

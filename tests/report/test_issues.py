@@ -6,9 +6,8 @@ import pytest
 from lightning_netsim import find_issues
 from lightning_netsim.analysis.issues import IssueReport
 from lightning_netsim.records.record import Record
-from lightning_netsim.report.issues import format_issues, worst_samples
+from lightning_netsim.report.issues import WIDTH, plot_issues, worst_samples
 from lightning_netsim.report.summary import format_summary
-from lightning_netsim.report.text import WIDTH
 from tests.issue_oracles import clear_record, record_of, units
 
 LONG = [f"photographs/of/a/summer/that/went/on/and/on/{row:05d}.jpeg" for row in range(45)]
@@ -31,9 +30,7 @@ def lines_of(text: str, title: str) -> list[str]:
         {},
         {"ids": LONG, "class_names": NAMES},
         {"labels": [NAMES[int(c)] for c in units(45)[1]], "class_names": NAMES},
-        {"labels": None},
-        {"k": 1},
-        {"margin": None},
+        {"labels": None, "k": 1, "margin": None},
     ],
 )
 def test_no_line_is_too_long(options: dict[str, object]) -> None:
@@ -64,14 +61,7 @@ def test_sets_of_near_duplicates_are_numbered() -> None:
     gradients[[1, 2]] = gradients[0]
     block = lines_of(str(find_issues(record_of(gradients, 5))), "Near-duplicates")
     assert block[0].endswith(": 5 of 30 samples, 2 sets")
-    assert [line.split()[:2] for line in block[1:]] == [
-        ["sample", "set"],
-        ["0", "0"],
-        ["1", "0"],
-        ["2", "0"],
-        ["5", "1"],
-        ["9", "1"],
-    ]
+    assert [" ".join(line.split()[:2]) for line in block[1:]] == ["sample set", "0 0", "1 0", "2 0", "5 1", "9 1"]
 
 
 def test_what_was_not_looked_for_is_said_with_the_reason() -> None:
@@ -80,19 +70,7 @@ def test_what_was_not_looked_for_is_said_with_the_reason() -> None:
         [line] = [line for line in text.splitlines() if line.startswith(f"Not looked for: {issue}.")]
         assert reason in line
     assert "Not looked for" not in str(find_issues(clear_record(), ["label"]))
-    assert "Labels" not in str(find_issues(clear_record(), ["hard"]))
-
-
-def test_nothing_at_all() -> None:
-    text = str(find_issues(clear_record(), []))
-    assert text.splitlines() == ["Issues of 45 samples", "─" * WIDTH]
-    assert repr(find_issues(clear_record(), [])) == "IssueReport()"
-
-
-def test_the_representation_counts() -> None:
-    report = report_of()
-    counts = {issue: int(report.table[f"is_{issue}_issue"].sum()) for issue in report.issues}
-    assert repr(report) == f"IssueReport({', '.join(f'{issue}: {count}' for issue, count in counts.items())})"
+    assert str(find_issues(clear_record(), [])).splitlines() == ["Issues of 45 samples", "─" * WIDTH]
 
 
 def made_up() -> pd.DataFrame:
@@ -110,26 +88,6 @@ def test_the_worst_come_first_ties_in_their_order_and_unknown_scores_never() -> 
     assert [line.split()[0] for line in worst_samples(made_up(), "hard", str, number=9)[1:]][-1] == "s0"
 
 
-def test_no_samples_with_the_issue_make_no_table() -> None:
-    assert worst_samples(made_up().assign(is_hard_issue=False), "hard", str, flagged=True) == []
-    text = format_issues(made_up().assign(is_hard_issue=False), ["hard"], {}, str)
-    assert text.splitlines()[-1].endswith(": 0 of 7 samples")
-
-
-def test_names_of_classes() -> None:
-    report = report_of(class_names=["ape", "bee", "cat"])
-    assert [report.class_name(label) for label in (0, 2, 7, -1, None, pd.NA)] == ["ape", "cat", "7", "-1", "", ""]
-    assert [report_of(class_names={"0": "ape"}).class_name(label) for label in (0, 1)] == ["ape", "1"]
-    assert report_of(class_names=None).class_name(1) == "1"
-    assert report_of(class_names={"0": "ape", "1": "bee", "2": "cat"}).class_name(2) == "cat"
-    assert report_of().class_name(0.123456) == "0.1235"
-
-
-def values() -> Record:
-    gradients, _ = units(40)
-    return record_of(gradients, 5, (gradients[:, 0] + (gradients[:, 1] > 0.6) * 2).tolist())
-
-
 def test_the_summary_ends_with_the_worst_labels() -> None:
     record = clear_record(class_names=["ape", "bee", "cat"])
     report = find_issues(record)
@@ -137,13 +95,21 @@ def test_the_summary_ends_with_the_worst_labels() -> None:
     assert f"{len(report.found('label'))} samples" in lines[0]
     assert [line.split()[0] for line in lines[2:7]] == [str(index) for index in report.ranked("label")[:5]]
     assert "Five worst label scores" not in format_summary(clear_record(labels=None))
-    of_values = lines_of(format_summary(values()), "Five worst label scores")
-    assert "network" not in of_values[0]
-    assert "far from" in of_values[0]
-    assert len(str(find_issues(values()))) > 0
-
-
-def test_the_summary_of_samples_without_any_neighbor_names_no_labels() -> None:
-    record = clear_record()
+    of_values = record_of(units(40)[0], 5, units(40)[0][:, 0].tolist())
+    assert "far from" in lines_of(format_summary(of_values), "Five worst label scores")[0]
     empty = Record(record.samples, record.neighbors.head(0), record.meta)
     assert "Five worst label scores" not in format_summary(empty)
+
+
+def test_the_figure_shows_the_worst_of_each_issue_first() -> None:
+    table = made_up().assign(
+        is_leak_issue=False, leak_score=0.5, is_near_duplicate_issue=[True, True, False, True, True, False, False]
+    )
+    table["near_duplicate_score"], table["near_duplicate_set"] = 0.0, [1, 0, -1, 0, 1, -1, -1]
+    asked: list[int] = []
+    figure = plot_issues(table, ["hard", "near_duplicate", "leak"], str, asked.append, columns=3)
+    assert asked == [1, 3, 5, 1, 3, 0]
+    words = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert [word for word in words if word.startswith("set")] == ["set 0", "set 0", "set 1"]
+    assert "leaks" not in words
+    assert "3 of 7" in words

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from lightning_netsim.records.record import write_record
-from lightning_netsim.records.view import RecordView
 from lightning_netsim.report.summary import format_summary
 from tests.report.made_up import NAMES, extremes, make_record
 
@@ -22,24 +21,27 @@ def block(text: str, start: str) -> list[str]:
 def test_the_right_five_samples_are_named() -> None:
     record = make_record(n=60)
     record.samples.loc[extremes(record)[0][0], ["soft_count", "neighbor_fraction"]] = np.nan  # left out, so not isolated
+    record.samples.loc[extremes(record)[1][0], "prediction"] = 11
+    record.meta["class_names"] = [*NAMES, "ten", "eleven"]
     text = format_summary(record)
-    samples = record.samples
+    samples, names = record.samples, record.meta["class_names"]
     for title, expected in zip(("Five most isolated", "Five most crowded"), extremes(record), strict=True):
-        header, *rows = [line.replace("≠", "").split() for line in block(text, title)]
+        lines = block(text, title)
+        wrong = [samples["label"][index] != samples["prediction"][index] for index in expected]
+        assert ["≠" in line for line in lines[1:]] == wrong
+        header, *rows = [line.replace("≠", "").split() for line in lines]
         assert header == ["sample", "label", "prediction", "soft", "count", "fraction"]
         for (name, label, prediction, count, fraction), index in zip(rows, expected, strict=True):
             assert (name, label) == (str(index), NAMES[samples["label"][index]])
-            assert prediction == NAMES[samples["prediction"][index]]
+            assert prediction == names[samples["prediction"][index]]
             assert float(count) == pytest.approx(samples["soft_count"][index], abs=0.06)
             assert float(fraction) == pytest.approx(samples["neighbor_fraction"][index], abs=0.0006)
-
-
-def test_wrong_predictions_are_marked() -> None:
-    record = make_record(n=5, k=2)
-    record.samples["prediction"] = [1, 1, 2, 3, 4]  # sample 0 is a zero
-    rows = [line for line in format_summary(record).split("\n") if "≠ " in line and "soft" not in line]
-    assert any(line.split()[:4] == ["0", "zero", "≠", "one"] for line in rows)
-    assert not any(line.split()[:3] == ["1", "one", "≠"] for line in rows)
+    isolated = extremes(record)[0][0]
+    nearest = record.neighbors[record.neighbors["index"] == isolated].iloc[0]
+    own, other = (NAMES[samples["label"][int(index)]] for index in (isolated, nearest["neighbor"]))
+    line, mark = block(text, "Kernel neighbors")[0], "" if own == other else "≠ "
+    assert line.startswith(f"  {isolated} ({own})")
+    assert line.split("→  ")[1].startswith(f"{int(nearest['neighbor'])} ({nearest['similarity']:.3f}, {mark}{other})")
 
 
 def test_the_neighbor_fraction_is_given_overall_and_by_class() -> None:
@@ -62,19 +64,6 @@ def test_many_classes_are_cut_to_the_extremes() -> None:
     assert "10 between them" in lines[-1]
     lowest = record.samples.groupby("label")["neighbor_fraction"].mean().idxmin()
     assert lines[2].split()[0] == str(lowest)
-
-
-def test_neighbors_are_listed_nearest_first_with_similarity_and_label() -> None:
-    record = make_record(n=60)
-    isolated = extremes(record)[0][0]
-    line = block(format_summary(record), "Kernel neighbors")[0]
-    nearest = record.neighbors[record.neighbors["index"] == isolated].iloc[0]
-    neighbor = int(nearest["neighbor"])
-    own, other = (NAMES[record.samples["label"][index]] for index in (isolated, neighbor))
-    mark = "" if own == other else "≠ "
-    start = f"  {isolated} ({own})"
-    assert line.startswith(start)
-    assert line.split("→  ")[1].startswith(f"{neighbor} ({nearest['similarity']:.3f}, {mark}{other})")
 
 
 def test_quality_says_recall_and_what_was_left_out() -> None:
@@ -115,21 +104,3 @@ def test_few_samples_without_labels_or_counts() -> None:
     text = format_summary(dataclasses.replace(record, neighbors=record.neighbors.iloc[:0]))
     assert "no sample has a count" in text
     assert "Five most" not in text
-
-
-def test_quantities_are_no_classes() -> None:
-    record = make_record(n=12, class_names=None)
-    record.samples["label"] = record.samples["label"] + 0.5
-    view = RecordView(record)
-    assert not view.is_classified
-    assert len(view.by_class()) == 0
-    assert view.neighbors(0)[0].agrees is None
-    assert view.sample(3).label == "3.5"
-
-
-def test_names_come_from_a_mapping_or_a_sequence() -> None:
-    for names in ({"0": "cat"}, {0: "cat"}, ["cat"]):
-        view = RecordView(make_record(n=12, class_names=names))
-        assert view.class_name(np.int64(0)) == "cat"
-        assert view.class_name(5) == "5"
-        assert view.class_name(float("nan")) is None
