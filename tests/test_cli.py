@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,9 +14,11 @@ import yaml
 
 from lightning_netsim import __version__
 from lightning_netsim.cli import NetsimCLI, main
+from tests.marks import slow_but
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
+CONFIGURED = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 SMALL = [
     "--trainer.accelerator=cpu",
     "--trainer.max_epochs=1",
@@ -49,18 +50,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return lambda *args: main(list(args))
 
 
-def _marked(paths: list[Path]) -> list[Any]:
-    """Return the configurations; those that say little new are slow."""
-    quick = ("digits", "similarity_loss", "metric_learning", "domain_mmd")
-    return [path if path.stem in quick else pytest.param(path, marks=pytest.mark.slow) for path in paths]
-
-
 def test_each_question_has_its_configuration() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} >= {"digits", "mnist", "toy_sinusoid"}
+    assert {"digits", "mnist", "toy_sinusoid"} <= set(CONFIGURED)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_configuration_says_what_it_answers_how_to_run_it_and_how_to_read_it(path: Path) -> None:
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_configuration_says_what_it_answers_how_to_run_it_and_how_to_read_it(name: str) -> None:
+    path = CONFIGS / f"{name}.yaml"
     text = path.read_text(encoding="utf-8")
     opening = text.partition("\n\n")[0]
     assert all(line.startswith("#") for line in opening.splitlines())
@@ -69,8 +65,9 @@ def test_configuration_says_what_it_answers_how_to_run_it_and_how_to_read_it(pat
     assert yaml.safe_load(text)["trainer"]["default_root_dir"] == f"runs/{path.stem}"
 
 
-@pytest.mark.parametrize("path", _marked(sorted(CONFIGS.glob("*.yaml"))), ids=lambda path: path.stem)
-def test_configuration_runs_and_writes_its_tables(path: Path, run: Run, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("name", slow_but(["digits", "similarity_loss", "domain_mmd"], CONFIGURED))
+def test_configuration_runs_and_writes_its_tables(name: str, run: Run, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    path = CONFIGS / f"{name}.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     needs_data = "MNIST" in config["data"]["class_path"]
     extra = [f"--data.data_dir={request.getfixturevalue('data_dir')}"] if needs_data else []
@@ -87,6 +84,7 @@ def test_configuration_runs_and_writes_its_tables(path: Path, run: Run, tmp_path
     assert {"samples.parquet", "neighbors.parquet", "meta.json"} <= {file.name for file in epoch.iterdir()}
 
 
+@pytest.mark.slow
 def test_two_loggers_share_one_directory_and_the_next_run_takes_a_new_one(run: Run, tmp_path: Path) -> None:
     loggers = (
         "{class_path: CSVLogger, init_args: {save_dir: runs}}, {class_path: TensorBoardLogger, init_args: {save_dir: runs}}"
@@ -112,6 +110,7 @@ def test_every_command_runs_from_the_checkpoint_of_a_fit(run: Run) -> None:
             torch.testing.assert_close(cli.model.network.state_dict()[name], value)
 
 
+@pytest.mark.slow
 def test_runs_with_one_seed_are_equal(run: Run) -> None:
     first, second, other = (run("fit", "--config=plain.yaml", *SMALL, f"--seed_everything={seed}").model for seed in (3, 3, 4))
     for name, value in first.network.state_dict().items():
@@ -137,10 +136,16 @@ def test_help_lists_the_commands(run: Run, capsys: pytest.CaptureFixture[str]) -
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: netsim ")
-    for command in ("fit", "validate", "test", "predict"):
+    for command in ("fit", "validate", "test", "predict", "neighbors", "transfer"):
         assert f"    {command} " in text
+    with pytest.raises(SystemExit):
+        run("neighbors", "--help")
+    text = capsys.readouterr().out
+    for option in ("--query", "--k K", "--ckpt_path", "--set {train,val,test,predict}", "--reference", "--output"):
+        assert option in text
 
 
+@pytest.mark.slow
 def test_module_is_a_command() -> None:
     command = [sys.executable, "-m", "lightning_netsim", "--version"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
@@ -156,7 +161,7 @@ CRITERIA = {
 }
 
 
-@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize("name", slow_but(["InvarianceLoss"], CRITERIA))
 def test_every_criterion_runs_from_yaml(name: str, run: Run, tmp_path: Path) -> None:
     criterion = f"{{class_path: {name}, init_args: {{{CRITERIA[name]}}}}}"
     (tmp_path / "criterion.yaml").write_text(
@@ -180,7 +185,7 @@ EMBEDDING_LOSSES = {
 }
 
 
-@pytest.mark.parametrize("name", EMBEDDING_LOSSES)
+@pytest.mark.parametrize("name", slow_but(["MetricLearningLoss"], EMBEDDING_LOSSES))
 def test_every_loss_of_embeddings_runs_from_yaml(name: str, run: Run, tmp_path: Path) -> None:
     criterion = f"{{class_path: {name}, init_args: {{{EMBEDDING_LOSSES[name]}}}}}"
     alignment = "{class_path: DifferenceAlignmentLoss, init_args: {norm: l2, pairs: all, num_differences: 50}}"
@@ -199,6 +204,7 @@ def test_every_loss_of_embeddings_runs_from_yaml(name: str, run: Run, tmp_path: 
     run("fit", f"--config={log_dir / 'config.yaml'}", f"--ckpt_path={checkpoint}", "--trainer.max_epochs=2")
 
 
+@pytest.mark.slow
 def test_a_run_draws_by_the_counts_of_another(run: Run, tmp_path: Path) -> None:
     config = f"--config={CONFIGS / 'density.yaml'}"
     whole = [option for option in SMALL if "limit_" not in option]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import slow_but
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 OPTIONS = {
     "01_analyze": ["--samples", "40", "--epochs", "1"],
@@ -33,7 +35,7 @@ def test_every_example_is_listed() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(OPTIONS)
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS])
+@pytest.mark.parametrize("name", slow_but(QUICK, OPTIONS))
 def test_example_runs(name: str, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *OPTIONS[name]]

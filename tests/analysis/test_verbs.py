@@ -117,20 +117,6 @@ def test_transfer_of_a_checkpoint(run: Run, fitted: Path, tmp_path: Path, capsys
     assert "no ckpt_path" in capsys.readouterr().err
 
 
-def test_help_lists_the_options(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    for command, options in [
-        ([], ["    neighbors ", "    transfer "]),
-        (["neighbors"], ["--query", "--k K", "--ckpt_path", "--set {train,val,test,predict}", "--reference", "--output"]),
-        (["transfer"], ["--query", "--change", "--directions {all,change}"]),
-    ]:
-        with pytest.raises(SystemExit) as stop:
-            main([*command, "--help"])
-        assert stop.value.code == 0
-        text = capsys.readouterr().out
-        for option in options:
-            assert option in text
-
-
 def test_bad_input_ends_with_one_sentence(run: Run, fitted: Path) -> None:
     with pytest.raises(SystemExit, match=r"^netsim: Expected `query` to be .* from 0 to 718, but got 719\.$"):
         run("neighbors", "--config=plain.yaml", f"--ckpt_path={checkpoint_of(fitted)}", "--query=719")
@@ -171,7 +157,7 @@ class OwnData(LightningModule):
         return self.layer(x)
 
 
-@pytest.mark.parametrize("datamodule", [None, LightningDataModule()], ids=["alone", "without loaders"])
+@pytest.mark.parametrize("datamodule", [None, LightningDataModule()])
 def test_a_model_with_its_own_loaders(datamodule: LightningDataModule | None) -> None:
     model, asker = OwnData(), trainer()
     asker.neighbors(model, datamodule, query=[1, 7], k=3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from lightning_netsim import SimilarityMonitor
 from tests.callbacks.runs import SAMPLES, Data, Network, Witness, fit, quiet_trainer
+from tests.marks import slow_but
 
 SWEEPS = {"plan": "reiterate", "projection_dim": 64}
 #: The validation loader, and what monitor and Trainer are told.
@@ -34,11 +34,6 @@ SITUATIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "sweeps_shuffled": ("shuffled noise", SWEEPS, {}),
 }
 QUICK = ("plain", "bfloat16_mixed", "two", "sweeps_shuffled")
-
-
-def slow_but(quick: Iterable[str], names: Iterable[str]) -> list[Any]:
-    """Return the names; those that are not quick are marked as slow."""
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def assert_same(left: Any, right: Any, where: str = "") -> None:

@@ -110,7 +110,7 @@ def shared(left: SimilarityResult, right: SimilarityResult) -> float:
 
 @pytest.mark.parametrize("plan", ["sketch", "reiterate"])
 def test_candidates_are_compared_exactly_and_audited(plan: str) -> None:
-    exact, ranked = many("store"), many(plan)
+    exact, ranked = many("store"), many(plan, projection_dim=30)
     recall = shared(exact, ranked)
     assert recall > 0.95
     assert ranked.neighbors.recall == pytest.approx(recall, abs=0.03)
@@ -149,6 +149,7 @@ def test_in_several_sweeps_every_lot_is_ranked() -> None:
     result = many("reiterate", memory_budget=budget)
     assert result.plan["num_sweeps"] > 2
     assert shared(exact, result) > 0.95
+    assert result.neighbors.recall == pytest.approx(shared(exact, result), abs=0.03)
     check_counts(result.counts.soft, exact.counts.soft.double())
 
 
@@ -263,6 +264,15 @@ def test_hard_and_power_counts_from_sketches_say_how_far_off_they_are(plan: str)
             assert error == pytest.approx(float(off.square().mean().sqrt()), rel=0.5)
             assert abs(float(off.mean())) < 0.5 * error + 0.02 * float(truth[key].mean())
             assert 0 < error < 0.5 * float(truth[key].mean())
+
+
+@pytest.mark.parametrize("plan", ["sketch", "reiterate"])
+def test_where_every_query_is_audited_estimated_counts_have_the_right_sum(plan: str) -> None:
+    settings: dict[str, Any] = {"thresholds": (0.5,), "powers": (2.0,)}
+    exact, estimated = many("store", 64, **settings), many(plan, 64, projection_dim=30, **settings)
+    assert float(estimated.counts.hard[0.5].sum()) == float(exact.counts.hard[0.5].sum())
+    assert float(estimated.counts.power[2.0].sum()) == pytest.approx(float(exact.counts.power[2.0].sum()), rel=1e-4)
+    assert estimated.counts.hard_error[0.5] > 0
 
 
 @pytest.mark.parametrize(("k", "most"), [(7, 6), (100, 6)])

@@ -62,6 +62,13 @@ def test_without_exact_values_the_choice_is_wider() -> None:
     assert torch.equal(reranking.neighbors().index, exact.topk(K).indices)
 
 
+def test_the_margin_is_three_standard_errors_of_each_candidate() -> None:
+    # At least 0.5 − 3 · 0.02 · (1 − 0.5²) = 0.455 for the first; 0.42 may be as much as 0.469, 0.40 no more than 0.4504.
+    sketched = torch.tensor([[0.50, 0.45, 0.42, 0.40]])
+    reranking = Reranking(KernelNeighborsResult(sketched, torch.arange(4).unsqueeze(0)), 1, error=0.02)
+    assert reranking.rest().tolist() == [[True, True, True, False]]
+
+
 def test_missing_candidates_are_no_neighbors() -> None:
     shortlist = KernelNeighborsResult(
         torch.tensor([[0.9, 0.5, torch.nan, torch.nan], [torch.nan] * 4]), torch.tensor([[7, 3, -1, -1], [-1] * 4])

@@ -126,6 +126,7 @@ NO_DISTRIBUTIONS = [[0.7, 0.3], [1.5, -0.5], [0.6, 0.5]]
         (NO_DISTRIBUTIONS[::2], None, [gap(row) for row in NO_DISTRIBUTIONS[::2]]),
         ([[1e4, -1e4], [-1e30, 1e30]], None, [1.0, 1.0]),
         ([[math.inf, 0.0], [math.nan, 0.5], [3.0, 0.7]], None, [math.nan, math.nan, gap([3.0, 0.7])]),
+        ([[math.inf, 0.0], [0.3, 0.7]], None, [math.nan, 0.4]),
         # A single output beside labels of two classes is the logit of one of them.
         ([[2.0], [0.0], [-3.0]], torch.tensor([1, 0, 1]), [gap([0.0, value]) for value in (2.0, 0.0, -3.0)]),
         ([[2.0], [0.0], [-3.0]], [0.0, 1.0, 0.0], [gap([0.0, value]) for value in (2.0, 0.0, -3.0)]),

@@ -96,3 +96,11 @@ def test_a_chunk_is_read_once_with_all_that_belongs_to_it() -> None:
     assert again.activations is None
     assert swept.name == (0, 6)
     assert swept.valid_ids.tolist() == list(range(6))
+
+
+def test_a_chunk_is_read_with_the_same_noise_whatever_was_drawn_before() -> None:
+    model, chunk = nn.Sequential(nn.Dropout(), classifier()), Chunk(torch.randn(6, 6), torch.arange(6))
+    reader = FeatureReader(model, SweepSettings())
+    first = reader.read(chunk).read.outputs
+    torch.rand(7)
+    assert torch.equal(reader.read(chunk).read.outputs, first)
