@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
 
-from lightning_netsim import NetsimError
 from lightning_netsim.demos import DigitsNetwork, ImageClassifier, MNISTNetwork
 
 
@@ -25,11 +22,3 @@ def test_predictions_are_probabilities_of_the_logits() -> None:
     probabilities = model.predict_step((images, labels), 0)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(4))
     torch.testing.assert_close(probabilities.argmax(1), model(images).argmax(1))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"), [({"network": "digit"}, "Did you mean 'digits'"), ({"learning_rate": 0.0}, "learning_rate")]
-)
-def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(NetsimError, match=message):
-        ImageClassifier(**arguments)

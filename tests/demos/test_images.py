@@ -80,20 +80,6 @@ def test_held_out_digits_come_in_order_and_training_digits_do_not() -> None:
     assert not torch.equal(torch.cat([batch for batch, _ in data.train_dataloader()]), data.train_set.tensors[0])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"val_fraction": 1.0}, "`val_fraction`"),
-        ({"batch_size": 0}, "`batch_size`"),
-        ({"validate_on": "test"}, "`validate_on`"),
-        ({"unseen_classes": list(range(10))}, "`unseen_classes` to be some of the digits 0 to 9, but not all"),
-    ],
-)
-def test_digits_refuse_bad_arguments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(NetsimError, match=message):
-        DigitsDataModule(**arguments)
-
-
 def test_missing_mnist_says_how_to_get_it(tmp_path: Path) -> None:
     data = MNISTDataModule(str(tmp_path))
     with pytest.raises(NetsimError, match="set `download: true`"):

@@ -79,12 +79,6 @@ def test_reduction_keeps_means_and_takes_out_what_is_too_fine() -> None:
     torch.testing.assert_close(again[..., 12:-12], ramp[..., 12:-12], atol=5e-3, rtol=0)
 
 
-@pytest.mark.parametrize("arguments", [{"crop_size": 30}, {"batch_size": 0}, {"val_fraction": 1}, {"seed": -1}])
-def test_bad_arguments(arguments: dict[str, int]) -> None:
-    with pytest.raises(NetsimError, match=f"Expected `{next(iter(arguments))}`"):
-        PhotographDataModule(**arguments)
-
-
 def test_bad_directories(tmp_path: Path) -> None:
     with pytest.raises(NetsimError, match=r"at least two PNG or JPEG files, but got '.*nowhere', which is none"):
         read(tmp_path / "nowhere")

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from lightning_netsim import NetsimError
 from lightning_netsim.demos import PhotographDataModule, SuperResolutionNetwork, SuperResolver
 from lightning_netsim.demos.photographs import upscale
 from lightning_netsim.losses import PatchMMDLoss
@@ -123,11 +122,3 @@ def test_checkpoint_holds_the_criterion_as_plain_values(tmp_path: Path) -> None:
     assert again.criterion.config() == model.criterion.config()
     assert again.pixel_weight == 2
     torch.testing.assert_close(again.network.state_dict(), model.network.state_dict())
-
-
-@pytest.mark.parametrize(
-    "arguments", [{"num_blocks": 0}, {"width": 0}, {"learning_rate": 0}, {"pixel_weight": -1}, {"criterion": 3}]
-)
-def test_bad_arguments(arguments: dict[str, Any]) -> None:
-    with pytest.raises(NetsimError, match=f"Expected `{next(iter(arguments))}`"):
-        SuperResolver(**arguments)

@@ -317,21 +317,14 @@ def test_bad_input_is_named() -> None:
     estimator.update(jacobian, column, column)
     with pytest.raises(NetsimError, match="`outputs` to be of shape"):
         estimator.query(jacobian, torch.zeros(2, 2))
+    mixed, another = jacobian.mix(column.double().unsqueeze(2)), nn.Linear(4, 2).double()
+    for other, zero in ((per_sample_jacobian(another, points(3)), column), (mixed, column[:, :1])):
+        with pytest.raises(NetsimError, match="Expected `jacobian` to be"):
+            estimator.update(other, zero, zero)
+        with pytest.raises(NetsimError, match="Expected `jacobian` to be"):
+            estimator.query(other, zero)
     estimator.query(jacobian, column)
     with pytest.raises(NetsimError, match='`kernel` to be "outputs" for a bound'):
         estimator.compute(torch.ones(2))
     with pytest.raises(NetsimError, match="Expected `lipschitz` to be"):
         ask(LabelDenoising("outputs"), jacobian, column, outputs=column, lipschitz=torch.ones(3))
-
-
-def test_gradients_of_another_model_are_refused() -> None:
-    jacobian, column = per_sample_jacobian(network(1, 2), points(3)), torch.zeros(3, 2)
-    estimator = LabelDenoising()
-    estimator.update(jacobian, column, column)
-    mixed = jacobian.mix(torch.ones(3, 2, 1, dtype=torch.float64))
-    for other in (per_sample_jacobian(nn.Linear(4, 2).double(), points(3)), mixed):
-        zero = torch.zeros(3, other.num_directions)
-        with pytest.raises(NetsimError, match="Expected `jacobian` to be"):
-            estimator.update(other, zero, zero)
-        with pytest.raises(NetsimError, match="Expected `jacobian` to be"):
-            estimator.query(other, zero)

@@ -103,14 +103,6 @@ def test_a_strong_penalty_leaves_the_largest_class() -> None:
     assert accuracy(embeddings, labels, (embeddings, labels)) == 1
 
 
-def test_lengths_and_names_of_classes_do_not_matter() -> None:
-    embeddings, labels = samples(5)
-    wanted = accuracy(embeddings, labels)
-    length = 10 ** torch.linspace(-4, 4, len(labels)).unsqueeze(1)
-    assert accuracy(embeddings * length, labels) == pytest.approx(wanted, abs=1.5 / 160)
-    assert accuracy(embeddings, torch.tensor([3, 40, 41, 1000])[labels]) == wanted
-
-
 @pytest.mark.parametrize("value", [0.0, math.nan])
 def test_embeddings_without_a_direction_spoil_no_others(value: float) -> None:
     labels = torch.arange(60) % CLASSES

@@ -85,13 +85,6 @@ def test_a_large_table(device: str) -> None:
     assert result.index.device.type == result.similarity.device.type == "cpu"
 
 
-def test_what_is_offered_stays_as_it_was() -> None:
-    similarity = torch.tensor([[0.5, math.nan], [1.0, 0.0]])
-    before = similarity.clone()
-    NeighborTable(2, 1).offer(similarity, torch.tensor([0, 1]), exclude=torch.tensor([0, 1]))
-    assert torch.equal(similarity.nan_to_num(9), before.nan_to_num(9))
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -80,15 +80,6 @@ def test_a_sample_belongs_to_the_center_with_the_highest_cosine() -> None:
     assert labels.assign(embeddings[:0]).shape == (0,)
 
 
-def test_each_refresh_starts_anew() -> None:
-    first, second = blobs(60)[0], blobs(60, shift=4)[0]
-    labels = refreshed(first)
-    labels.update(second)
-    labels.refresh()
-    assert same_partition(labels.assign(second), refreshed(second).assign(second))
-    assert float((centers(labels) @ centers(refreshed(first)).mT).max()) < 0.5
-
-
 @pytest.mark.parametrize("batch_size", [100, 2 * KEPT])
 def test_the_latest_samples_are_kept(batch_size: int) -> None:
     # Two old blobs, then more samples than are kept of two others: the old ones are gone.
@@ -157,15 +148,6 @@ def test_rows_without_a_direction_are_left_out() -> None:
     nothing.update(broken[10:50])
     with pytest.raises(NetsimError, match="at most 0, the number of samples so far"):
         nothing.refresh()
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_other_precisions(dtype: torch.dtype) -> None:
-    embeddings, truth = blobs(30)
-    labels = refreshed(embeddings.to(dtype))
-    assert centers(labels).dtype == torch.float32
-    with torch.autocast("cpu", torch.bfloat16):
-        assert same_partition(labels.assign(embeddings.to(dtype)), truth)
 
 
 def test_a_checkpoint_holds_the_centers() -> None:

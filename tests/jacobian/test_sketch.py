@@ -102,7 +102,6 @@ def test_convolutions_are_taken_where_they_are_cheaper() -> None:
 def test_no_sample_and_no_position() -> None:
     projection = projection_of((40, 60), 200)
     for factor in (
-        OuterFactor(torch.zeros(0, 1, 60), torch.zeros(0, 2, 1, 40)),
         OuterFactor(torch.zeros(0, 300, 60), torch.zeros(0, 2, 300, 40)),
         DenseFactor(torch.zeros(0, 2, 40, 60)),
         EmbeddingFactor(torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, 2, 3, 60), 40),

@@ -180,7 +180,6 @@ def test_it_stacks_with_other_mixins_which_see_the_source() -> None:
         ({"mmd_domains": ["source", "source"]}, "`mmd_domains` to be two different keys"),
         ({"mmd_prior": "gaussian"}, "`mmd_prior` to be one of 'normal', 'uniform'"),
         ({"mmd_prior": "normal", "mmd_whole_batch": True}, "`mmd_whole_batch` to be False with `mmd_prior`"),
-        ({"mmd_prior": "normal", "mmd_seed": -1}, "`mmd_seed` to be an int"),
         ({"mmd_criterion": 3}, "`mmd_criterion` to be `lightning_netsim.losses.MMDLoss`"),
         ({"mmd_criterion": ContrastiveLoss()}, "ContrastiveLoss, which is of something else"),
     ],
