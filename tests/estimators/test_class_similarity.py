@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_netsim.estimators import ClassSimilarity, class_similarity
@@ -183,32 +181,6 @@ def test_as_many_labels_as_samples() -> None:
     for call in (classes.update, classes.query, classes.sums):
         with pytest.raises(ValueError, match="Expected `labels` to be 3 classes, one for each sample, but got 2"):
             call(batch, [0, 1])
-
-
-@st.composite
-def labeled(draw: Callable[..., Any]) -> tuple[Tensor, list[Any]]:
-    """Draw some vectors, of which some may be left out, and labels."""
-    number, width = draw(st.integers(1, 12)), draw(st.integers(1, 4))
-    seed = draw(st.integers(0, 2**31 - 1))
-    vectors = torch.randn(number, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    vectors[draw(st.lists(st.booleans(), min_size=number, max_size=number))] *= draw(st.sampled_from([1.0, 0.0, math.nan]))
-    return vectors, draw(st.lists(st.sampled_from([0, 1, 5, "a", "b"]), min_size=number, max_size=number))
-
-
-@settings(deadline=None, max_examples=40)
-@given(labeled(), st.data())
-def test_neither_order_nor_batches_matter(drawn: tuple[Tensor, list[Any]], data: st.DataObject) -> None:
-    vectors, labels = drawn
-    order = data.draw(st.permutations(range(len(labels))))
-    cut = data.draw(st.integers(0, len(labels)))
-    batch = DenseFeatureBatch(vectors)
-    whole = updated([(batch, labels)])
-    parts = [(DenseFeatureBatch(vectors[rows]), [labels[row] for row in rows]) for rows in (order[:cut], order[cut:])]
-    shuffled = updated(parts)
-    check(shuffled, batch.inner(batch), labels, atol=1e-6) if shuffled.compute() else None
-    assert (shuffled.compute() is None) == (not batch.valid.any())
-    asked = torch.cat([shuffled.query(*part) for part in parts])
-    torch.testing.assert_close(asked, whole.query(batch, labels)[list(order)], equal_nan=True)
 
 
 def merged(parts: list[ClassSimilarity]) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 from lightning_netsim.estimators import NeighborTable
 from lightning_netsim.estimators.neighbor_table import AllPairs
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 # Few values, so that ties are common, also at the k-th place.
 VALUES = st.sampled_from([-1.0, -0.5, 0.0, 0.25, 0.5, 1.0, math.nan])
 
@@ -68,21 +67,6 @@ def test_any_tiles_in_any_order_give_the_sorted_table(case: dict) -> None:
     assert result.index.tolist() == index
     assert torch.equal(result.similarity.nan_to_num(9), values.nan_to_num(9))
     assert torch.equal(table.kth(), values[:, -1].nan_to_num(-math.inf))
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_a_large_table(device: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    similarity = (torch.rand(20, 400, generator=generator) * 20).round() / 20  # about 20 of each value in a row
-    table = NeighborTable(20, 10, device)
-    for part in torch.randperm(400, generator=generator).split(64):
-        table.offer(similarity[:, part].to(device), part, exclude=torch.arange(20))
-    result = table.result(recall=1.0)
-    index, values = full_sort(similarity.tolist(), list(range(400)), 10, list(range(20)))
-    assert result.index.tolist() == index
-    assert torch.equal(result.similarity, values)
-    assert result.recall == 1.0
-    assert result.index.device.type == result.similarity.device.type == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,7 @@ FORMS: dict[str, tuple[Callable[[], AbstractFactor], type[AbstractFactor], type[
     "one position": (lambda: linear(1, 30, 20), OuterFactor, OuterFactor),
     "one column": (lambda: linear(1, 1, 20), DenseFactor, DenseFactor),
     "more positions": (lambda: linear(8, 40, 30), DenseFactor, OuterFactor),
-    "many positions": (lambda: linear(50, 8, 6), DenseFactor, DenseFactor),
     "many channels": (lambda: convolution(32, 4, 32, 3), OuterFactor, ConvolutionFactor),
-    "large pictures": (lambda: convolution(3, 16, 4, 3), DenseFactor, DenseFactor),
     "a picture of a medium size": (lambda: convolution(16, 8, 16, 3), DenseFactor, ConvolutionFactor),
     "a table": (table, EmbeddingFactor, EmbeddingFactor),
 }

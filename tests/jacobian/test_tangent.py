@@ -142,10 +142,9 @@ def test_under_no_grad_and_inference_mode() -> None:
     operator = JacobianOperator(model, create_graph=True)
     wanted = operator.tangent(inputs, torch.ones_like(inputs)).materialize()
     assert wanted.any()
-    with torch.no_grad():
-        assert torch.equal(operator.tangent(inputs, torch.ones_like(inputs)).materialize(), wanted)
-    with torch.inference_mode():
-        assert torch.equal(operator.tangent(inputs, torch.ones_like(inputs)).materialize(), wanted)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert torch.equal(operator.tangent(inputs, torch.ones_like(inputs)).materialize(), wanted)
 
 
 @pytest.mark.parametrize(

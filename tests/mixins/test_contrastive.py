@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_netsim import NetsimError
 from lightning_netsim.losses import ContrastiveLoss, GroupSimilarityLoss, MetricLearningLoss
-from lightning_netsim.mixins import ContrastiveMixin, DifferenceAlignmentMixin, SimilarityMixin
+from lightning_netsim.mixins import ContrastiveMixin
 from tests.mixins.modules import CLASSES, Embedded, Encoder, Plain, TrainedEncoder, batch, gradients, loader, trainer
 
 PROXIES = {"num_classes": CLASSES, "embedding_size": CLASSES}
@@ -262,18 +262,6 @@ def test_a_resumed_run_goes_on_with_clusters_and_proxies(kind: str, tmp_path: Pa
     again, _ = fit(3, ckpt_path=tmp_path / "last.ckpt")
     for name, value in again.named_parameters():
         assert torch.equal(value, whole.get_parameter(name))
-
-
-def test_mixins_stack() -> None:
-    class Everything(SimilarityMixin, DifferenceAlignmentMixin, ContrastiveMixin, Plain):
-        """All terms at once."""
-
-    module = Everything(similarity_weight=0.2, alignment_weight=0.3, contrastive_weight=0.4)
-    only = dict.fromkeys(("similarity_weight", "alignment_weight", "contrastive_weight"), 0.0)
-    plain = Plain().training_step(batch(), 0)
-    parts = [Everything(**{**only, name: weight}) for name, weight in zip(only, (0.2, 0.3, 0.4), strict=True)]
-    wanted = plain + sum(part.training_step(batch(), 0) - plain for part in parts)
-    torch.testing.assert_close(module.training_step(batch(), 0), wanted)
 
 
 def test_half_precision() -> None:

@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_netsim import NetsimError
-from lightning_netsim.losses import ContrastiveLoss, DifferenceAlignmentLoss, MMDLoss
-from lightning_netsim.mixins import DifferenceAlignmentMixin, MMDMixin
+from lightning_netsim.losses import ContrastiveLoss, MMDLoss
+from lightning_netsim.mixins import ContrastiveMixin, DifferenceAlignmentMixin, MMDMixin, SimilarityMixin
 from tests.mixins.modules import Plain, batch, gradients, loader, trainer
 
 FIXED = MMDLoss(bandwidths=[0.5, 2.0])
@@ -162,16 +162,18 @@ def test_a_prior_by_a_function() -> None:
         wrong.training_step((inputs, labels), 0)
 
 
-def test_it_stacks_with_other_mixins_which_see_the_source() -> None:
-    class Stacked(DifferenceAlignmentMixin, MMDMixin, Plain):
-        """Both terms."""
+def test_mixins_stack_and_the_others_see_the_source() -> None:
+    class Everything(SimilarityMixin, DifferenceAlignmentMixin, ContrastiveMixin, MMDMixin, Plain):
+        """All terms at once."""
 
-    alignment = DifferenceAlignmentLoss(pairs="all")
-    pair = domains()
-    inputs, labels = pair["source"]
-    module = Stacked(mmd_criterion=FIXED, alignment_criterion=alignment)
-    wanted = wanted_loss(module, pair, 1.0, module.net) + alignment(module.net(inputs), labels)
-    torch.testing.assert_close(module.training_step(pair, 0), wanted)
+    def step(*weights: float) -> Tensor:
+        names = ("similarity_weight", "alignment_weight", "contrastive_weight", "mmd_weight")
+        return Everything(**dict(zip(names, weights, strict=True))).training_step(domains(), 0)
+
+    plain = F.cross_entropy(Plain().net(domains()["source"][0]), domains()["source"][1])
+    parts = [step(0.2, 0, 0, 0), step(0, 0.3, 0, 0), step(0, 0, 0.4, 0), step(0, 0, 0, 0.5)]
+    assert all(part != plain for part in parts)
+    torch.testing.assert_close(step(0.2, 0.3, 0.4, 0.5), plain + sum(part - plain for part in parts))
 
 
 @pytest.mark.parametrize(

@@ -148,12 +148,6 @@ def test_validation_by_the_training_step_adds_nothing() -> None:
         assert added(Validated(criterion=OutputNorm(), similarity_weight=0.5)) == pytest.approx(0)
 
 
-def test_the_criterion_can_be_exchanged() -> None:
-    module = Regularized(similarity_weight=0.5)
-    module.similarity_criterion = OutputNorm()
-    assert added(module) == pytest.approx(1)
-
-
 @pytest.mark.parametrize("result", [None, {"outputs": 1}])
 def test_a_step_that_is_skipped_or_without_a_loss_is_left_to_lightning(result: Any) -> None:
     class Lossless(SimilarityMixin, Plain):
