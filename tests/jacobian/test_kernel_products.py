@@ -128,10 +128,10 @@ def test_products_of_different_kinds_of_factors() -> None:
 
 GEOMETRIES: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], tuple[int, ...]]] = {
     "1d stride leaves a rest": (nn.Conv1d, {"kernel_size": 3, "stride": 4, "padding": 1}, (12,)),
-    "1d dilated groups": (nn.Conv1d, {"kernel_size": 2, "dilation": 3, "groups": 2}, (9,)),
     "2d whole input": (nn.Conv2d, {"kernel_size": (4, 3)}, (4, 3)),
     "2d stride leaves a rest": (nn.Conv2d, {"kernel_size": (3, 2), "stride": (2, 3), "padding": (0, 1)}, (8, 7)),
     "2d all": (nn.Conv2d, {"kernel_size": 3, "stride": 2, "padding": 2, "dilation": (1, 2), "groups": 2}, (7, 8)),
+    "2d same": (nn.Conv2d, {"kernel_size": (4, 3), "padding": "same", "dilation": (1, 2)}, (6, 6)),
     "2d reflect": (nn.Conv2d, {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"}, (5, 5)),
     "3d all": (
         nn.Conv3d,
