@@ -75,14 +75,10 @@ def test_neighbors_table_has_a_row_for_each_pair_that_was_found() -> None:
     np.testing.assert_allclose(record.neighbors["similarity"], [0.9, 0.5, 0.8, 0.7, 0.6], rtol=1e-6)
     assert "neighbor_label" not in record.neighbors
     assert record.activation_neighbors is None
-
-
-def test_activation_neighbors_are_a_table_of_their_own() -> None:
     other = KernelNeighborsResult(torch.full((4, 1), 0.25), torch.tensor([[5], [3], [3], [5]]))
-    record = make_record(made(samples(INDEX), activation_neighbors=other), SETTINGS, {})
-    assert record.activation_neighbors is not None
-    assert record.activation_neighbors["neighbor"].tolist() == [5, 3, 3, 5]
-    assert record.activation_neighbors["rank"].tolist() == [1, 1, 1, 1]
+    found = make_record(made(samples(INDEX), activation_neighbors=other), SETTINGS, {}).activation_neighbors
+    assert found is not None
+    assert found[["rank", "neighbor"]].to_numpy().tolist() == [[1, 5], [1, 3], [1, 3], [1, 5]]
 
 
 def test_quantities_are_labels_but_not_classes() -> None:
