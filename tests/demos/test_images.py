@@ -111,9 +111,10 @@ def test_a_run_draws_by_the_counts_of_the_last(counted: Path, tmp_path: Path) ->
     assert samples.set_index("index")["soft_count"][drawn.epochs[0]].is_monotonic_increasing
 
 
-def test_a_resumed_fit_draws_as_one_that_was_not_interrupted(counted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_resumed_fit_draws_as_one_that_was_not_interrupted(counted: Path, tmp_path: Path, num_workers: int) -> None:
     def data() -> DigitsDataModule:
-        return DigitsDataModule(batch_size=16, val_fraction=0.95, counts=str(counted))
+        return DigitsDataModule(batch_size=16, val_fraction=0.95, counts=str(counted), num_workers=num_workers)
 
     whole, first, second = Drawn(), Drawn(), Drawn()
     fit(tmp_path, data(), whole, epochs=3)
