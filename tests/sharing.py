@@ -1,14 +1,17 @@
-"""Run with a directory and a rank as arguments: one of two processes that measure the same sets together."""
+"""Measurements that two processes share, and what has to be the same however many there are."""
 
 from __future__ import annotations
 
-import sys
+import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faiss
+import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_netsim._checks import NetsimError
 from lightning_netsim.data.processes import Processes
@@ -20,10 +23,6 @@ from tests.measuring import classifier, loader, whole
 
 PLANS = ("store", "sketch", "reiterate")
 SIZE, OTHERS, FEW = 150, 90, 10
-
-
-def model() -> nn.Module:
-    return classifier()
 
 
 def inputs(number: int, seed: int) -> Tensor:
@@ -47,7 +46,7 @@ def measured(plan: str, apart: bool, processes: Processes | None = None, size: i
     )
     queries = from_loader(loader(inputs(size, 1), torch.arange(size) % 3), whole)
     reference = from_loader(loader(inputs(OTHERS, 2)), whole) if apart else None
-    return measure_similarity(model(), queries, reference, settings, processes=processes)
+    return measure_similarity(classifier(), queries, reference, settings, processes=processes)
 
 
 def disagreement(rank: int, processes: Processes) -> list[str]:
@@ -56,7 +55,7 @@ def disagreement(rank: int, processes: Processes) -> list[str]:
     for number, labels in ((SIZE + rank, torch.zeros(SIZE + rank)), (SIZE, torch.full((SIZE,), rank))):
         source = from_loader(loader(inputs(number, 1), labels.long()), whole)
         try:
-            measure_similarity(model(), source, settings=SweepSettings(k=2), processes=processes)
+            measure_similarity(classifier(), source, settings=SweepSettings(k=2), processes=processes)
         except NetsimError as error:
             said.append(str(error))
     return said
@@ -83,16 +82,40 @@ def values(result: SimilarityResult) -> dict[str, Any]:
     }
 
 
-def main(path: Path, rank: int) -> None:
+def shared(processes: Processes) -> dict[str, Any]:
+    """Return what one of several processes finds; of few samples there is one batch, and the second has nothing to do."""
+    found = {
+        (plan, apart, size): values(measured(plan, apart, processes, size))
+        for plan in PLANS
+        for apart in (False, True)
+        for size in (SIZE, FEW)
+    }
+    return {"found": found, "said": disagreement(processes.rank, processes)}
+
+
+def together(path: Path, function: Callable[[Processes], Any]) -> list[Any]:
+    """Return what a function returns in each of two processes, which are copies of this one.
+
+    Args:
+        path: an empty directory, where they meet.
+        function: called with the processes.
+    """
+    if not dist.is_available() or "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("needs torch.distributed and a system that forks")
+    context = multiprocessing.get_context("fork")
+    running = [context.Process(target=_run, args=(path, rank, function)) for rank in (0, 1)]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(timeout=240)
+    assert [process.exitcode for process in running] == [0, 0]
+    return [torch.load(path / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+def _run(path: Path, rank: int, function: Callable[[Processes], Any]) -> None:
+    # The threads of the copied process are gone: what waits for them would wait for ever.
     torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{path / 'meet'}", rank=rank, world_size=2)
-    processes = Processes.current()
-    found = {(plan, apart): values(measured(plan, apart, processes)) for plan in PLANS for apart in (False, True)}
-    # One batch: the second process has nothing to do.
-    few = {(plan, apart): values(measured(plan, apart, processes, FEW)) for plan in PLANS for apart in (False, True)}
-    torch.save({"found": found, "few": few, "said": disagreement(rank, processes)}, path / f"{rank}.pt")
+    torch.save(function(Processes.current()), path / f"{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -70,7 +70,7 @@ class Data(LightningDataModule):
             return [DataLoader(Points(12), batch_size=5), DataLoader(Points(10), batch_size=5)]
         if self.kind == "batches":
             return Batches()
-        return DataLoader(Points(noise=self.kind == "noise"), batch_size=8, shuffle=self.kind == "shuffled")
+        return DataLoader(Points(noise="noise" in self.kind), batch_size=8, shuffle="shuffled" in self.kind)
 
     test_dataloader = val_dataloader
 

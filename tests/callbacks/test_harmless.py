@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,33 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from lightning_netsim import SimilarityMonitor
-from tests.callbacks.runs import Data, Network, Witness, fit, quiet_trainer
+from tests.callbacks.runs import SAMPLES, Data, Network, Witness, fit, quiet_trainer
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "bfloat16_mixed": {"precision": "bf16-mixed"},
-    "bfloat16_true": {"precision": "bf16-true"},
-    "float64": {"precision": "64-true"},
-    "accumulation": {"accumulate_grad_batches": 4, "val_check_interval": 3},
-    "limited": {"limit_val_batches": 2},
-    "no_sanity": {"num_sanity_val_steps": 0},
-    "no_inference_mode": {"inference_mode": False},
+SWEEPS = {"plan": "reiterate", "projection_dim": 64}
+#: The validation loader, and what monitor and Trainer are told.
+SITUATIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "plain": ("noise", {}, {}),
+    "bfloat16_mixed": ("noise", {}, {"precision": "bf16-mixed"}),
+    "bfloat16_true": ("noise", {}, {"precision": "bf16-true"}),
+    "float64": ("noise", {}, {"precision": "64-true"}),
+    "accumulation": ("noise", {}, {"accumulate_grad_batches": 4, "val_check_interval": 3}),
+    "limited": ("noise", {}, {"limit_val_batches": 2}),
+    "no_sanity": ("noise", {}, {"num_sanity_val_steps": 0}),
+    "no_inference_mode": ("noise", {}, {"inference_mode": False}),
+    "shuffled": ("shuffled", {}, {}),
+    "stream": ("stream", {}, {}),
+    "two": ("two", {}, {}),
+    "batches": ("batches", {}, {}),
+    "sweeps": ("noise", SWEEPS, {}),
+    # Read again in order, which draws from all generators.
+    "sweeps_shuffled": ("shuffled noise", SWEEPS, {}),
 }
+QUICK = ("plain", "bfloat16_mixed", "two", "sweeps_shuffled")
+
+
+def slow_but(quick: Iterable[str], names: Iterable[str]) -> list[Any]:
+    """Return the names; those that are not quick are marked as slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def assert_same(left: Any, right: Any, where: str = "") -> None:
@@ -43,40 +59,23 @@ def assert_same(left: Any, right: Any, where: str = "") -> None:
         assert left == right, where
 
 
-def monitor() -> SimilarityMonitor:
-    return SimilarityMonitor(k=3, summary=False)
+def monitor(**settings: Any) -> SimilarityMonitor:
+    return SimilarityMonitor(k=3, summary=False, **settings)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", slow_but(QUICK, SITUATIONS))
 def test_fit_is_bit_identical(name: str, tmp_path: Path) -> None:
-    watching = monitor()
-    _, _, with_monitor = fit(tmp_path / "with", watching, "noise", **OPTIONS[name])
-    _, _, without = fit(tmp_path / "without", None, "noise", **OPTIONS[name])
+    kind, settings, options = SITUATIONS[name]
+    watching = monitor(**settings)
+    _, _, with_monitor = fit(tmp_path / "with", watching, kind, **options)
+    _, _, without = fit(tmp_path / "without", None, kind, **options)
     assert watching.result is not None
+    assert len(watching.result.queries.index) == (16 if name == "limited" else SAMPLES)
+    assert watching.result.plan["kind"] == settings.get("plan", "store")
     assert_same(with_monitor.seen, without.seen)
 
 
-@pytest.mark.parametrize("kind", ["shuffled", "stream", "two", "batches"])
-def test_every_kind_of_loader_is_left_alone(kind: str, tmp_path: Path) -> None:
-    watching = monitor()
-    _, _, with_monitor = fit(tmp_path / "with", watching, kind)
-    _, _, without = fit(tmp_path / "without", None, kind)
-    assert watching.result is not None
-    assert len(watching.result.queries.index) == 22
-    assert_same(with_monitor.seen, without.seen)
-
-
-def test_two_sweeps_change_nothing(tmp_path: Path) -> None:
-    for kind in ("noise", "shuffled"):
-        small = SimilarityMonitor(k=3, summary=False, plan="reiterate", projection_dim=64)
-        _, _, with_monitor = fit(tmp_path / f"with-{kind}", small, kind)
-        _, _, without = fit(tmp_path / f"without-{kind}", None, kind)
-        assert small.record is not None
-        assert small.record.meta["plan"]["kind"] == "reiterate"
-        assert_same(with_monitor.seen, without.seen)
-
-
-@pytest.mark.parametrize("kind", ["plain", "stream"])
+@pytest.mark.parametrize("kind", slow_but(["stream"], ["plain", "stream"]))
 def test_averaged_weights_are_measured_and_left_in_place(kind: str, tmp_path: Path) -> None:
     averaged, raw = monitor(), monitor()
     _, _, with_monitor = fit(tmp_path / "with", averaged, kind, [EMAWeightAveraging(decay=0.5)])
@@ -89,7 +88,7 @@ def test_averaged_weights_are_measured_and_left_in_place(kind: str, tmp_path: Pa
     assert not averaged.record.samples["gradient_norm"].equals(raw.record.samples["gradient_norm"])
 
 
-@pytest.mark.parametrize("stage", ["validate", "test"])
+@pytest.mark.parametrize("stage", slow_but(["test"], ["validate", "test"]))
 def test_validate_and_test_are_bit_identical(stage: str, tmp_path: Path) -> None:
     def run(watching: SimilarityMonitor | None, path: Path) -> tuple[Any, list[dict[str, Any]]]:
         seed_everything(0)
@@ -104,6 +103,7 @@ def test_validate_and_test_are_bit_identical(stage: str, tmp_path: Path) -> None
     assert watching.result is not None
 
 
+@pytest.mark.slow
 def test_resume_is_bit_identical(tmp_path: Path) -> None:
     def run(watching: bool, path: Path) -> list[dict[str, Any]]:
         first = monitor() if watching else None

@@ -59,16 +59,26 @@ def test_a_sequence_is_inputs_labels_and_more(batch: Any) -> None:
     assert read.inputs is X
 
 
-def test_inputs_that_are_a_tuple_go_to_the_model_as_they_are() -> None:
-    model, pair = Echo(), (torch.ones(3, 1), X)
-    read = read_batch(model, (pair, Y))
-    assert model.seen is pair
-    assert read.inputs is pair[0]
+PAIR, TEXTS, NUMBERS = (torch.ones(3, 1), X), ["one", "two", "three"], [1.0, 2.0, 3.0]
 
 
-@pytest.mark.parametrize("mapping", [dict, UserDict])
-@pytest.mark.parametrize("label", ["label", "labels", "target", "targets", "y"])
-@pytest.mark.parametrize("name", ["id", "ids", "sample_id", "index", "idx"])
+@pytest.mark.parametrize(("inputs", "shown"), [(PAIR, PAIR[0]), (TEXTS, TEXTS), (NUMBERS, None)])
+def test_inputs_go_to_the_model_as_they_are_and_what_a_person_can_look_at_is_shown(inputs: Any, shown: Any) -> None:
+    model = Echo()
+    assert read_batch(model, (inputs, Y)).inputs is shown
+    assert model.seen is inputs
+
+
+@pytest.mark.parametrize(
+    ("mapping", "label", "name"),
+    [
+        (dict, "label", "id"),
+        (dict, "labels", "ids"),
+        (UserDict, "target", "sample_id"),
+        (dict, "targets", "index"),
+        (dict, "y", "idx"),
+    ],
+)
 def test_a_mapping_loses_labels_and_ids_and_goes_as_keywords(mapping: type, label: str, name: str) -> None:
     model = Anything()
     read = read_batch(model, mapping({"input_ids": X, label: Y, name: ["a", "b", "c"], "extra": 1}))
@@ -93,18 +103,6 @@ def test_a_mapping_of_which_forward_takes_nothing_is_refused_with_its_keys() -> 
     ) as e:
         read_batch(Keywords(), {"pixels": X, "image": X, "label": Y})
     assert "similarity_step" in str(e.value)
-
-
-@pytest.mark.parametrize("texts", [["one", "two"], ("one", "two")])
-def test_texts_are_inputs_and_are_shown(texts: Any) -> None:
-    model = Echo(LOGITS[:2])
-    read = read_batch(model, (texts, Y[:2]))
-    assert model.seen is texts
-    assert read.inputs is texts
-
-
-def test_inputs_of_no_known_kind_have_nothing_to_show() -> None:
-    assert read_batch(Echo(), ([1.0, 2.0, 3.0], Y)).inputs is None
 
 
 @dataclass
@@ -191,9 +189,6 @@ def test_similarity_step_has_the_first_word() -> None:
     batch = object()
     assert read_batch(model, batch, 7) is wanted
     assert model.seen == (batch, 7)
-
-
-def test_similarity_step_must_return_its_own_kind() -> None:
     with pytest.raises(ValueError, match="`similarity_step` to be a method that returns a SimilarityBatch, but got Tensor"):
         read_batch(Says(LOGITS), X)
 

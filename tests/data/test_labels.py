@@ -41,10 +41,6 @@ def test_the_kind_of_the_labels_of_a_batch(labels: Any, column: list[Any] | None
     assert are_classes(column) == (kind in ("class", "name"))
 
 
-def test_the_kind_of_a_tensor_is_that_of_its_dtype() -> None:
-    assert (label_kind(torch.tensor([1.0])), label_kind(torch.tensor([1]))) == ("value", "class")
-
-
 @pytest.mark.parametrize(
     ("labels", "outputs", "binary"),
     [
@@ -86,6 +82,7 @@ def test_a_label_for_each_sample_is_no_class(labels: int, samples: int, few: boo
         ([2, 63] * 20, [0, 1] * 20, False),  # The 64th output of an embedding is no class.
         ([2, 63] * 19 + [0, 1], [0, 1] * 20, False),  # Some of them agree with the labels by chance.
         ([0, 999] * 20, [0, 1] * 20, True),  # Of a thousand classes, data may hold two.
+        ([3] * 40, [1] * 40, True),
         ([63], [0], True),  # One sample says nothing.
         ([0, 40] * 20, ["a", "b"] * 20, True),
         ([0, 40] * 20, [-1] * 40, True),

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,53 +10,29 @@ import torch
 from lightning_netsim.data.processes import Processes
 from tests import sharing
 
-ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Return what each of two processes wrote."""
-    if not torch.distributed.is_available():
-        pytest.skip("this build of torch has no torch.distributed")
-    path = tmp_path_factory.mktemp("sharing")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    script = str(Path(sharing.__file__))
-    running = [
-        subprocess.Popen([sys.executable, script, str(path), str(rank)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in (0, 1)
-    ]
-    errors = [process.communicate(timeout=240)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], "\n".join(error[-2000:] for error in errors)
-    return [torch.load(path / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    """Return what each of two processes found."""
+    return sharing.together(tmp_path_factory.mktemp("sharing"), sharing.shared)
 
 
+@pytest.mark.parametrize("size", [sharing.SIZE, sharing.FEW])
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("plan", sharing.PLANS)
-def test_a_process_may_have_nothing_to_do(two: list[dict[str, Any]], plan: str, apart: bool) -> None:
-    alone = sharing.values(sharing.measured(plan, apart, size=sharing.FEW))
-    for process in two:
-        found = process["few"][plan, apart]
-        assert torch.equal(found["index"], alone["index"])
-        torch.testing.assert_close(found["soft"], alone["soft"], rtol=1e-5, atol=2e-5, equal_nan=True)
-
-
-@pytest.mark.parametrize("apart", [False, True])
-@pytest.mark.parametrize("plan", sharing.PLANS)
-def test_both_find_what_one_process_finds(two: list[dict[str, Any]], plan: str, apart: bool) -> None:
-    alone = sharing.values(sharing.measured(plan, apart))
+def test_both_find_what_one_process_finds(two: list[dict[str, Any]], plan: str, apart: bool, size: int) -> None:
+    alone = sharing.values(sharing.measured(plan, apart, size=size))
     assert alone["num_left_out"] == 1 + apart
-    assert (alone["num_sweeps"] > 2) == (plan == "reiterate")
+    if size == sharing.SIZE:
+        assert (alone["num_sweeps"] > 2) == (plan == "reiterate")
     for process in two:
-        found = process["found"][plan, apart]
+        found = process["found"][plan, apart, size]
         for name in ("index", "positions", "labels", "predictions", "num_reference", "num_left_out", "recall"):
             assert str(found[name]) == str(alone[name]), name
         for name in ("soft", "similarity", "norm", "activations", "hard", "power"):
             torch.testing.assert_close(found[name], alone[name], rtol=1e-5, atol=2e-5, equal_nan=True)
-
-
-def test_several_lots_were_ranked(two: list[dict[str, Any]]) -> None:
-    assert all(process["found"]["reiterate", False]["num_sweeps"] > 2 for process in two)
+    # There were several lots to rank.
+    assert all(process["found"]["reiterate", False, sharing.SIZE]["num_sweeps"] > 2 for process in two)
 
 
 def test_processes_that_disagree_about_the_data_are_told(two: list[dict[str, Any]]) -> None:

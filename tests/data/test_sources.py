@@ -75,10 +75,6 @@ def test_a_loader_is_read_in_the_order_of_its_data_set(size: int, shuffle: bool)
     assert (source.num_samples, source.extent, source.positions) == (10, 10, None)
 
 
-def test_what_is_dropped_at_the_end_is_read_too() -> None:
-    assert read(from_loader(DataLoader(dataset(), 4, drop_last=True), first))[1] == list(range(10))
-
-
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_a_fixed_subset(shuffle: bool) -> None:
     loader = DataLoader(dataset(), 3, shuffle=shuffle)
@@ -92,6 +88,7 @@ def test_a_fixed_subset(shuffle: bool) -> None:
     assert read(from_loader(loader, first, max_samples=4, seed=5))[1] == index
     others = [read(from_loader(loader, first, max_samples=4, seed=seed))[1] for seed in range(6, 12)]
     assert any(other != index for other in others)
+    assert [fixed_subset(10, maximum, seed=1) for maximum in (None, 10, 11)] == [None] * 3
 
 
 def test_limits() -> None:
@@ -101,6 +98,9 @@ def test_limits() -> None:
     source = from_loader(loader, first, max_samples=2, limit_batches=2)
     assert set(read(source)[1]) <= set(range(6))
     assert source.extent == 10
+    # A batch sampler of the user's own gives the size; what a loader drops at the end is read too.
+    assert [len(chunk.index) for chunk in from_loader(DataLoader(dataset(), batch_sampler=ByTwo()), first)] == [2] * 5
+    assert read(from_loader(DataLoader(dataset(), 4, drop_last=True), first))[1] == list(range(10))
 
 
 def test_transfer_sees_every_batch_and_its_number() -> None:
@@ -128,7 +128,7 @@ def test_a_collate_function_is_kept() -> None:
     assert read(from_loader(loader, first))[0] == (VALUES + 100).tolist()
 
 
-@pytest.mark.parametrize("make", [lambda: DataLoader(Stream(), 4), lambda: Batches()])
+@pytest.mark.parametrize("make", [lambda: DataLoader(Stream(), 4), Batches])
 def test_without_an_index_samples_are_numbered_as_they_come(make: Any) -> None:
     source = from_loader(make(), lambda batch, batch_idx: batch)
     for _ in range(2):
@@ -138,66 +138,37 @@ def test_without_an_index_samples_are_numbered_as_they_come(make: Any) -> None:
     assert read(from_loader(make(), lambda batch, batch_idx: batch, limit_batches=1))[1] == [0, 1, 2, 3]
 
 
-def test_entries_of_the_data_set_that_are_batches_already() -> None:
-    loader = DataLoader(TensorDataset(VALUES.view(5, 2)), batch_size=None)
-    assert not is_indexed(loader)
-    assert read(from_loader(loader, first)) == (VALUES.tolist(), list(range(10)))
-
-
 def test_batches_without_transfer() -> None:
+    batches = [VALUES[:4], VALUES[4:8], VALUES[8:]]
+    sizes = [from_batches(batches, **limit).num_samples for limit in ({}, {"max_samples": 6}, {"limit_batches": 1})]
+    assert sizes == [10, 6, 4]
+    whole = DataLoader(TensorDataset(VALUES.view(5, 2)), batch_size=None)
+    assert read(from_loader(whole, first)) == (VALUES.tolist(), list(range(10)))
     assert read(from_batches([(VALUES[:3], "a"), (VALUES[3:], "b")])) == (VALUES.tolist(), list(range(10)))
     chunk = next(iter(from_batches([(VALUES[:3], ["a", "b", "c"])], max_samples=2)))
     assert chunk.batch[1] == ["a", "b"]
 
 
-def _loaders() -> dict[str, Any]:
-    return {
-        "sequential": DataLoader(dataset(), 4),
-        "shuffled": DataLoader(dataset(), 4, shuffle=True),
-        "random sampler": DataLoader(dataset(), 4, sampler=RandomSampler(dataset())),
-        "batch sampler": DataLoader(dataset(), batch_sampler=ByTwo()),
-        "shuffled batches": DataLoader(dataset(), batch_sampler=BatchSampler(RandomSampler(dataset()), 4, False)),
-        "batches in order": DataLoader(dataset(), batch_sampler=BatchSampler(SequentialSampler(dataset()), 4, False)),
-        "stream": DataLoader(Stream(), 4),
-        "whole batches": DataLoader(dataset(), batch_size=None),
-        "list": [VALUES],
-    }
+def ordered(sampler: Any) -> DataLoader[Any]:
+    return DataLoader(dataset(), batch_sampler=BatchSampler(sampler, 4, False))
 
 
 @pytest.mark.parametrize(
-    ("kind", "indexed", "sequential"),
+    ("loader", "indexed", "sequential"),
     [
-        ("sequential", True, True),
-        ("shuffled", True, False),
-        ("random sampler", True, False),
-        ("batch sampler", True, False),
-        ("shuffled batches", True, False),
-        ("batches in order", True, True),
-        ("stream", False, False),
-        ("whole batches", False, False),
-        ("list", False, False),
+        (DataLoader(dataset(), 4), True, True),
+        (DataLoader(dataset(), 4, shuffle=True), True, False),
+        (DataLoader(dataset(), batch_sampler=ByTwo()), True, False),
+        (ordered(RandomSampler(dataset())), True, False),
+        (ordered(SequentialSampler(dataset())), True, True),
+        (DataLoader(Unsized(), batch_sampler=[[0, 1], [2]]), False, False),
+        (DataLoader(Stream(), 4), False, False),
+        (DataLoader(dataset(), batch_size=None), False, False),
+        ([VALUES], False, False),
     ],
 )
-def test_kinds_of_loaders(kind: str, indexed: bool, sequential: bool) -> None:
-    loader = _loaders()[kind]
+def test_kinds_of_loaders(loader: Any, indexed: bool, sequential: bool) -> None:
     assert (is_indexed(loader), is_sequential(loader)) == (indexed, sequential)
-
-
-def test_a_data_set_without_a_length_has_no_index() -> None:
-    assert not is_indexed(DataLoader(Unsized(), batch_sampler=[[0, 1], [2]]))
-
-
-def test_a_batch_sampler_gives_the_size_of_batches() -> None:
-    source = from_loader(DataLoader(dataset(), batch_sampler=ByTwo()), first)
-    assert [len(chunk.index) for chunk in source] == [2] * 5
-
-
-@pytest.mark.parametrize(("maximum", "wanted"), [(None, None), (10, None), (11, None), (3, 3)])
-def test_fixed_subset(maximum: int | None, wanted: int | None) -> None:
-    chosen = fixed_subset(10, maximum, seed=1)
-    assert (None if chosen is None else len(chosen)) == wanted
-    if chosen is not None:
-        assert chosen.unique().tolist() == chosen.tolist()
 
 
 def test_joined_loaders_go_on_counting() -> None:
@@ -207,6 +178,9 @@ def test_joined_loaders_go_on_counting() -> None:
     assert [chunk.dataloader for chunk in joined] == [0, 0, 1, 1]
     assert (joined.num_samples, joined.extent) == (9, 9)
     assert join_sources(sources[:1]) is sources[0]
+    unknown = join_sources([from_batches(Batches()), sources[0]])
+    assert read(unknown)[1] == list(range(14))
+    assert unknown.num_samples is None
 
 
 def test_joined_subsets_keep_their_places() -> None:
@@ -216,13 +190,6 @@ def test_joined_subsets_keep_their_places() -> None:
     assert joined.positions is not None
     assert joined.positions.tolist() == index == [*read(sources[0])[1], *(10 + i for i in read(sources[1])[1])]
     assert joined.extent == 20
-
-
-def test_a_list_of_batches_is_counted() -> None:
-    batches = [VALUES[:4], VALUES[4:8], VALUES[8:]]
-    assert from_batches(batches).num_samples == 10
-    assert from_batches(batches, max_samples=6).num_samples == 6
-    assert from_batches(batches, limit_batches=1).num_samples == 4
 
 
 def test_processes_share_whole_batches() -> None:
@@ -238,12 +205,6 @@ def test_processes_share_whole_batches() -> None:
     assert sorted(index for share in shares for index in read(share)[1]) == list(range(14))
     with pytest.raises(ValueError, match="Expected `loader` to be a DataLoader of a data set with an index"):
         from_batches([VALUES]).split(0, 2)
-
-
-def test_joined_sources_of_unknown_length() -> None:
-    joined = join_sources([from_batches(Batches()), from_loader(DataLoader(dataset(3), 3), first)])
-    assert read(joined)[1] == list(range(13))
-    assert joined.num_samples is None
 
 
 def test_chunks_split_and_pick() -> None:

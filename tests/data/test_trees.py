@@ -47,6 +47,8 @@ def test_map_leaves_keeps_the_structure() -> None:
     assert torch.equal(doubled["more"][0], torch.tensor([0, 2, 4]))
     assert doubled["text"] == ["a", "b", "c"]
     assert BATCH["k"] == doubled["k"] == 5
+    assert len(trees.leaves(BATCH)) == 6  # A column of texts is one leaf.
+    assert [tuple(tensor.shape) for tensor in trees.tensors(BATCH)] == [(3, 2), (3,), (3, 1)]
 
 
 @pytest.mark.parametrize("mapping", [OrderedDict, Encoding])
@@ -54,16 +56,7 @@ def test_mappings_keep_their_type(mapping: type) -> None:
     mapped = trees.map_leaves(lambda leaf: leaf + 1, mapping({"a": torch.zeros(2)}))
     assert type(mapped) is mapping
     assert torch.equal(mapped["a"], torch.ones(2))
-
-
-def test_a_mapping_that_cannot_be_rebuilt_becomes_a_dict() -> None:
-    assert trees.map_leaves(len, Strange(size=4)) == {"size": 4}
-
-
-def test_leaves_and_tensors() -> None:
-    assert len(trees.leaves(BATCH)) == 6  # A column of texts is one leaf.
-    assert [tuple(tensor.shape) for tensor in trees.tensors(BATCH)] == [(3, 2), (3,), (3, 1)]
-    assert trees.leaves([]) == []
+    assert trees.map_leaves(len, Strange(size=4)) == {"size": 4}  # It cannot be made again.
 
 
 @pytest.mark.parametrize(
@@ -89,12 +82,6 @@ def test_take(index: slice | Tensor) -> None:
     assert taken["text"] == ["b", "c"]
     assert taken["scale"].shape == (2,)
     assert (taken["k"], float(taken["scalar"])) == (5, 3.0)
-
-
-def test_take_in_another_order() -> None:
-    taken = trees.take(BATCH, torch.tensor([2, 0]), 3)
-    assert taken["text"] == ["c", "a"]
-    assert taken["x"][:, 0].tolist() == [4.0, 0.0]
 
 
 def test_concatenate_undoes_take() -> None:

@@ -103,80 +103,45 @@ def test_a_caller_may_say_what_a_single_output_is(labels: list[Any] | None) -> N
     assert several.predictions(are_values=True) == several.predictions(are_values=False) == [1, 0]
 
 
-def sorted_gap(row: list[float]) -> float:
-    """Return the difference of the two largest of some numbers."""
-    return sorted(row)[-1] - sorted(row)[-2]
-
-
-def softmax(row: list[float]) -> list[float]:
-    return [math.exp(value) / sum(math.exp(other) for other in row) for value in row]
+def gap(row: list[float]) -> float:
+    """Return the difference of the two largest softmax probabilities of some logits."""
+    shares = sorted(math.exp(value) / sum(math.exp(other) for other in row) for value in row)
+    return shares[-1] - shares[-2]
 
 
 LOGITS = [[2.0, -1.0, 0.5], [0.0, 0.0, -3.0], [-7.0, 4.0, 3.5]]
+RULED_OUT = [[2.0, -math.inf, 0.5], [0.0, 0.0, -math.inf], [-math.inf, 4.0, -math.inf]]
+NO_DISTRIBUTIONS = [[0.7, 0.3], [1.5, -0.5], [0.6, 0.5]]
 
 
-@pytest.mark.parametrize("labels", [None, [0, 1, 2], ["a", "b", "c"], torch.tensor([5, 6, 7])])
-def test_the_margin_of_logits_is_that_of_their_softmax(labels: Any) -> None:
-    margin = table({"outputs": torch.tensor(LOGITS), "labels": labels}).margin()
-    assert margin is not None
-    assert margin.tolist() == pytest.approx([sorted_gap(softmax(row)) for row in LOGITS], abs=1e-7)
-    assert margin[1] == 0
-
-
-def test_large_logits_have_a_margin_of_one() -> None:
-    margin = table({"outputs": torch.tensor([[1e4, -1e4], [-1e30, 1e30]])}).margin()
-    assert margin is not None
-    assert margin.tolist() == [1, 1]
-
-
-def test_probabilities_are_kept_as_they_are() -> None:
-    outputs = torch.tensor([[0.7, 0.2, 0.1], [0.25, 0.25, 0.5], [0.0, 1.0, 0.0], [torch.nan] * 3])
-    margin = table({"outputs": outputs}).margin()
-    assert margin is not None
-    torch.testing.assert_close(margin, torch.tensor([0.5, 0.25, 1.0, torch.nan]).double(), equal_nan=True)
-
-
-@pytest.mark.parametrize("other", [[0.3, 0.7], [3.0, 0.7], [math.nan, 1.0]])
-def test_outputs_that_are_infinite_have_no_margin(other: list[float]) -> None:
-    margin = table({"outputs": torch.tensor([[math.inf, 0.0], [math.nan, 0.5], other])}).margin()
-    assert margin is not None
-    assert margin.isnan().tolist() == [True, True, math.isnan(other[0])]
-
-
-@pytest.mark.parametrize("number", [1, 3])
-def test_classes_that_are_ruled_out_have_probability_zero(number: int) -> None:
-    outputs = [[2.0, -math.inf, 0.5], [0.0, 0.0, -math.inf], [-math.inf, 4.0, -math.inf]][:number]
-    margin = table({"outputs": torch.tensor(outputs)}).margin()
-    assert margin is not None
-    assert margin.tolist() == pytest.approx([sorted_gap(softmax(row)) for row in outputs], abs=1e-7)
-
-
-@pytest.mark.parametrize("outputs", [[[0.7, 0.3], [0.6, 0.5]], [[1.5, -0.5], [0.5, 0.5]]])
-def test_a_row_that_is_no_distribution_makes_all_of_them_logits(outputs: list[list[float]]) -> None:
-    margin = table({"outputs": torch.tensor(outputs)}, {"outputs": torch.tensor([[0.4, 0.6]])}).margin()
-    assert margin is not None
-    assert margin.tolist() == pytest.approx([sorted_gap(softmax(row)) for row in [*outputs, [0.4, 0.6]]], abs=1e-7)
-
-
-@pytest.mark.parametrize("labels", [[0, 1, 1], torch.tensor([1, 0, 1]), [True, False, True], [0, 0, 0]])
-def test_one_output_of_two_classes_is_a_logit(labels: Any) -> None:
-    margin = table({"outputs": torch.tensor([[2.0], [0.0], [-3.0]]), "labels": labels}).margin()
-    wanted = [abs(2 / (1 + math.exp(-value)) - 1) for value in (2.0, 0.0, -3.0)]
-    assert margin is not None
-    assert margin.tolist() == pytest.approx(wanted, abs=1e-7)
-
-
-@pytest.mark.parametrize("labels", [None, [0, 1, 2], ["a", "b", "a"], torch.tensor([0.0, 1.0, 2.0]), [0.5, 1.5, 2.5]])
-def test_one_output_of_anything_else_has_no_margin(labels: Any) -> None:
-    assert table({"outputs": torch.randn(3, 1), "labels": labels}).margin() is None
-
-
-@pytest.mark.parametrize("labels", [torch.rand(3), torch.rand(3, 2), [0.5, 1.5, 2.5], [0.5, 1, 2]])
-def test_values_have_no_margin(labels: Any) -> None:
-    assert table({"outputs": torch.randn(3, 2), "labels": labels}).margin() is None
-    classes = {"outputs": torch.randn(3, 2), "labels": [0, 1, 0]}
-    assert table(classes).margin() is not None
-    assert table({"outputs": torch.randn(3, 2), "labels": labels}, classes).margin() is None
+@pytest.mark.parametrize(
+    ("outputs", "labels", "wanted"),
+    [
+        (LOGITS, None, [gap(row) for row in LOGITS]),
+        (LOGITS, ["a", "b", "c"], [gap(row) for row in LOGITS]),
+        (RULED_OUT, None, [gap(row) for row in RULED_OUT]),
+        # Rows that sum to one are probabilities, unless another row does not, or holds a negative number.
+        ([[0.7, 0.2, 0.1], [0.0, 1.0, 0.0], [math.nan] * 3], None, [0.5, 1.0, math.nan]),
+        (NO_DISTRIBUTIONS[:2], None, [gap(row) for row in NO_DISTRIBUTIONS[:2]]),
+        (NO_DISTRIBUTIONS[::2], None, [gap(row) for row in NO_DISTRIBUTIONS[::2]]),
+        ([[1e4, -1e4], [-1e30, 1e30]], None, [1.0, 1.0]),
+        ([[math.inf, 0.0], [math.nan, 0.5], [3.0, 0.7]], None, [math.nan, math.nan, gap([3.0, 0.7])]),
+        # A single output beside labels of two classes is the logit of one of them.
+        ([[2.0], [0.0], [-3.0]], torch.tensor([1, 0, 1]), [gap([0.0, value]) for value in (2.0, 0.0, -3.0)]),
+        ([[2.0], [0.0], [-3.0]], [0.0, 1.0, 0.0], [gap([0.0, value]) for value in (2.0, 0.0, -3.0)]),
+        ([[2.0], [0.0], [-3.0]], None, None),
+        ([[2.0], [0.0], [-3.0]], [0, 1, 2], None),
+        ([[2.0], [0.0], [-3.0]], ["a", "b", "a"], None),
+        # Values have no margin.
+        (LOGITS, torch.rand(3, 2), None),
+        (LOGITS, [0.5, 1, 2], None),
+    ],
+)
+def test_margin(outputs: Any, labels: Any, wanted: list[float] | None) -> None:
+    margin = table({"outputs": torch.tensor(outputs), "labels": labels}).margin()
+    assert (margin is None) == (wanted is None)
+    if margin is not None:
+        assert margin.tolist() == pytest.approx(wanted, abs=1e-7, nan_ok=True)
 
 
 def test_the_margin_of_several_processes_is_the_same_in_each() -> None:
@@ -199,16 +164,21 @@ def test_images_are_kept_small() -> None:
     assert kept[0].data_ptr() != tiny.data_ptr()
 
 
-@pytest.mark.parametrize("inputs", [torch.randn(3, 5), ["one", "two", "three"]])
-def test_short_vectors_and_texts_are_kept(inputs: Any) -> None:
+@pytest.mark.parametrize(
+    ("inputs", "are_kept"),
+    [
+        (torch.randn(3, 5), True),
+        (["one", "two", "three"], True),
+        (torch.randn(3, 5000), False),
+        (torch.zeros(3, 5).long(), False),
+        (torch.randn(4, 5), False),
+        ([1, 2, 3], False),
+        (None, False),
+    ],
+)
+def test_short_vectors_and_texts_are_kept(inputs: Any, are_kept: bool) -> None:
     shown = table({"inputs": inputs}).sample_set().shown
-    assert shown is not None
-    assert len(shown) == 3
-
-
-@pytest.mark.parametrize("inputs", [None, torch.randn(3, 5000), torch.zeros(3, 5).long(), torch.randn(4, 5), [1, 2, 3], 7])
-def test_anything_else_is_not(inputs: Any) -> None:
-    assert table({"inputs": inputs}).sample_set().shown is None
+    assert (None if shown is None else len(shown)) == (3 if are_kept else None)
 
 
 def test_pictures_end_with_the_budget() -> None:

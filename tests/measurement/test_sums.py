@@ -101,34 +101,24 @@ def test_queries_apart_from_the_reference(name: str, plan: str) -> None:
     assert result.same_class.isnan().tolist() == [False, True]
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_the_same_samples_as_another_set_are_compared_with_themselves(plan: str) -> None:
-    model, inputs = cases.build("mlp_2")
-    labels, similarity = LABELS["numbers"], oracle("mlp_2")
-    result = measure_similarity(model, labeled(inputs, labels), labeled(inputs, labels, 3), chosen(plan))
-    check(result, similarity, labels, similarity, labels, same=False)
-
-
 @pytest.mark.parametrize("plan", WAYS)
-@pytest.mark.parametrize("missing", ["queries", "reference", "quantities"])
-def test_what_can_be_said_where_one_of_two_sets_has_no_classes(missing: str, plan: str) -> None:
+@pytest.mark.parametrize(
+    ("own", "labels"),
+    [
+        (None, ["a", "b", "a", "b"]),
+        (torch.rand(3), ["a", "b", "a", "b"]),
+        (["a", "b", "a"], None),
+        (["a", "b", "a"], [0.5, 1.5, 2.5, 3.5]),
+    ],
+)
+def test_what_can_be_said_where_one_of_two_sets_has_no_classes(own: Any, labels: Any, plan: str) -> None:
     model, inputs = cases.build("mlp_2")
-    own: list[Any] | None = None if missing == "queries" else ["a", "b", "a"]
-    labels: Any = {"queries": ["a", "b", "a", "b"], "reference": None, "quantities": [0.5, 1.5, 2.5, 3.5]}[missing]
     result = measure_similarity(model, labeled(inputs[:3], own), labeled(inputs[3:], labels), chosen(plan))
     torch.testing.assert_close(result.counts.soft.double(), oracle("mlp_2")[:3, 3:].sum(1), rtol=0, atol=1e-5)
     assert (result.same_class, result.other_class) == (None, None)
-    assert (result.classes is None) == (missing != "queries")
+    assert (result.classes is None) == isinstance(own, list)
     if result.classes is not None:
         close(result.classes.similarity, class_oracles.class_table(oracle("mlp_2")[3:, 3:], labels)[2])
-
-
-@pytest.mark.parametrize("plan", WAYS)
-def test_queries_with_quantities_for_labels_have_no_class(plan: str) -> None:
-    model, inputs = cases.build("mlp_2")
-    result = measure_similarity(model, labeled(inputs[:3], torch.rand(3)), labeled(inputs[3:], [0, 1, 0, 1]), chosen(plan))
-    assert result.classes is not None
-    assert (result.same_class, result.other_class) == (None, None)
 
 
 NO_CLASSES = {
@@ -154,34 +144,12 @@ def test_labels_that_are_no_classes_change_nothing(kind: str, plan: str) -> None
     assert result.notes == ()
 
 
-@pytest.mark.parametrize("plan", WAYS)
-def test_a_batch_without_labels_leaves_no_classes(plan: str) -> None:
-    model, inputs = cases.build("mlp_2")
-    for batches in ([(inputs[:4], [0, 1, 0, 1]), (inputs[4:],)], [(inputs[:4],), (inputs[4:], [0, 1, 0])]):
-        assert without_classes(measure_similarity(model, from_batches(batches), settings=chosen(plan)))
-
-
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize(("size", "chunk_size"), [(1, 64), (7, 3), (7, 64)])
 def test_chunks_do_not_matter(size: int, chunk_size: int, plan: str) -> None:
     labels, similarity = LABELS["both"], oracle("mlp_2")
     result = measure("mlp_2", labels, plan, size, chunk_size=chunk_size)
     check(result, similarity, labels, similarity, labels, same=True)
-
-
-@pytest.mark.parametrize("plan", WAYS)
-def test_the_order_of_the_samples_does_not_matter(plan: str) -> None:
-    model, inputs = cases.build("mlp_2")
-    order = torch.tensor([3, 6, 0, 5, 1, 4, 2])
-    labels = LABELS["names"]
-    first = measure("mlp_2", labels, plan)
-    second = measure_similarity(model, labeled(inputs[order], [labels[row] for row in order]), settings=chosen(plan))
-    assert first.classes is not None
-    assert second.classes is not None
-    assert second.classes.classes == first.classes.classes
-    close(second.classes.similarity, first.classes.similarity.double())
-    for name in ("same_class", "other_class"):
-        close(getattr(second, name), getattr(first, name)[order].double())
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -233,14 +201,6 @@ def test_left_out_samples_belong_to_no_class(size: int, plan: str, apart: bool) 
 
 
 @pytest.mark.parametrize("plan", WAYS)
-def test_nothing_but_left_out_samples(plan: str) -> None:
-    queries = labeled(-torch.rand(6, 3), [0, 1] * 3, 3)
-    result = measure_similarity(Dead(), queries, settings=chosen(plan, projection_dim=30))
-    assert result.classes is None
-    assert result.num_left_out == 6
-
-
-@pytest.mark.parametrize("plan", WAYS)
 def test_a_subset_keeps_the_labels_of_its_samples(plan: str) -> None:
     model, inputs, labels = classifier(), torch.randn(30, 6), torch.arange(30) % 3
     queries = from_loader(loader(inputs, labels, 4), whole, max_samples=11, seed=4)
@@ -276,15 +236,6 @@ def test_without_room_classes_are_left_out_and_all_else_stays(plan: str) -> None
     assert measure_similarity(model, labeled(inputs, labels, 8), settings=chosen(plan, **enough)).classes is not None
 
 
-def test_the_note_stands_in_the_record() -> None:
-    model = nn.Sequential(nn.Linear(6, 300), nn.Tanh(), nn.Linear(300, 3))
-    samples = loader(torch.randn(24, 6), torch.arange(24) % 8, 8)
-    analysis = analyze(model, samples, k=2, directions="all", memory_budget=2e6, progress=False)
-    assert analysis.record.classes is None
-    assert any("similarity of classes is left out" in note for note in analysis.meta["notes"])
-    assert not {"same_class_similarity", "other_class_similarity"} & set(analysis.samples)
-
-
 def test_an_analysis_shows_the_table() -> None:
     model, inputs, labels = classifier(), torch.randn(20, 6), torch.arange(20) % 3
     analysis = analyze(model, loader(inputs, labels), k=2, directions="all", progress=False)
@@ -295,20 +246,6 @@ def test_an_analysis_shows_the_table() -> None:
     means = class_oracles.class_means(similarity, labels.tolist(), labels.tolist(), same=True)
     close(torch.tensor(analysis.samples["same_class_similarity"].to_numpy()), means[0])
     close(torch.tensor(analysis.samples["other_class_similarity"].to_numpy()), means[1])
-
-
-def test_queries_are_joined_with_their_ids() -> None:
-    counting, batch = Counting(1e9, in_passing=True), DenseFeatureBatch(torch.tensor([[1.0, 0], [0, 0], [0, 1]]))
-    read = SimilarityBatch(torch.zeros(3, 2), torch.tensor([4, 4, 5]))
-    counting.add(counting.sum(batch, read), 2)
-    assert [len(part) for part in (*counting.soft, *counting.own)] == [0, 0, 0, 0]
-    for labels, ids in (([4, 4, 5], [10, 12]), (None, [7, 3]), ([5, 4, 4], [1, 2])):
-        counting.take(counting.ask(batch, SimilarityBatch(torch.zeros(3, 2), labels)), batch.valid, torch.tensor(ids))
-    assert counting.soft[0].tolist() == [1] * 6
-    assert counting.soft[1].tolist() == [10, 12, 7, 3, 1, 2]
-    assert counting.own[0].tolist() == [1, 1, 0, 0]
-    assert counting.own[1].tolist() == [10, 12, 1, 2]
-    assert not counting.notes
 
 
 def swept(counting: Counting, features: DenseFeatureBatch, labels: Any, start: int = 0) -> SweptSet:
@@ -333,22 +270,14 @@ def shared(*labels: Any) -> list[Counting]:
     return countings
 
 
-def kept(*labels: Any) -> list[list[Any] | None]:
-    """Return the classes that each process has in the end."""
-    results = [counting.classes.compute() for counting in shared(*labels)]
-    return [None if result is None else result.classes for result in results]
-
-
-def test_processes_share_their_classes() -> None:
-    assert kept([0, 1, 0], [2, 1]) == [[0, 1, 2]] * 2
-
-
-def test_a_process_may_have_no_samples() -> None:
-    assert kept([0, 1, 0], []) == [[0, 1]] * 2
-
-
-def test_no_process_has_classes_where_one_has_quantities() -> None:
-    assert kept([0, 1, 0], [0.5, 1.0]) == [None] * 2
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [(([0, 1, 0], [2, 1]), [0, 1, 2]), (([0, 1, 0], []), [0, 1]), (([0, 1, 0], [0.5, 1.0]), None)],
+)
+def test_processes_share_their_classes(labels: Any, classes: list[Any] | None) -> None:
+    for counting in shared(*labels):
+        result = counting.classes.compute()
+        assert (None if result is None else result.classes) == classes
 
 
 @pytest.mark.parametrize(
