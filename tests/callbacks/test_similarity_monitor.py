@@ -14,11 +14,11 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from lightning_netsim import SimilarityBatch, SimilarityMonitor, analyze
-from lightning_netsim.records.record import SAMPLE_COLUMNS, read_record
-from tests.callbacks.runs import SAMPLES, Data, Network, Points, Stream, quiet_trainer
+from lightning_netsim.records.record import SAMPLE_COLUMNS
+from tests.callbacks.runs import SAMPLES, Points, Stream, quiet_trainer
 from tests.callbacks.small import Keyed, Small, expected_neighbors, oracle, points, records, train, watching
 
 
@@ -121,14 +121,6 @@ def test_meta_says_what_the_tables_were_made_with(run: Run) -> None:
     assert meta["seconds"] > 0
 
 
-def test_what_is_on_disk_is_what_the_monitor_holds(run: Run) -> None:
-    record = records(run.root)[-1]
-    assert run.monitor.record is not None
-    assert run.monitor.result is not None
-    np.testing.assert_array_equal(record.samples["soft_count"], run.monitor.record.samples["soft_count"])
-    np.testing.assert_allclose(record.samples["soft_count"], run.monitor.result.counts.soft.double())
-
-
 def test_scalars_are_logged_and_usable_by_other_callbacks(run: Run) -> None:
     first, second = (record.samples["neighbor_fraction"].mean() for record in records(run.root))
     metrics = run.trainer.callback_metrics
@@ -199,37 +191,23 @@ def test_a_subset_is_the_same_in_every_epoch_and_for_every_order(tmp_path: Path)
     assert all(index == seen[0] for index in seen)
 
 
-def test_a_subset_of_a_stream_is_its_first_samples_and_names_are_positions(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="named by their position"):
-        train(tmp_path, watching(max_samples=10), DataLoader(Stream(), batch_size=8), max_epochs=1)
-    record = records(tmp_path / "netsim")[-1]
-    assert record.samples["index"].tolist() == list(range(10))
-    assert "named by their position" in record.meta["notes"][0]
-
-
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_limit_val_batches_limits_the_samples(shuffle: bool, tmp_path: Path) -> None:
-    train(tmp_path, watching(), points(shuffle=shuffle), limit_val_batches=2, max_epochs=1)
-    assert records(tmp_path / "netsim")[0].samples["index"].tolist() == list(range(16))
-
-
-def test_every_nth_epoch_is_measured(tmp_path: Path) -> None:
-    monitor = watching(every_n_epochs=2)
-    train(tmp_path, monitor, max_epochs=5)
-    assert [row["epoch"] for row in monitor.history] == [1, 3]
-    assert [record.meta["epoch"] for record in records(tmp_path / "netsim")] == [1, 3]
-
-
-@pytest.mark.parametrize(("share", "epochs"), [(1e-9, [0]), (1e9, [0, 1, 2])])
-def test_a_bound_on_the_cost_skips_epochs(share: float, epochs: list[int], tmp_path: Path) -> None:
-    monitor = watching(max_overhead=share)
-    train(tmp_path, monitor, max_epochs=3)
+@pytest.mark.parametrize(
+    ("options", "epochs", "kept"),
+    [
+        ({"every_n_epochs": 2}, [1], [1]),
+        ({"max_overhead": 1e-9}, [0], [0]),
+        ({"max_overhead": 1e9}, [0, 1, 2], [0, 1, 2]),
+        ({"keep": "last"}, [0, 1, 2], [2]),
+    ],
+)
+def test_which_epochs_are_measured_and_kept(
+    options: dict[str, Any], epochs: list[int], kept: list[int], tmp_path: Path
+) -> None:
+    monitor = watching(dirpath=tmp_path / "tables", **options)
+    train(tmp_path / "run", monitor, max_epochs=3)
     assert [row["epoch"] for row in monitor.history] == epochs
-
-
-def test_only_the_last_record_is_kept(tmp_path: Path) -> None:
-    train(tmp_path, watching(keep="last"), max_epochs=3)
-    assert [record.meta["epoch"] for record in records(tmp_path / "netsim")] == [2]
+    assert [record.meta["epoch"] for record in records(tmp_path / "tables")] == kept
+    assert not (tmp_path / "run" / "netsim").exists()
 
 
 @pytest.mark.parametrize(
@@ -275,12 +253,6 @@ def test_fast_dev_run_measures_and_writes_nothing(named: bool, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_records_go_to_a_directory_of_choice(tmp_path: Path) -> None:
-    train(tmp_path / "run", watching(dirpath=tmp_path / "tables"), max_epochs=1)
-    assert len(records(tmp_path / "tables")) == 1
-    assert not (tmp_path / "run" / "netsim").exists()
-
-
 @pytest.mark.parametrize("reference", ["train", "loader"])
 def test_neighbors_are_sought_in_another_set(reference: str, tmp_path: Path) -> None:
     module = Small()
@@ -297,14 +269,37 @@ def test_neighbors_are_sought_in_another_set(reference: str, tmp_path: Path) -> 
     assert record.meta["reference"] == ("train" if reference == "train" else "other")
 
 
-def test_two_loaders_are_one_set_with_unique_indices(tmp_path: Path) -> None:
+def two_loaders() -> list[DataLoader[Any]]:
+    return [points(12), points(10, shuffle=True)]
+
+
+@pytest.mark.parametrize("loaders", [two_loaders, lambda: CombinedLoader(two_loaders(), "sequential")])
+def test_two_loaders_are_one_set_with_unique_indices(loaders: Any, tmp_path: Path) -> None:
     module = Small()
-    train(tmp_path, watching(), [points(12), points(10, shuffle=True)], module, max_epochs=1)
+    train(tmp_path, watching(), loaders(), module, max_epochs=1)
     record = records(tmp_path / "netsim")[0]
     assert record.samples["dataloader"].tolist() == [0] * 12 + [1] * 10
     assert record.samples["index"].tolist() == list(range(22))
     counts = oracle(module, torch.cat([Points(12).points, Points(10).points])).sum(1)
     np.testing.assert_allclose(record.samples["soft_count"], counts, atol=1e-3)
+
+
+@pytest.mark.parametrize("given", [None, ["x", "y", "z"]])
+def test_names_of_classes_are_those_given_or_of_the_data_set(given: list[str] | None, tmp_path: Path) -> None:
+    monitor, val = watching(class_names=given), points()
+    val.dataset.classes = ("ant", "bee", "cat")
+    train(tmp_path, monitor, val, max_epochs=1)
+    assert monitor.record is not None
+    assert monitor.record.meta["class_names"] == (given or ["ant", "bee", "cat"])
+
+
+@pytest.mark.parametrize("precision", ["float32", "inherit"])
+def test_the_precision_of_the_trainer_counts_only_where_it_is_inherited(precision: str, tmp_path: Path) -> None:
+    module, monitor = Small(), watching(precision=precision)
+    train(tmp_path, monitor, module=module, precision="bf16-mixed", max_epochs=1)
+    assert monitor.result is not None
+    difference = float((monitor.result.counts.soft - oracle(module).sum(1)).abs().max())
+    assert (difference < 1e-3) == (precision == "float32")
 
 
 class KeyedModel(Small):
@@ -330,20 +325,23 @@ class Stepping(Small):
 
 def test_similarity_step_says_what_is_compared(tmp_path: Path) -> None:
     monitor = watching(figures=True)
-    train(tmp_path, monitor, module=Stepping(), max_epochs=1)
+    train(tmp_path, monitor, DataLoader(Stream(), batch_size=8), Stepping(), max_epochs=1)
     record = records(tmp_path / "netsim")[0]
     assert record.samples["sample_id"].tolist() == [f"{i // 8}/{i % 8}" for i in range(SAMPLES)]
     assert record.samples["label"].tolist() == ["odd" if label % 2 else "even" for label in Points().labels]
     assert record.meta["directions"]["count"] == 2
+    assert record.meta["notes"] == []
     assert monitor.result is not None
     assert monitor.result.queries.shown == record.samples["sample_id"].tolist()
 
 
-def test_render_turns_samples_into_what_is_shown(tmp_path: Path) -> None:
-    monitor = watching(render=lambda sample: f"mean {float(sample.mean()):.3f}", figures=True)
-    train(tmp_path, monitor, max_epochs=1)
-    assert monitor.result is not None
-    assert monitor.result.queries.shown == [f"mean {float(point.mean()):.3f}" for point in Points().points]
+def test_samples_of_a_stream_without_names_are_named_by_position_which_is_said_once(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="named by their position") as caught:
+        train(tmp_path, watching(max_samples=10), DataLoader(Stream(), batch_size=8))
+    assert sum("named by their position" in str(warning.message) for warning in caught) == 1
+    record = records(tmp_path / "netsim")[-1]
+    assert record.samples["index"].tolist() == list(range(10))
+    assert "named by their position" in record.meta["notes"][0]
 
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
@@ -373,13 +371,6 @@ def test_the_plan_is_said_before_the_first_measurement(tmp_path: Path, caplog: A
     said = [message for message in caplog.messages if message.startswith("SimilarityMonitor")]
     assert len(said) == 1
     assert said[0].startswith("SimilarityMonitor: 22 samples, 3 directions, 203 parameters: one sweep")
-
-
-def test_a_logger_without_images_gets_the_scalars(tmp_path: Path) -> None:
-    logger = CSVLogger(tmp_path, name="csv")
-    train(tmp_path, watching(figures=True), logger=logger, max_epochs=1)
-    assert "netsim/neighbor_fraction" in (Path(logger.log_dir) / "metrics.csv").read_text()
-    assert len(records(Path(logger.log_dir) / "netsim")) == 1
 
 
 class ShowsImages(CSVLogger):
@@ -439,53 +430,11 @@ def test_training_goes_on_when_the_weights_are_not_finite(tmp_path: Path) -> Non
     assert bad.meta["num_reference"] == 0
 
 
-def test_a_sample_that_is_not_finite_is_left_out_and_counted(tmp_path: Path) -> None:
-    values = Points().points.clone()
-    values[4] = float("nan")
-    module = Small()
-    loader = DataLoader(TensorDataset(values, Points().labels), batch_size=8)
-    trainer = train(tmp_path, watching(figures=True), loader, module)
-    record = records(tmp_path / "netsim")[-1]
-    assert float(trainer.callback_metrics["netsim/left_out"]) == 1
-    assert record.samples["index"][record.samples["soft_count"].isna()].tolist() == [4]
-    assert 4 not in {*record.neighbors["index"], *record.neighbors["neighbor"]}
-    assert record.meta["num_reference"] == SAMPLES - 1
-    others = [i for i in range(SAMPLES) if i != 4]
-    counts = oracle(module, Points().points[others]).sum(1)
-    np.testing.assert_allclose(record.samples["soft_count"][others], counts, atol=1e-3)
-
-
 def test_a_fit_without_validation_says_that_nothing_is_measured(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="nothing is measured"):
         train(tmp_path, watching(), limit_val_batches=0, max_epochs=1)
 
 
-def test_a_combination_that_goes_through_loaders_in_turn_is_measured(tmp_path: Path) -> None:
-    train(tmp_path, watching(), CombinedLoader([points(12), points(10)], "sequential"), max_epochs=1)
-    assert len(records(tmp_path / "netsim")[0].samples) == 22
-
-
 def test_a_measurement_in_the_middle_of_an_epoch_has_its_own_record(tmp_path: Path) -> None:
     train(tmp_path, watching(), limit_train_batches=2, val_check_interval=1, max_epochs=1)
     assert [record.path.name for record in records(tmp_path / "netsim")] == ["epoch=0-step=1", "epoch=0-step=2"]
-
-
-def test_later_sweeps_have_exact_counts_and_a_measured_recall(tmp_path: Path) -> None:
-    module = Small()
-    train(tmp_path, watching(plan="reiterate", projection_dim=48), points(), module, max_epochs=1)
-    record = records(tmp_path / "netsim")[0]
-    assert record.meta["plan"]["kind"] == "reiterate"
-    np.testing.assert_allclose(record.samples["soft_count"], oracle(module).sum(1), atol=1e-3)
-    assert 0 < record.meta["recall"] <= 1
-    assert record.meta["sweep_disagreement"] < 1e-4
-
-
-def test_a_record_can_be_read_again(run: Run) -> None:
-    assert read_record(run.root / "epoch=0-step=2").meta["epoch"] == 0
-
-
-def test_the_example_network_is_measured_too(tmp_path: Path) -> None:
-    monitor = SimilarityMonitor(k=3, summary=False)
-    trainer = quiet_trainer(tmp_path, [monitor], max_epochs=1)
-    trainer.fit(Network(), Data())
-    assert len(records(tmp_path / "netsim")) == 1

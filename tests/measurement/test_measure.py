@@ -24,17 +24,13 @@ NAMES = [
     "mlp_2",
     "mlp_10",
     "softmax",
-    "conv2d_one_channel",
     "batch_norm",
     "embedding",
-    "called_twice",
     "lstm",
-    "gru",
     "attention_time_first",
     "tied_through_function",
     "bare_parameter_on_root",
-    "vit",
-    "resnet18",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("vit", "resnet18")),
 ]
 
 
@@ -53,9 +49,7 @@ def test_soft_counts_are_exact_by_every_plan(name: str, plan: str) -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize(
-    "name", ["mlp_1", "mlp_2", "mlp_10", "conv2d_one_channel", "gru", "embedding", "bare_parameter_on_root"]
-)
+@pytest.mark.parametrize("name", ["mlp_1", "mlp_10", "conv2d_one_channel", "gru", "embedding"])
 def test_neighbors_are_the_sorted_rows(name: str, plan: str) -> None:
     # Of so few samples, every one is a candidate.
     result, wanted = measure(name, k=3, plan=plan, projection_dim=60), oracle(name).clone().fill_diagonal_(-2)
@@ -81,7 +75,7 @@ def test_chunks_do_not_matter(size: int, chunk_size: int, plan: str) -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("name", ["mlp_1", "mlp_2", "gru", "tied_through_function"])
+@pytest.mark.parametrize("name", ["mlp_2", "gru"])
 def test_queries_apart_from_the_reference(name: str, plan: str) -> None:
     model, inputs = cases.build(name)
     settings = SweepSettings(k=2, directions="all", plan=plan, projection_dim=1000)
@@ -136,6 +130,14 @@ def test_the_audit_measures_the_recall_against_the_exact_table() -> None:
         if poor.neighbors.recall < 1:
             return
     pytest.fail("No audited table missed a neighbor: the comparison shows nothing.")
+
+
+def test_a_set_of_several_tiles_is_compared_with_itself_as_with_another() -> None:
+    inputs, settings = torch.randn(600, 6), {"plan": "store", "directions": 1, "thresholds": (0.5,)}
+    alone = measure_similarity(classifier(), source(inputs, 100), settings=SweepSettings(k=4, **settings))
+    apart = measure_similarity(classifier(), source(inputs, 100), source(inputs, 100), SweepSettings(k=5, **settings))
+    torch.testing.assert_close(alone.neighbors.similarity, apart.neighbors.similarity[:, 1:], rtol=0, atol=1e-5)
+    assert float((alone.counts.hard[0.5] - apart.counts.hard[0.5]).abs().sum()) <= 2  # Up to rounding at the threshold.
 
 
 def test_in_several_sweeps_every_lot_is_ranked() -> None:
@@ -318,12 +320,3 @@ def test_left_out_samples_are_counted_and_the_others_go_on(size: int, plan: str,
     if not apart:
         assert result.sweep_disagreement is not None
         assert result.sweep_disagreement < 1e-5
-
-
-@pytest.mark.parametrize("plan", PLANS)
-def test_nothing_but_left_out_samples(plan: str) -> None:
-    inputs = -torch.rand(6, 3)
-    result = measure_similarity(Dead(), source(inputs, 3), settings=SweepSettings(k=2, plan=plan, projection_dim=30))
-    assert result.num_left_out == 6
-    assert bool(result.counts.soft.isnan().all())
-    assert bool((result.neighbors.index == -1).all())

@@ -57,16 +57,20 @@ def test_labels_serve_as_directions() -> None:
     check_counts(result.counts.soft, oracles.dense_similarity(wanted, 1e-6).sum(1))
 
 
-def test_a_subset_keeps_the_positions_of_its_samples() -> None:
+@pytest.mark.parametrize("plan", ["store", "sketch", "reiterate"])
+def test_a_subset_keeps_the_positions_of_its_samples(plan: str) -> None:
     model, inputs = classifier(), torch.randn(30, 6)
-    queries = from_loader(loader(inputs), whole, max_samples=12, seed=4)
-    result = measure_similarity(model, queries, settings=SweepSettings(k=3, directions="all"))
+    queries = from_loader(loader(inputs), whole, max_samples=4, seed=4)
+    settings = SweepSettings(k=3, directions="all", plan=plan, projection_dim=60)
+    result = measure_similarity(model, queries, settings=settings)
     chosen = result.queries.index
-    assert len(chosen) == 12
+    assert len(chosen) == 4
+    assert int(chosen.min()) > 3  # No position is the row of a sample.
     similarity = oracles.dense_similarity(oracles.loop_jacobian(model, inputs[chosen]), 1e-6)
     check_counts(result.counts.soft, similarity.sum(1))
     order = similarity.fill_diagonal_(-2).argsort(1, descending=True)[:, :3]
     assert torch.equal(result.neighbors.index, chosen[order])
+    assert result.neighbors.recall == 1
 
 
 @pytest.mark.parametrize("plan", ["store", "sketch", "reiterate"])

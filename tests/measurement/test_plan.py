@@ -70,11 +70,6 @@ def test_of_unknown_length_one_lot_at_a_time_is_ranked() -> None:
         plan(None, plan="store")
 
 
-@pytest.mark.parametrize("kind", ["store", "sketch", "reiterate"])
-def test_the_users_word_counts(kind: str) -> None:
-    assert plan(plan=kind).kind == kind
-
-
 def test_who_chooses_an_index_has_it_searched() -> None:
     assert plan(1000, index_factory="HNSW8").kind == "sketch"
 
@@ -114,7 +109,7 @@ def test_the_chunk_shrinks_with_the_budget() -> None:
 def test_the_budget_is_a_share_of_free_memory_or_as_set() -> None:
     assert memory_budget(SweepSettings(memory_budget=123), CPU) == 123
     free = psutil.virtual_memory().available
-    assert 0 < memory_budget(SweepSettings(), CPU) < free
+    assert 0.1 * free < memory_budget(SweepSettings(), CPU) < 0.5 * free  # What is free changes meanwhile.
 
 
 def test_rates_are_those_of_a_machine() -> None:

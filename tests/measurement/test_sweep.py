@@ -90,6 +90,7 @@ def test_a_chunk_is_read_once_with_all_that_belongs_to_it() -> None:
     again = reader.read(chunk, swept.features.normalization)
     assert torch.equal(swept.features.inner(again.features), swept.features.inner(swept.features))
     assert torch.equal(swept.read.outputs, model(inputs))
+    assert not swept.read.outputs.requires_grad  # It would keep the graph of every chunk.
     assert swept.activations is not None
     torch.testing.assert_close(swept.activations.vectors(), torch.nn.functional.normalize(model[:4](inputs)))
     assert again.activations is None
