@@ -48,13 +48,15 @@ class Collector:
         seed: int,
     ) -> None:
         self._num_batches = [None if size == float("inf") else int(size) for size in num_batches]
-        self._read_again = [
-            from_loader(loader, transfer(trainer, number), max_samples, seed, _in_all_processes(loader, limit))
+        # How each loader is read again; a stream is gone through once, and its batches have to be kept.
+        self._read_again = {
+            number: from_loader(loader, transfer(trainer, number), max_samples, seed, _in_all_processes(loader, limit))
             for number, (loader, limit) in enumerate(zip(loaders, self._num_batches, strict=True))
-        ]
+            if is_indexed(loader)
+        }
         self._max_samples = max_samples
         self._room = budget
-        self._can_read_again = all(is_indexed(loader) for loader in loaders)
+        self._can_read_again = len(self._read_again) == len(loaders)
         # Several processes each see their own part: one of them reads the whole set.
         self._keeps = trainer.world_size == 1 and all(is_sequential(loader) or not is_indexed(loader) for loader in loaders)
         self._kept: list[list[Chunk]] = [[] for _ in loaders]
@@ -63,7 +65,7 @@ class Collector:
     @property
     def num_samples(self) -> int | None:
         """Return how many samples are measured; None where a data set has no length."""
-        return join_sources(self._read_again).num_samples
+        return join_sources(list(self._read_again.values())).num_samples if self._can_read_again else None
 
     @property
     def length_is_known(self) -> bool:
@@ -84,7 +86,8 @@ class Collector:
             return
         index = torch.arange(start, start + size)
         chunk = Chunk(batch, index, batch_idx, dataloader_idx)
-        subset = self._read_again[dataloader_idx].positions
+        again = self._read_again.get(dataloader_idx)
+        subset = None if again is None else again.positions
         wanted = torch.isin(index, subset) if subset is not None else index < (self._max_samples or start + size)
         if not bool(wanted.any()):
             return
@@ -107,7 +110,7 @@ class Collector:
     def source(self, pl_module: LightningModule) -> SampleSource:
         """Return the samples of the epoch."""
         if not self._keeps:
-            return join_sources(self._read_again)
+            return join_sources(list(self._read_again.values()))
         return join_sources([_kept_source(*pair, pl_module.device) for pair in zip(self._kept, self._seen, strict=True)])
 
 

@@ -367,6 +367,16 @@ def test_bad_input_is_named(outputs: int, data: Any, options: dict[str, Any], co
         ask(network(outputs), data, **options)
 
 
+@pytest.mark.parametrize("kernel", ["matrix", "outputs"])
+def test_the_budget_that_is_asked_for_is_enough(kernel: str) -> None:
+    with pytest.raises(NetsimError, match="`memory_budget`") as refused:
+        ask(network(3), [(X, Y)], kernel=kernel, memory_budget=10)
+    needed = int(str(refused.value).split("at least ")[1].split(" bytes")[0].replace(",", ""))
+    ask(network(3), [(X, Y)], kernel=kernel, memory_budget=needed)
+    with pytest.raises(NetsimError, match="`memory_budget`"):
+        ask(network(3), [(X, Y)], kernel=kernel, memory_budget=needed - 1)
+
+
 @pytest.mark.gpu
 def test_on_the_device() -> None:
     wanted = ask(network(), loader(X, Y), all_pairs=True)

@@ -190,6 +190,21 @@ def test_copies_are_copies_within_the_rounding_of_float32(copies: int) -> None:
     assert not report.table["is_outlier_issue"].any()
 
 
+def test_samples_without_activations_are_copies_of_none_and_no_leaks() -> None:
+    record = with_copies()
+    other = record_of(units(50, seed=5)[0], 4, left_out=[10, 41])  # one of each of two pairs
+    found = find_issues(dataclasses.replace(record, activation_neighbors=other.neighbors), ["near_duplicate"])
+    assert {10, 11, 41, 42}.isdisjoint(found.found("near_duplicate")["index"])
+    assert {20, 21, 22} <= set(found.found("near_duplicate")["index"])
+    assert {10, 11} <= set(find_issues(record, ["near_duplicate"]).found("near_duplicate")["index"])
+    record = against()
+    known = record.neighbors[record.neighbors["index"] != 0]
+    assert find_issues(record, ["leak"]).found("leak")["index"].tolist()[:3] == [0, 1, 2]
+    found = find_issues(dataclasses.replace(record, activation_neighbors=known), ["leak"])
+    assert found.found("leak")["index"].tolist()[:2] == [1, 2]
+    assert np.isnan(found.table["leak_score"][0])
+
+
 def test_a_chain_of_pairs_is_one_set_whoever_lists_whom() -> None:
     record = clear_record()
     for index, neighbor in ((4, 7), (7, 2)):
@@ -275,6 +290,7 @@ def test_only_what_is_asked_for(issues: Any) -> None:
         (lambda: find_issues(clear_record()).found("leak"), "'leak'.*with each other"),
         (lambda: find_issues(clear_record()).ranked("liak"), "'liak'"),
         (lambda: find_issues(SimilarityMonitor()), "record|run"),
+        (lambda: find_issues(clear_record(plan={"kind": "queries"})), "neighbors of single samples.*`analyze`"),
         (lambda: find_issues("nowhere"), "'nowhere', which does not exist"),
     ],
 )

@@ -129,6 +129,15 @@ def test_a_loader_of_whole_batches_is_numbered_by_sample() -> None:
     assert labels == Points().labels.tolist()
 
 
+def test_batches_that_can_be_gone_through_only_once_are_kept() -> None:
+    spent = (batch for batch in points())
+    collector = Collector(fake_trainer(), [spent], [INF], None, 1e9, 0)
+    for batch_idx, batch in enumerate(spent):
+        collector.add(batch, batch_idx, 0)
+    assert collector.num_samples is None
+    assert samples(collector)[0] == list(range(22))
+
+
 def test_the_number_of_samples_is_that_of_all_processes() -> None:
     def number(loader: Any, num_batches: float, max_samples: int | None = None) -> int | None:
         return Collector(fake_trainer(), [loader], [num_batches], max_samples, 1e9, 0).num_samples

@@ -1,14 +1,9 @@
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch import nn
 
-from lightning_netsim import NetsimError
 from lightning_netsim.demos import DigitsNetwork, ImageClassifier, MNISTNetwork
 
 
@@ -27,23 +22,3 @@ def test_predictions_are_probabilities_of_the_logits() -> None:
     probabilities = model.predict_step((images, labels), 0)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(4))
     torch.testing.assert_close(probabilities.argmax(1), model(images).argmax(1))
-
-
-def test_checkpoint_restores_the_network_by_its_hyperparameters(tmp_path: Path) -> None:
-    model = ImageClassifier(network="mnist", learning_rate=0.01)
-    trainer = Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")
-    trainer.strategy.connect(model)
-    trainer.save_checkpoint(tmp_path / "model.ckpt")
-    restored = ImageClassifier.load_from_checkpoint(tmp_path / "model.ckpt")
-    assert restored.hparams["network"] == "mnist"
-    assert restored.learning_rate == 0.01
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(restored.state_dict()[name], value)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"), [({"network": "digit"}, "Did you mean 'digits'"), ({"learning_rate": 0.0}, "learning_rate")]
-)
-def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(NetsimError, match=message):
-        ImageClassifier(**arguments)

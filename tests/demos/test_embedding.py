@@ -2,11 +2,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from lightning_netsim import NetsimError
 from lightning_netsim.demos import DigitsDataModule, EmbeddingModule, MetricLearner
 from lightning_netsim.losses import MetricLearningLoss
 
@@ -21,8 +19,6 @@ def test_unseen_digits_are_told_apart() -> None:
     figures = trainer.callback_metrics
     assert {"val_recall@1", "val_recall@8", "val_map@r", "val_nmi", "val_knn_accuracy"} <= figures.keys()
     assert figures["val_recall@1"] > 0.8
-    [tested] = trainer.test(model, verbose=False, datamodule=DigitsDataModule(unseen_classes=[5, 6, 7, 8, 9]))
-    assert tested["test_recall@1"] == pytest.approx(figures["val_recall@1"].item())
 
 
 def test_evaluation_sees_what_is_before_the_projection() -> None:
@@ -32,9 +28,3 @@ def test_evaluation_sees_what_is_before_the_projection() -> None:
     assert model.eval()(images).shape == (3, 12)
     torch.testing.assert_close(model(images), model.network(images))
     assert model.predict_step((images, torch.zeros(3)), 0).shape == (3, 12)
-
-
-def test_bad_arguments() -> None:
-    for arguments in ({"network": "none"}, {"embedding_dim": 0}, {"learning_rate": 0}):
-        with pytest.raises(NetsimError):
-            EmbeddingModule(**arguments)

@@ -34,9 +34,7 @@ def test_sample_photographs_need_no_files() -> None:
     assert not torch.equal(batches[0][1], batches[1][1]), "crops are drawn anew"
     held_out = list(data.val_dataloader())
     assert [(low.shape, high.shape) for low, high in held_out] == [((1, 3, 106, 80), (1, 3, 424, 320))] * 2
-    for images in (*held_out[0], *batches[0]):
-        assert images.dtype == torch.float32
-        assert 0 <= images.min() < images.max() <= 1
+    assert all(0 <= images.min() < images.max() <= 1 for images in (*held_out[0], *batches[0]))
 
 
 def test_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
@@ -50,17 +48,12 @@ def test_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
     assert not colors & held_out.keys()
     for color, shape in held_out.items():
         assert shape == tuple(side // 4 * 4 for side in written[color // 10 - 1].shape[1:])
-    chosen = {
-        tuple(sorted(round(255 * high.mean().item()) for _, high in read(tmp_path, seed=seed).val_dataloader()))
-        for seed in range(8)
-    }
-    assert len(chosen) > 1
-    assert all(len(some) == 1 for some in chosen)
+    assert len({float(read(tmp_path, seed=seed).val_set.photographs[0].float().mean()) for seed in range(8)}) > 1
     assert len(read(tmp_path, val_fraction=0.99).train_set.photographs) == 1
 
 
 def test_crops_come_from_everywhere_and_from_torchs_random_state(tmp_path: Path) -> None:
-    ramp = torch.arange(24, dtype=torch.uint8).view(1, 1, 24).expand(3, 17, 24)
+    ramp = torch.arange(24, dtype=torch.uint8).view(1, 1, 24).expand(1, 17, 24)  # Gray files become color.
     for name in ("a.png", "b.PNG"):
         to_pil_image(ramp).save(tmp_path / name)
     drawn = []
@@ -70,6 +63,7 @@ def test_crops_come_from_everywhere_and_from_torchs_random_state(tmp_path: Path)
         [(_, high)] = data.train_dataloader()
         drawn.append(high)
     assert torch.equal(*drawn)
+    assert high.shape == (100, 3, 16, 16)
     assert set((255 * drawn[0][:, 0, 0, 0]).round().int().tolist()) == set(range(9))
 
 
@@ -85,29 +79,9 @@ def test_reduction_keeps_means_and_takes_out_what_is_too_fine() -> None:
     torch.testing.assert_close(again[..., 12:-12], ramp[..., 12:-12], atol=5e-3, rtol=0)
 
 
-def test_gray_files_become_color(tmp_path: Path) -> None:
-    for channels, name in ((1, "gray.png"), (3, "color.png")):
-        to_pil_image(torch.full((channels, 20, 20), 51, dtype=torch.uint8)).save(tmp_path / name)
-    data = read(tmp_path)
-    for photographs in (data.train_set.photographs, data.val_set.photographs):
-        assert [(each.shape, each.dtype, int(each.max())) for each in photographs] == [((3, 20, 20), torch.uint8, 51)]
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [{"crop_size": 30}, {"batch_size": 0}, {"crops_per_epoch": 0}, {"val_fraction": 1}, {"seed": -1}],
-)
-def test_bad_arguments(arguments: dict[str, int]) -> None:
-    with pytest.raises(NetsimError, match=f"Expected `{next(iter(arguments))}`"):
-        PhotographDataModule(**arguments)
-
-
 def test_bad_directories(tmp_path: Path) -> None:
     with pytest.raises(NetsimError, match=r"at least two PNG or JPEG files, but got '.*nowhere', which is none"):
         read(tmp_path / "nowhere")
-    write_photographs(tmp_path, [(20, 20)])
-    with pytest.raises(NetsimError, match="with 1"):
-        read(tmp_path)
     write_photographs(tmp_path, [(20, 12), (20, 12)])
     with pytest.raises(NetsimError, match=r"at least 16×16 pixels, but got photo[01]\.(png|jpg) of 20×12.*Choose a smaller"):
         read(tmp_path)

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_netsim import per_sample_jacobian
@@ -48,6 +46,7 @@ def ask(
     outputs: Tensor | None = None,
     own: Tensor | None = None,
     size: int = 100,
+    lipschitz: Tensor | None = None,
 ) -> LabelDenoisingResult:
     """Give a reference set to an estimator and ask for queries, `size` samples at a time."""
     queries = reference if queries is None else queries
@@ -57,7 +56,7 @@ def ask(
         estimator.update(reference.select(part), targets[part], outputs[part])
     for part in torch.arange(queries.num_samples).split(size):
         estimator.query(queries.select(part), own[part])
-    return estimator.compute()
+    return estimator.compute(lipschitz)
 
 
 def check(found: LabelDenoisingResult, wanted: Denoised, factor: bool = True, **tolerance: float) -> None:
@@ -98,17 +97,6 @@ def test_against_the_oracle(kernel: str, all_pairs: bool, outputs: int, other: b
     assert found.lipschitz is None
 
 
-@pytest.mark.parametrize(("kernel", "all_pairs"), WAYS)
-@pytest.mark.parametrize("name", ["conv2d", "lstm", "shared_parameter", "unused_and_frozen"])
-def test_any_layer(name: str, kernel: str, all_pairs: bool) -> None:
-    model, inputs = cases.build(name)
-    model, inputs = model.double(), inputs.double()
-    jacobian, dense = per_sample_jacobian(model, inputs), loop_jacobian(model, inputs)
-    targets = points(*jacobian.outputs.shape[:1], 4, jacobian.num_directions)
-    found = ask(LabelDenoising(kernel, all_pairs), jacobian, targets, size=2)
-    check(found, oracle(kernel, dense, dense, targets, jacobian.outputs, jacobian.outputs), factor=all_pairs)
-
-
 @pytest.mark.parametrize("all_pairs", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_outputs_that_sum_to_one(dtype: torch.dtype, all_pairs: bool) -> None:
@@ -135,22 +123,6 @@ def test_the_size_of_chunks_and_tiles_does_not_matter(kernel: str, all_pairs: bo
             torch.testing.assert_close(
                 getattr(found, name), value, **(EXACT if name != "spread" else {"rtol": 0, "atol": 1e-7})
             )
-
-
-@settings(max_examples=10, deadline=None)
-@given(way=st.sampled_from(WAYS), outputs=st.integers(1, 3), seed=st.integers(0, 1000))
-def test_another_order_of_samples(way: tuple[str, bool], outputs: int, seed: int) -> None:
-    jacobian, targets = per_sample_jacobian(network(seed % 7, outputs), points(9, seed)), points(9, seed + 1, outputs)
-    order = torch.randperm(9, generator=torch.Generator().manual_seed(seed))
-    plain = ask(LabelDenoising(*way), jacobian, targets)
-    moved = ask(LabelDenoising(*way), jacobian.select(order), targets[order])
-    for name in ("smoothed_targets", "smoothed_outputs", "consistency", "residual", *(["factor"] if way[1] else [])):
-        torch.testing.assert_close(getattr(moved, name), getattr(plain, name)[order], rtol=1e-6, atol=1e-6)
-    # Bounds of the paper, for the weights that are distributions.
-    if way[0] == "outputs":
-        assert bool(((plain.factor >= 1 / 3 - 1e-9) & (plain.factor <= 1 + 1e-9)).all())
-    elif way[1]:
-        assert bool((plain.factor >= 1 / 3 - 1e-9).all())
 
 
 # Identities of the paper
@@ -314,11 +286,7 @@ def test_the_bound_is_the_spread_times_the_constant() -> None:
     estimator = LabelDenoising("outputs")
     spread = ask(estimator, jacobian, jacobian.outputs).spread
     constant = torch.tensor([3.0, 5.0], dtype=torch.float64)
-    found = estimator.compute(constant)
-    assert found.bound is not None
-    torch.testing.assert_close(found.bound, math.sqrt(2) * constant * spread, **EXACT)
-    assert found.lipschitz is not None
-    assert found.lipschitz.tolist() == [3.0, 5.0]
+    torch.testing.assert_close(estimator.compute(constant).bound, math.sqrt(2) * constant * spread, **EXACT)
 
 
 def test_bad_input_is_named() -> None:
@@ -326,7 +294,6 @@ def test_bad_input_is_named() -> None:
     for arguments, complaint in (
         ({"kernel": "output"}, "`kernel` to be one of .* Did you mean 'outputs'"),
         ({"num_probes": 0}, "`num_probes` to be a positive int, but got 0"),
-        ({"num_probes": 2.5}, "`num_probes` to be a positive int"),
         ({"seed": -1}, "`seed` to be an int"),
     ):
         options: dict[str, Any] = arguments
@@ -339,7 +306,6 @@ def test_bad_input_is_named() -> None:
         estimator.compute()
     for targets, outputs, complaint in (
         (torch.zeros(2, 2), column, r"`targets` to be of shape \(3, 2\) to fit the gradients, but got shape \(2, 2\)"),
-        (torch.zeros(3), column, "`targets` to be a floating-point tensor of shape"),
         (torch.zeros(3, 2).long(), column, "`targets` to be a floating-point tensor"),
         (column, torch.zeros(3, 1), r"`outputs` to be of shape \(3, 2\).*Differentiate every output"),
     ):
@@ -351,27 +317,14 @@ def test_bad_input_is_named() -> None:
     estimator.update(jacobian, column, column)
     with pytest.raises(NetsimError, match="`outputs` to be of shape"):
         estimator.query(jacobian, torch.zeros(2, 2))
-    estimator.query(jacobian, column)
-    with pytest.raises(NetsimError, match='`kernel` to be "outputs" for a bound'):
-        estimator.compute(torch.ones(2))
-
-
-def test_gradients_of_another_model_are_refused() -> None:
-    jacobian, column = per_sample_jacobian(network(1, 2), points(3)), torch.zeros(3, 2)
-    estimator = LabelDenoising()
-    estimator.update(jacobian, column, column)
-    mixed = jacobian.mix(torch.ones(3, 2, 1, dtype=torch.float64))
-    for other in (per_sample_jacobian(nn.Linear(4, 2).double(), points(3)), mixed):
-        zero = torch.zeros(3, other.num_directions)
+    mixed, another = jacobian.mix(column.double().unsqueeze(2)), nn.Linear(4, 2).double()
+    for other, zero in ((per_sample_jacobian(another, points(3)), column), (mixed, column[:, :1])):
         with pytest.raises(NetsimError, match="Expected `jacobian` to be"):
             estimator.update(other, zero, zero)
         with pytest.raises(NetsimError, match="Expected `jacobian` to be"):
             estimator.query(other, zero)
-
-
-@pytest.mark.parametrize("lipschitz", [torch.ones(3), torch.ones(2, 1), 2.0])
-def test_a_constant_that_does_not_fit_is_refused(lipschitz: Any) -> None:
-    estimator, jacobian = LabelDenoising("outputs"), per_sample_jacobian(network(1, 2), points(3))
-    ask(estimator, jacobian, jacobian.outputs)
+    estimator.query(jacobian, column)
+    with pytest.raises(NetsimError, match='`kernel` to be "outputs" for a bound'):
+        estimator.compute(torch.ones(2))
     with pytest.raises(NetsimError, match="Expected `lipschitz` to be"):
-        estimator.compute(lipschitz)
+        ask(LabelDenoising("outputs"), jacobian, column, outputs=column, lipschitz=torch.ones(3))

@@ -189,6 +189,14 @@ def test_save_and_load(tmp_path: Path, index_factory: str) -> None:
     assert len(NeighborIndex.load(tmp_path / "some.index")) == 60
 
 
+def test_an_empty_index_can_be_saved(tmp_path: Path) -> None:
+    NeighborIndex(16).save(tmp_path / "empty")
+    loaded = NeighborIndex.load(tmp_path / "empty")
+    assert (len(loaded), loaded.dim, loaded.ids.tolist()) == (0, 16, [])
+    loaded.add(FOUR)
+    assert loaded.search(FOUR, 1).index.flatten().tolist() == [0, 1, 2, 3]
+
+
 def test_a_wrong_file_is_refused(tmp_path: Path) -> None:
     faiss = pytest.importorskip("faiss")
     filled(unit_features(14, 9)).save(tmp_path / "good")

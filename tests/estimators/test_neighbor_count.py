@@ -72,10 +72,3 @@ def test_a_parameter_that_only_some_batches_use() -> None:
 def test_a_query_without_a_reference_set_is_refused() -> None:
     with pytest.raises(ValueError, match=r"at least one batch, but got none\. Call `update` before `query`"):
         NeighborCount().query(DenseFeatureBatch(torch.eye(2)))
-
-
-def test_a_reference_set_in_which_nothing_is_left() -> None:
-    estimator = NeighborCount()
-    estimator.update(DenseFeatureBatch(torch.zeros(3, 2)))
-    assert estimator.query(DenseFeatureBatch(torch.eye(2))).tolist() == [0, 0]
-    assert estimator.compute().num_reference == 0

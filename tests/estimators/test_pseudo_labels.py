@@ -1,28 +1,19 @@
-"""Clusters in place of classes: what is kept, when it is clustered, what a checkpoint holds, and what two processes share.
-
-Run as a script with a directory as its argument, this makes two processes that share the samples.
-"""
+"""Clusters in place of classes: what is kept, when it is clustered, what a checkpoint holds, and what two processes share."""
 
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from io import BytesIO
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_netsim._checks import NetsimError
 from lightning_netsim.data.processes import Processes
-from lightning_netsim.estimators import EmbeddingMetrics, LinearProbe, PseudoLabels
+from lightning_netsim.estimators import PseudoLabels
 
-ROOT = Path(__file__).resolve().parents[2]
 KEPT = 256  # For each cluster.
 
 
@@ -87,15 +78,6 @@ def test_a_sample_belongs_to_the_center_with_the_highest_cosine() -> None:
     assert labels.assign(embeddings).tolist() == wanted
     assert labels.assign(embeddings * torch.logspace(-3, 3, 60).unsqueeze(1)).tolist() == wanted
     assert labels.assign(embeddings[:0]).shape == (0,)
-
-
-def test_each_refresh_starts_anew() -> None:
-    first, second = blobs(60)[0], blobs(60, shift=4)[0]
-    labels = refreshed(first)
-    labels.update(second)
-    labels.refresh()
-    assert same_partition(labels.assign(second), refreshed(second).assign(second))
-    assert float((centers(labels) @ centers(refreshed(first)).mT).max()) < 0.5
 
 
 @pytest.mark.parametrize("batch_size", [100, 2 * KEPT])
@@ -168,15 +150,6 @@ def test_rows_without_a_direction_are_left_out() -> None:
         nothing.refresh()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_other_precisions(dtype: torch.dtype) -> None:
-    embeddings, truth = blobs(30)
-    labels = refreshed(embeddings.to(dtype))
-    assert centers(labels).dtype == torch.float32
-    with torch.autocast("cpu", torch.bfloat16):
-        assert same_partition(labels.assign(embeddings.to(dtype)), truth)
-
-
 def test_a_checkpoint_holds_the_centers() -> None:
     embeddings, _ = blobs(30)
     labels = refreshed(embeddings)
@@ -208,28 +181,7 @@ def test_bad_input_is_named() -> None:
         few.refresh()
 
 
-# Two processes, here also for the other estimators of embeddings
-
-
-def shared_figures(parts: slice) -> dict[str, dict[str, Tensor]]:
-    """Return what is found where each process adds a part of the samples; batches are of different sizes and numbers."""
-    torch.manual_seed(1)
-    (queries, labels), (gallery, names) = (tuple(each[parts] for each in blobs(41, spread=0.7)) for _ in range(2))
-    alone, searched, probe, clusters = EmbeddingMetrics(), EmbeddingMetrics(), LinearProbe(), PseudoLabels(3)
-    for metric in (alone, searched, probe):
-        metric.update(queries, labels)
-    for metric in (searched, probe):
-        for batch in zip(gallery.split(8), names.split(8), strict=True):
-            metric.update(*batch, reference=True)
-    clusters.update(queries)
-    clusters.refresh()
-    return {
-        "alone": alone.compute(),
-        "searched": searched.compute(),
-        "probe": {"accuracy": probe.compute()},
-        "clusters": {"centers": centers(clusters)},
-        "held": {"after compute": torch.tensor(len(alone.queries()))},
-    }
+# Two processes
 
 
 def test_processes_cluster_what_all_have_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,32 +201,3 @@ def test_processes_cluster_what_all_have_kept(monkeypatch: pytest.MonkeyPatch) -
     alone = refreshed(torch.cat(parts), 4)
     torch.testing.assert_close(found["first"], centers(alone))
     assert torch.equal(found["first"], found["second"])
-
-
-@pytest.mark.slow
-def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
-    if not dist.is_available():
-        pytest.skip("this build of torch has no torch.distributed")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(tmp_path)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, apart = shared_figures(slice(None)), shared_figures(slice(None, 15))
-    for rank, held in ((0, 15), (1, 26)):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert found.pop("held")["after compute"] == held  # Each process keeps its own part only.
-        for name, values in found.items():
-            torch.testing.assert_close(values, one[name])
-            assert not all(torch.allclose(value, apart[name][key]) for key, value in values.items())
-
-
-def work(rank: int, path: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{path / 'meet'}", rank=rank, world_size=2)
-    torch.save(shared_figures((slice(None, 15), slice(15, None))[rank]), path / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    # Forked, so that what is slow to import is imported once; nothing was searched yet.
-    torch.multiprocessing.start_processes(work, args=(Path(sys.argv[1]),), nprocs=2, start_method="fork")

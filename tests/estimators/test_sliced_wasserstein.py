@@ -1,4 +1,4 @@
-"""The sliced Wasserstein distance of image sets: against scipy, its pyramid and standardization, draws, and two processes."""
+"""The sliced Wasserstein distance of image sets: against scipy, its pyramid and standardization, and draws."""
 
 from __future__ import annotations
 
@@ -85,14 +85,7 @@ def test_over_the_draws_it_comes_near_that_of_all_patches() -> None:
 def test_levels_go_down_to_sixteen_pixels(size: int, levels: list[int]) -> None:
     wanted = ["swd", *(f"swd_{level}" for level in levels)]
     assert list(figures(images(4, 1, 1, size, size), images(5, 1, 1, size, size), **FEW)) == wanted
-    assert list(figures(images(4, 1, 1, size, 80), images(5, 1, 1, size, 80), **FEW)) == wanted
-
-
-def test_a_number_of_levels_and_images_wider_than_high() -> None:
-    real, generated = images(6, 2, 3, 33, 70), images(7, 2, 3, 33, 70)
-    assert list(figures(real, generated, num_levels=1, **FEW)) == ["swd", "swd_33"]
-    assert list(figures(real, generated, num_levels=3, patch_size=5, **FEW)) == ["swd", "swd_33", "swd_17", "swd_9"]
-    assert list(figures(real.mT, generated.mT, num_levels=2, **FEW)) == ["swd", "swd_70", "swd_35"]
+    assert list(figures(images(4, 1, 1, 80, size), images(5, 1, 1, 80, size), **FEW, num_levels=len(levels)))[1] == "swd_80"
 
 
 # Invariances
@@ -181,31 +174,7 @@ def test_draws_follow_the_seed_and_begin_anew_after_a_reset() -> None:
         assert {name: value.item() for name, value in metric.compute().items()} == first
         metric.reset()
     metric.update(images(24, 2, 1, 16, 20), real=True)  # Of another size than before the reset.
-    metric.update(images(25, 2, 1, 16, 20), real=False)
-    assert list(metric.compute()) == ["swd", "swd_16"]
     assert torch.equal(torch.get_rng_state(), state), "the random numbers of the run are its own"
-
-
-def test_two_processes_find_what_one_finds() -> None:
-    """As torchmetrics asks each for the states of both, one after the other."""
-    parts = (images(36, 4, 3, 7, 7), images(37, 5, 3, 7, 7)), (images(38, 3, 3, 7, 7) ** 2, images(39, 6, 3, 7, 7) ** 2)
-    metrics = [SlicedWassersteinDistance(**FEW) for _ in range(2)]
-    for number, metric in enumerate(metrics):
-        for batch in parts[0][number].split(3):
-            metric.update(batch, real=True)
-        metric.update(parts[1][number], real=False)
-    states = {name: [getattr(metric, name) for metric in metrics] for name in metrics[0]._reductions}
-    names = iter([name for name in states if states[name]])
-
-    def gather(mine: Tensor, group: Any) -> list[Tensor]:
-        both = [torch.cat(state) if isinstance(state, list) else state for state in states[next(names)]]
-        assert torch.equal(both[0], mine)
-        return both
-
-    metrics[0].dist_sync_fn, metrics[0].distributed_available_fn = gather, lambda: True
-    wanted = figures(torch.cat(parts[0]), torch.cat(parts[1]), **FEW)
-    assert {name: value.item() for name, value in metrics[0].compute().items()} == pytest.approx(wanted, rel=1e-5)
-    assert not list(names)
 
 
 # Bad input
@@ -216,13 +185,6 @@ def test_before_both_sets_are_there() -> None:
     metric.update(images(32), real=False)
     with pytest.raises(NetsimError, match="Expected `update` to be called with images of both sets, also with `real=True`"):
         metric.compute()
-    metric.reset()
-    metric.update(images(32), real=True)
-    metric.update(images(32)[:0], real=False)
-    with pytest.raises(NetsimError, match="Expected `update` to be called with images of both sets, also with `real=False`"):
-        metric.compute()
-    metric.update(images(33), real=False)
-    assert float(metric.compute()["swd"]) > 0
 
 
 def test_bad_input_is_named() -> None:
@@ -236,16 +198,12 @@ def test_bad_input_is_named() -> None:
             metric.update(wrong, real=True)
     with pytest.raises(NetsimError, match=r"Expected `images` to be large enough for patches of 7 pixels, .* with 4 levels"):
         SlicedWassersteinDistance(num_levels=4).update(images(34), real=True)
-    with pytest.raises(NetsimError, match="Expected `images` to be large enough for 6 levels"):
-        SlicedWassersteinDistance(num_levels=6, patch_size=1).update(images(34), real=True)
     metric.update(images(34), real=True)
     for other in (images(35, 2, 3, 32, 30), images(35, 2, 1, 32, 32)):
         with pytest.raises(NetsimError, match=r"Expected `images` to be of shape \(B, 3, 32, 32\), as those before, but got"):
             metric.update(other, real=False)
     metric.update(images(35), real=False)
     assert 0 < float(metric.compute()["swd"]) < 0.5, "what was refused has left nothing behind"
-    for name in ("num_levels", "patch_size", "patches_per_image", "num_directions", "num_draws"):
-        with pytest.raises(NetsimError, match=f"Expected `{name}` to be a positive int, but got 0"):
-            SlicedWassersteinDistance(**{name: 0})
-    with pytest.raises(NetsimError, match="`seed` to be an int"):
-        SlicedWassersteinDistance(seed=-1)
+    for name in ("num_levels", "patch_size", "patches_per_image", "num_directions", "num_draws", "seed"):
+        with pytest.raises(NetsimError, match=f"Expected `{name}` to be"):
+            SlicedWassersteinDistance(**{name: -1})

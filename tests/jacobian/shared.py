@@ -42,3 +42,29 @@ def jacobian(name: str, dtype: torch.dtype = torch.float64) -> PerSampleJacobian
 def oracle(name: str) -> Tensor:
     """Return the same by a loop in float64, shape (B, D, P)."""
     return oracles.loop_jacobian(*cases.build(name))
+
+
+def split(direction: Tensor, result: PerSampleJacobian) -> dict[str, Tensor]:
+    """Cut a (c, P) matrix into one tensor for each parameter."""
+    parts = direction.split([shape.numel() for shape in result.shapes.values()], 1)
+    return {name: part.reshape(-1, *shape) for (name, shape), part in zip(result.shapes.items(), parts, strict=True)}
+
+
+def check_methods(result: PerSampleJacobian, wanted: Tensor, tolerance: float) -> None:
+    """Hold every method of a Jacobian to the dense one, shape (B, D, P)."""
+    dtype = result.outputs.dtype
+    weight = torch.randn(*wanted.shape[:2], 3, dtype=torch.float64)
+    direction = torch.randn(3, wanted.shape[2], dtype=torch.float64)
+    named, mixing = split(direction.to(dtype), result), weight.to(dtype)
+    close(result.gram(), wanted @ wanted.mT, tolerance)
+    close(result.inner(result), torch.einsum("iap,jbp->ijab", wanted, wanted), tolerance)
+    close(result.dot(named), wanted @ direction.mT, tolerance)
+    total = result.weighted_sum(mixing)
+    zeros = {name: torch.zeros(3, shape.numel()) for name, shape in result.shapes.items()}
+    found = torch.cat([total.get(name, zeros[name]).reshape(3, -1) for name in result.shapes], 1)
+    close(found, torch.einsum("bdp,bdc->cp", wanted, weight), tolerance)
+    close(result.materialize(), wanted, tolerance)
+    mixed, wanted_mixed = result.mix(mixing), torch.einsum("bdp,bdc->bcp", wanted, weight)
+    close(mixed.materialize(), wanted_mixed, tolerance)
+    close(mixed.trace_inner(mixed), torch.einsum("iap,jap->ij", wanted_mixed, wanted_mixed), tolerance)
+    close(mixed.trace_dot(named), torch.einsum("bcp,cp->b", wanted_mixed, direction), tolerance)

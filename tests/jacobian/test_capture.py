@@ -43,56 +43,25 @@ def test_whatever_context_surrounds(name: str, context: str) -> None:
     close(result.materialize(), wanted.materialize(), 1e-6)
 
 
-class CachedMask(nn.Module):
-    """Makes a mask at its first forward pass and keeps it, as attention and positional encodings do."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 2)
-        self.where = where
-        self.kept: dict[str, Tensor] = {}
-        self.mask: Tensor | None = None
-        self.register_buffer("buffer", None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        cached = {"attribute": self.mask, "dict": self.kept.get("mask"), "buffer": self.buffer}[self.where]
-        if cached is None:
-            cached = torch.tensor([1.0, 0.0, 2.0, 1.0, 3.0])
-            if self.where == "dict":
-                self.kept["mask"] = cached
-            else:
-                setattr(self, {"attribute": "mask"}.get(self.where, "buffer"), cached)
-        return self.last(torch.tanh(self.first(x)) * cached)
-
-
-@pytest.mark.parametrize("where", ["attribute", "dict", "buffer"])
-@pytest.mark.parametrize("inside", [True, False])
-def test_a_mask_cached_in_inference_mode(inside: bool, where: str) -> None:
-    model, inputs = CachedMask(where), torch.randn(5, 4)
-    wanted = oracles.loop_jacobian(model, inputs)  # On a copy, which caches a mask of its own.
-    with torch.inference_mode():
-        model(inputs)
-    with torch.inference_mode() if inside else nullcontext():
-        close(per_sample_jacobian(model, inputs).materialize(), wanted)
-
-
 class Masked(nn.Module):
-    """Hands attention a mask that it keeps."""
+    """Hands attention a mask that it keeps, and keeps factors that the backward pass needs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 2)
         self.mask: Tensor | None = None
+        self.kept: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         if self.mask is None:
             self.mask = torch.ones(x.shape[1], x.shape[1]).triu(1).bool()
-        return self.head(self.attention(x, x, x, attn_mask=self.mask)[0].mean(1))
+            self.kept["factors"] = torch.tensor([1.0, 0.0, 2.0, 3.0])
+        return self.head(self.attention(x, x, x, attn_mask=self.mask)[0].mean(1) * self.kept["factors"])
 
 
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("steps", [3, 5])
-def test_an_attention_mask_cached_in_inference_mode(steps: int, inside: bool) -> None:
+def test_what_a_model_cached_in_inference_mode(steps: int, inside: bool) -> None:
     # With as many steps as samples, the mask looks like a part of the batch.
     model, inputs = Masked(), torch.randn(5, steps, 4)
     wanted = oracles.loop_jacobian(model, inputs)

@@ -52,15 +52,8 @@ def test_every_way_to_the_similarity(name: str, dtype: torch.dtype, tolerance: f
         assert value.dtype == dtype
         torch.testing.assert_close(value.double(), wanted, rtol=0, atol=tolerance, msg=lambda text, how=how: f"{how}: {text}")
     torch.testing.assert_close(batch.dot(batch.sum()).double(), wanted.sum(1), rtol=0, atol=tolerance * len(wanted))
-    assert bool(batch.valid.all())
-    torch.testing.assert_close(batch.vectors().norm(dim=1), torch.ones(len(wanted), dtype=dtype))
-
-
-@pytest.mark.parametrize("name", ["mlp_2", "conv2d"])
-def test_norm_and_rank(name: str) -> None:
-    jacobian, batch = oracle(name), features(name)
-    torch.testing.assert_close(batch.norm.double(), jacobian.flatten(1).norm(dim=1), rtol=1e-5, atol=0)
-    assert batch.rank.tolist() == oracles.dense_ranks(jacobian)
+    torch.testing.assert_close(batch.norm.double(), oracle(name).flatten(1).norm(dim=1), rtol=1e-5, atol=0)
+    assert batch.rank.tolist() == oracles.dense_ranks(oracle(name), 1e-12 if dtype == torch.float64 else 1e-6)
 
 
 def test_probabilities_have_one_rank_less() -> None:
@@ -74,18 +67,17 @@ def test_probabilities_have_one_rank_less() -> None:
 
 
 def test_ill_conditioned_outputs_in_float32() -> None:
-    """The second output is the first and a little more: λ_min/λ_max lies between the two floors."""
+    """The second output is the first and a little more: λ_min/λ_max lies where the sums of float32 have too few digits."""
     model, inputs = cases.build("mlp_2")
     mixing = nn.Linear(2, 2, bias=False).requires_grad_(False)
-    mixing.weight.copy_(torch.tensor([[1.0, 0.0], [1.0, 0.01]]))
+    mixing.weight.copy_(torch.tensor([[1.0, 0.0], [1.0, 0.004]]))
     model = nn.Sequential(model, mixing)
     jacobian = oracles.loop_jacobian(model, inputs)
-    gram = jacobian @ jacobian.mT
-    values = torch.linalg.eigvalsh(gram)
-    assert bool((values[:, 0] < 1e-4 * values[:, 1]).all())
+    values = torch.linalg.eigvalsh(jacobian @ jacobian.mT)
+    assert bool((values[:, 0] < 1e-5 * values[:, 1]).all())
     batch = GradientFeatures(model)(inputs)
     assert batch.rank.tolist() == oracles.dense_ranks(jacobian, 1e-6)
-    torch.testing.assert_close(batch.inner(batch).double(), oracles.dense_similarity(jacobian, 1e-6), rtol=0, atol=1e-3)
+    torch.testing.assert_close(batch.inner(batch).double(), oracles.dense_similarity(jacobian, 1e-6), rtol=0, atol=2e-4)
 
 
 def test_notes_recommend_logits() -> None:
@@ -94,12 +86,10 @@ def test_notes_recommend_logits() -> None:
     collected(inputs)
     assert len(collected.notes) == 2
     assert all("compare logits instead" in note for note in collected.notes)
-    logits = GradientFeatures(model[0], directions="all")
-    logits(inputs)
-    assert not logits.notes
-    positive = GradientFeatures(nn.Sequential(model[0], nn.Softplus()), directions="all")
-    positive(inputs)
-    assert not positive.notes
+    for other in (model[0], nn.Sequential(model[0], nn.Softplus())):
+        silent = GradientFeatures(other, directions="all")
+        silent(inputs)
+        assert not silent.notes
     # Directions may be fewer than outputs, but probabilities stay probabilities.
     few = GradientFeatures(model, directions=2)
     few(inputs)
@@ -134,7 +124,6 @@ def test_samples_without_a_usable_gradient_are_left_out(outputs: int) -> None:
     torch.testing.assert_close(inner.double(), wanted, rtol=0, atol=1e-5, equal_nan=True)
     torch.testing.assert_close(batch.dot(batch.sum()).double()[valid], wanted.nansum(1)[valid], rtol=0, atol=1e-5)
     assert bool(batch.dot(batch.sum())[~valid].isnan().all())
-    assert all(bool(value.isfinite().all()) for value in batch.sum().values())
 
 
 def test_a_batch_in_which_nothing_is_left() -> None:
@@ -147,7 +136,6 @@ def test_a_batch_in_which_nothing_is_left() -> None:
     assert not any(value.any() for value in batch.sum().values())
     assert bool(batch.dot(good.sum()).isnan().all())
     assert bool(batch.inner(good).isnan().all())
-    assert batch.inner(good).shape == (4, 4)
 
 
 def test_different_kinds_are_not_compared() -> None:

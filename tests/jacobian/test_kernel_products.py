@@ -112,15 +112,6 @@ def test_both_ways_of_an_outer_product(shape: str, columns: int, monkeypatch: py
         check_products(factor, columns)
 
 
-def test_both_ways_of_an_outer_product_are_taken() -> None:
-    def by_pairs(batch: int, directions: int, positions: int, rows: int, width: int) -> bool:
-        factor = OuterFactor(torch.randn(batch, positions, width), torch.randn(batch, directions, positions, rows))
-        return factor._products_are_cheaper_by_pairs(torch.randn(batch, directions, 1))
-
-    assert by_pairs(4, 1, 1, 200, 200)
-    assert not by_pairs(64, 4, 9, 4, 4)
-
-
 def test_products_of_different_kinds_of_factors() -> None:
     outer = OuterFactor(torch.randn(4, 3, 5).double(), torch.randn(4, 2, 3, 6).double())
     dense = DenseFactor(torch.randn(4, 2, 6, 5).double())
@@ -137,7 +128,6 @@ def test_products_of_different_kinds_of_factors() -> None:
 
 GEOMETRIES: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], tuple[int, ...]]] = {
     "1d stride leaves a rest": (nn.Conv1d, {"kernel_size": 3, "stride": 4, "padding": 1}, (12,)),
-    "1d dilated groups": (nn.Conv1d, {"kernel_size": 2, "dilation": 3, "groups": 2}, (9,)),
     "2d whole input": (nn.Conv2d, {"kernel_size": (4, 3)}, (4, 3)),
     "2d stride leaves a rest": (nn.Conv2d, {"kernel_size": (3, 2), "stride": (2, 3), "padding": (0, 1)}, (8, 7)),
     "2d all": (nn.Conv2d, {"kernel_size": 3, "stride": 2, "padding": 2, "dilation": (1, 2), "groups": 2}, (7, 8)),

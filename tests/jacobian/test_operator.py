@@ -163,14 +163,6 @@ def test_nothing_is_left_behind(name: str) -> None:
     snapshot.check()
 
 
-def test_the_graph_of_a_training_step_survives() -> None:
-    model, inputs = cases.build("mlp_2")
-    outputs = model(inputs)
-    per_sample_jacobian(model, inputs).gram()
-    outputs.sum().backward()
-    assert model[0].weight.grad.abs().sum() > 0
-
-
 def test_half_precision_models_give_float32() -> None:
     model, inputs = cases.build("mlp_2")
     result = per_sample_jacobian(model.bfloat16(), inputs.bfloat16())
@@ -228,15 +220,11 @@ def test_no_sample_left(name: str) -> None:
     result = per_sample_jacobian(model, inputs)
     empty = result.select(torch.zeros(len(inputs), dtype=torch.bool))
     d, p = result.num_directions, result.num_parameters
-    assert empty.gram().shape == (0, d, d)
-    assert empty.materialize().shape == (0, d, p)
-    assert empty.inner(result).shape == (0, len(inputs), d, d)
-    assert empty.trace_inner(empty).shape == (0, 0)
     total = empty.weighted_sum(torch.zeros(0, d, 3))
     assert all(value.shape == (3, *result.shapes[name]) and not value.any() for name, value in total.items())
-    assert empty.dot(total).shape == (0, d, 3)
-    columns = torch.zeros(0, d, 4)
-    assert empty.kernel_product(columns).shape == (0, d, 4)
+    found = empty.gram(), empty.materialize(), empty.inner(result), empty.trace_inner(empty), empty.dot(total)
+    assert [value.shape for value in found] == [(0, d, d), (0, d, p), (0, len(inputs), d, d), (0, 0), (0, d, 3)]
+    assert empty.kernel_product(torch.zeros(0, d, 4)).shape == (0, d, 4)
 
 
 def _mixing(function: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -256,17 +244,11 @@ def _then(function: Callable[[Tensor], Any]) -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
-    "output of shape (B,)": (
-        lambda: _then(lambda x: x[:, 0]),
-        {},
-        r"Expected `outputs` to be a floating-point tensor of shape \(B, D\), but got shape \(6,\)",
-    ),
     "a tuple": (
         lambda: _then(lambda x: (x, x)),
         {},
         r"`outputs` to be a floating-point tensor of shape \(B, D\), but got tuple\. Define `similarity_step`",
     ),
-    "integers": (lambda: _then(lambda x: x.long()), {}, r"Expected `outputs` to be a floating-point tensor of shape \(B, D\)"),
     "no gradient": (
         lambda: _then(lambda x: x.detach()),
         {},
@@ -276,11 +258,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
         lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).train(),
         {},
         r"batch norm `1` using batch statistics. Call `model.eval\(\)`",
-    ),
-    "batch norm without statistics": (
-        lambda: nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 2)).eval(),
-        {},
-        "batch norm `0` using batch statistics",
     ),
     "mixed samples": (
         lambda: _mixing(lambda x: x - x.mean(0)),
@@ -292,7 +269,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
         {},
         "at least one trainable parameter, but got none. Set `requires_grad`",
     ),
-    "too many directions": (lambda: nn.Linear(4, 2), {"directions": 3}, "at most the number of outputs, 2, but got 3"),
     "unknown parameter": (lambda: nn.Linear(4, 2), {"parameters": "head"}, "names of trainable parameters .* but got 'head'"),
     "frequency-scaled gradients": (
         lambda: nn.Sequential(nn.Embedding(9, 4, scale_grad_by_freq=True), cases.Lambda(lambda x: x.mean(1)), nn.Linear(4, 2)),
@@ -349,14 +325,6 @@ def test_preparing_looks_at_no_more_than_eight_samples() -> None:
     assert seen == {50: 1}
 
 
-@pytest.mark.parametrize("directions", ["all", "auto", 2])
-def test_random_directions_do_not_cost_the_vectorized_path(directions: str | int) -> None:
-    model, inputs = cases.build("tied_through_function")
-    operator = JacobianOperator(model, directions=directions)
-    operator.prepare(inputs)
-    assert operator.ownership.methods() == {"model_vmap": 1, "layer": 2}
-
-
 @pytest.mark.parametrize("pixels", [28, 56])
 def test_a_coarse_sum_in_the_reference_is_no_reason_to_refuse(pixels: int) -> None:
     torch.manual_seed(0)
@@ -375,6 +343,9 @@ def test_a_pass_that_somebody_else_runs_gives_the_same(name: str, create_graph: 
     operator.prepare(inputs)
     with operator.watch() as calls:
         outputs = oracles._call(model, inputs)
+    with torch.no_grad():
+        oracles._call(model, inputs)  # What follows does not disturb it.
+    assert not any(module._forward_hooks for module in model.modules()) or name == "hooked"
     found = operator.read(calls, outputs, inputs)
     close(found.materialize().detach(), oracle(name))
     assert torch.equal(found.outputs, outputs)
@@ -399,33 +370,17 @@ def test_a_watched_pass_shares_its_graph_with_the_task(name: str) -> None:
         close(got, wanted)
 
 
-def test_what_follows_a_watched_pass_does_not_disturb_it() -> None:
-    model, inputs = cases.build("conv2d")
+def test_nothing_is_left_behind_by_an_error_in_a_watched_pass() -> None:
+    model, inputs = cases.build("attention")
     operator = JacobianOperator(model)
     operator.prepare(inputs)
-    wanted = operator(inputs).materialize()
-    with operator.watch() as calls:
-        outputs = model(inputs)
-    model(2 * inputs)
-    assert torch.equal(operator.read(calls, outputs, inputs).materialize(), wanted)
-    assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_hooks_are_gone_and_attention_is_as_before_after_an_error_in_the_watched_pass() -> None:
-    model, inputs = cases.build("attention")
-    operator, fast_path = JacobianOperator(model), torch.backends.mha.get_fastpath_enabled()
-    operator.prepare(inputs)
-
-    def fail() -> None:
+    snapshot = Snapshot(model)
+    try:
         with operator.watch():
             assert not torch.backends.mha.get_fastpath_enabled()
-            model(inputs)
-            raise KeyError("stop")
-
-    with pytest.raises(KeyError, match="stop"):
-        fail()
-    assert not any(module._forward_hooks for module in model.modules())
-    assert torch.backends.mha.get_fastpath_enabled() == fast_path
+            raise KeyError
+    except KeyError:
+        snapshot.check()
 
 
 def test_a_pass_without_a_graph_cannot_be_read() -> None:
@@ -436,10 +391,6 @@ def test_a_pass_without_a_graph_cannot_be_read() -> None:
         outputs = model(inputs)
     with pytest.raises(ValueError, match="Expected `outputs` to be differentiable, but got no gradient"):
         operator.read(calls, outputs, inputs)
-    with operator.watch() as calls:
-        pass
-    with pytest.raises(ValueError, match="Expected `forward` to be a function that runs the modules of `model`"):
-        operator.read(calls, model(inputs), inputs)
     with operator.watch() as calls:
         outputs = model(inputs)
     with pytest.raises(ValueError, match=r"Expected `outputs` to be a floating-point tensor of shape \(B, D\)"):

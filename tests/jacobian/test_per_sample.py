@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
-from lightning_netsim.jacobian import JacobianOperator, PerSampleJacobian, per_sample_jacobian
+from lightning_netsim.jacobian import JacobianOperator, per_sample_jacobian
 from tests import cases, oracles
-from tests.jacobian.shared import build, close, jacobian, oracle
+from tests.jacobian.shared import build, check_methods, close, jacobian, oracle
 
 DTYPES = {torch.float64: 1e-10, torch.float32: 1e-5}
-
-
-def split(direction: Tensor, result: PerSampleJacobian) -> dict[str, Tensor]:
-    """Cut a (c, P) matrix into one tensor for each parameter."""
-    parts = direction.split([shape.numel() for shape in result.shapes.values()], 1)
-    return {name: part.reshape(-1, *shape) for (name, shape), part in zip(result.shapes.items(), parts, strict=True)}
 
 
 # A large case in float64 says no more than the small ones.
@@ -29,21 +22,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("name", "dtype"), PAIRS)
 def test_every_method_equals_the_loop(name: str, dtype: torch.dtype) -> None:
-    wanted, result, tolerance = oracle(name), jacobian(name, dtype), DTYPES[dtype]
-    weight = torch.randn(*wanted.shape[:2], 3, dtype=torch.float64)
-    direction = torch.randn(3, wanted.shape[2], dtype=torch.float64)
-    named = split(direction.to(dtype), result)
-    close(result.gram(), wanted @ wanted.mT, tolerance)
-    close(result.inner(result), torch.einsum("iap,jbp->ijab", wanted, wanted), tolerance)
-    close(result.dot(named), wanted @ direction.mT, tolerance)
-    total = result.weighted_sum(weight.to(dtype))
-    zeros = {name: torch.zeros(3, shape.numel()) for name, shape in result.shapes.items()}
-    found = torch.cat([total.get(name, zeros[name]).reshape(3, -1) for name in result.shapes], 1)
-    close(found, torch.einsum("bdp,bdc->cp", wanted, weight), tolerance)
-    close(result.materialize(), wanted, tolerance)
-    mixed, wanted_mixed = result.mix(weight.to(dtype)), torch.einsum("bdp,bdc->bcp", wanted, weight)
-    close(mixed.trace_inner(mixed), torch.einsum("iap,jap->ij", wanted_mixed, wanted_mixed), tolerance)
-    close(mixed.trace_dot(named), torch.einsum("bcp,cp->b", wanted_mixed, direction), tolerance)
+    check_methods(jacobian(name, dtype), oracle(name), DTYPES[dtype])
 
 
 @pytest.mark.parametrize("name", ["mlp_2", "conv2d_depthwise", "embedding", "transposed2d", "called_twice"])

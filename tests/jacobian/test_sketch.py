@@ -87,22 +87,9 @@ def test_every_way_to_a_sketch_gives_the_same_numbers(
     torch.testing.assert_close(table.sketch(projection, "w"), projection.apply("w", table.dense()))
 
 
-def test_convolutions_are_taken_where_they_are_cheaper() -> None:
-    wide = projection_of((256, 1024), 900)
-
-    def cheaper(positions: int, projection: SketchProjection, rows: int, columns: int) -> bool:
-        factor = OuterFactor(torch.zeros(1, positions, columns), torch.zeros(1, 1, positions, rows))
-        return factor._convolution_is_cheaper(projection.widths["w"], *(projection.blocks("w") or (0, 0)))
-
-    assert cheaper(1, wide, 256, 1024)
-    assert not cheaper(500, wide, 256, 1024)
-    assert not cheaper(1, projection_of((8, 12), 48), 8, 12)
-
-
 def test_no_sample_and_no_position() -> None:
     projection = projection_of((40, 60), 200)
     for factor in (
-        OuterFactor(torch.zeros(0, 1, 60), torch.zeros(0, 2, 1, 40)),
         OuterFactor(torch.zeros(0, 300, 60), torch.zeros(0, 2, 300, 40)),
         DenseFactor(torch.zeros(0, 2, 40, 60)),
         EmbeddingFactor(torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, 2, 3, 60), 40),

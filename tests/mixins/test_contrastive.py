@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_netsim import NetsimError
-from lightning_netsim.losses import ContrastiveLoss, DifferenceAlignmentLoss, GroupSimilarityLoss, MetricLearningLoss
-from lightning_netsim.mixins import ContrastiveMixin, DifferenceAlignmentMixin, SimilarityMixin
+from lightning_netsim.losses import ContrastiveLoss, GroupSimilarityLoss, MetricLearningLoss
+from lightning_netsim.mixins import ContrastiveMixin
 from tests.mixins.modules import CLASSES, Embedded, Encoder, Plain, TrainedEncoder, batch, gradients, loader, trainer
 
 PROXIES = {"num_classes": CLASSES, "embedding_size": CLASSES}
@@ -114,19 +114,6 @@ def test_a_module_without_a_step_is_trained_by_the_term() -> None:
     assert all(not torch.equal(before[name], value) for name, value in module.net[0].state_dict().items())
 
 
-def test_a_class_of_its_own_with_a_step_keeps_it() -> None:
-    class Base(ContrastiveMixin):
-        """Only more defaults."""
-
-    class Mine(Base, Plain):
-        """A module with a step."""
-
-    inputs, labels = batch()
-    module = Mine()
-    wanted = F.cross_entropy(module.net(inputs), labels) + ContrastiveLoss()(module.net(inputs), labels)
-    torch.testing.assert_close(module.training_step((inputs, labels), 0), wanted)
-
-
 def test_views_in_a_batch_and_views_in_a_step_are_the_same() -> None:
     class Calling(ContrastiveMixin, Encoder):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -141,6 +128,21 @@ def test_views_in_a_batch_and_views_in_a_step_are_the_same() -> None:
             torch.testing.assert_close(module.training_step((both, labels), 0), criterion(embeddings, wanted.repeat(2)))
     unlabeled: Any = TrainedEncoder(contrastive_labels="instance")
     assert unlabeled.training_step((both,), 0) == unlabeled.training_step((both, labels), 0)
+
+
+def test_samples_without_a_label_are_left_out() -> None:
+    (inputs, labels), module = batch(), TrainedEncoder()
+    unlabeled = labels.clone()
+    unlabeled[:4] = -1
+    wanted = ContrastiveLoss()(module.net(inputs[4:]), labels[4:])
+    torch.testing.assert_close(module.training_step((inputs, unlabeled), 0), wanted)
+
+
+def test_a_step_where_the_term_is_not_due_adds_a_zero_that_can_be_differentiated() -> None:
+    module = TrainedEncoder(contrastive_weight=[(0, 0.0), (10, 1.0)])
+    loss = module.training_step(batch(), 0)
+    assert float(loss) == 0
+    assert not any(gradient.any() for gradient in gradients(module, loss).values())
 
 
 def test_clusters_of_the_epoch_before_are_labels() -> None:
@@ -168,15 +170,6 @@ def test_single_views_are_only_collected_in_the_first_epoch(caplog: pytest.LogCa
         trainer(max_epochs=2).fit(TrainedEncoder(contrastive_criterion=spy, contrastive_labels=3), loader())
     assert caplog.text.count("only collects embeddings") == 1
     assert [len(labels) for labels in spy.seen] == [0, 0, 6, 6]
-
-
-def test_an_output_that_is_not_a_number_and_no_embedding_does_no_harm() -> None:
-    class Two(TrainedEncoder):
-        def forward(self, x: Tensor) -> Any:
-            return {"maps": super().forward(x).view(-1, 3, 1, 1) * torch.nan, "others": super().forward(x)}
-
-    loss = Two(contrastive_layer="net.0").training_step(batch(), 0)
-    assert torch.isfinite(loss)
 
 
 class Known(TrainedEncoder):
@@ -271,28 +264,6 @@ def test_a_resumed_run_goes_on_with_clusters_and_proxies(kind: str, tmp_path: Pa
         assert torch.equal(value, whole.get_parameter(name))
 
 
-def test_mixins_stack() -> None:
-    class Everything(SimilarityMixin, DifferenceAlignmentMixin, ContrastiveMixin, Plain):
-        """All terms at once."""
-
-    module = Everything(similarity_weight=0.2, alignment_weight=0.3, contrastive_weight=0.4)
-    only = dict.fromkeys(("similarity_weight", "alignment_weight", "contrastive_weight"), 0.0)
-    plain = Plain().training_step(batch(), 0)
-    parts = [Everything(**{**only, name: weight}) for name, weight in zip(only, (0.2, 0.3, 0.4), strict=True)]
-    wanted = plain + sum(part.training_step(batch(), 0) - plain for part in parts)
-    torch.testing.assert_close(module.training_step(batch(), 0), wanted)
-
-
-def test_terms_are_logged() -> None:
-    class Both(DifferenceAlignmentMixin, ContrastiveMixin, Plain):
-        """Two terms."""
-
-    fitting = trainer()
-    fitting.fit(Both(contrastive_weight=[(0, 0.0), (10, 1.0)]), loader())
-    names = {"netsim/contrastive_loss", "netsim/contrastive_weight", "netsim/alignment_loss", "train_loss"}
-    assert names <= fitting.callback_metrics.keys()
-
-
 def test_half_precision() -> None:
     class Watching(ContrastiveLoss):
         def compute(self, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -341,46 +312,12 @@ def test_steps_without_what_the_term_needs(arguments: dict[str, Any], given: Any
     ("arguments", "message"),
     [
         ({"contrastive_labels": "klusters"}, "`contrastive_labels` to be 'batch', 'instance', or a number of clusters"),
-        ({"contrastive_labels": 1}, "a number of clusters from 2, but got 1"),
         ({"contrastive_layer": 3}, "`contrastive_layer` to be the name of a module"),
         ({"contrastive_criterion": ContrastiveLoss}, "but got the class ContrastiveLoss"),
         ({"contrastive_criterion": GroupSimilarityLoss()}, "which is of gradients. Give it to `SimilarityMixin`"),
         ({"contrastive_learning_rate": -1.0}, "`contrastive_learning_rate` to be a positive number"),
-        ({"contrastive_weight": "much"}, "`contrastive_weight` to be a number"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(NetsimError, match=message):
         TrainedEncoder(**arguments)
-
-
-def test_difference_alignment_alone_is_no_training() -> None:
-    class Aligning(DifferenceAlignmentMixin, Encoder):
-        """A module without a step, and without a loss to learn by."""
-
-    with pytest.raises(Exception, match="training_step"):
-        trainer().fit(Aligning(alignment_criterion=DifferenceAlignmentLoss()), loader())
-
-
-class Saved(ContrastiveMixin, Plain):
-    """A module that saves its hyperparameters, some of them criteria of its own."""
-
-    def __init__(self, criterion: Any = None, class_weight: Any = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.save_hyperparameters()
-
-
-def test_a_checkpoint_knows_the_criterion(tmp_path: Path) -> None:
-    fitting = trainer()
-    fitting.fit(Saved(width=7, contrastive_criterion=proxies(), contrastive_labels="batch"), loader())
-    fitting.save_checkpoint(tmp_path / "last.ckpt")
-    again = Saved.load_from_checkpoint(tmp_path / "last.ckpt")
-    assert type(again.contrastive_criterion.loss).__name__ == "ProxyAnchorLoss"  # type: ignore[union-attr]
-    assert again.net[0].out_features == 7
-
-
-def test_criteria_of_the_module_itself_are_its_own_affair() -> None:
-    loss, weight = nn.CrossEntropyLoss(), torch.ones(3)
-    module = Saved(criterion=loss, class_weight=weight)
-    assert isinstance(module.hparams["criterion"], nn.CrossEntropyLoss)
-    assert torch.equal(module.hparams["class_weight"], weight)

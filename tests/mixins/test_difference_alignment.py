@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from lightning_netsim import NetsimError
 from lightning_netsim.losses import DifferenceAlignmentLoss
-from tests.mixins.modules import Aligned, batch, gradients, loader, trainer
+from tests.mixins.modules import Aligned, batch, gradients
 
 ALL = DifferenceAlignmentLoss(pairs="all")
 
@@ -36,5 +36,3 @@ def test_a_named_layer_and_labels_by_instance() -> None:
 def test_bad_input() -> None:
     with pytest.raises(NetsimError, match="`alignment_labels` to be 'batch', 'instance', or a number of clusters"):
         Aligned(alignment_labels="none")
-    with pytest.raises(NetsimError, match=r"'net\.7'\. There are"):
-        trainer().fit(Aligned(alignment_layer="net.7"), loader())

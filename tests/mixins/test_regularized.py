@@ -25,21 +25,6 @@ def added(module: Any, weight: float = 0.5) -> float:
     return float((loss - plain) / (weight * module.net(images).square().mean()))
 
 
-def test_a_step_defined_under_the_mixin_is_regularized() -> None:
-    class Own(SimilarityMixin):
-        def __init__(self) -> None:
-            super().__init__(criterion=OutputNorm(), similarity_weight=0.5)
-            self.net = nn.Linear(4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.net(x)
-
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return nn.functional.cross_entropy(self(batch[0]), batch[1])
-
-    assert added(Own()) == pytest.approx(1)
-
-
 def test_a_step_that_extends_a_regularized_one_is_regularized_once() -> None:
     class Extended(Regularized):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -161,12 +146,6 @@ def test_validation_by_the_training_step_adds_nothing() -> None:
     trainer(num_sanity_val_steps=2).fit(module, loader(), loader())
     with torch.no_grad():
         assert added(Validated(criterion=OutputNorm(), similarity_weight=0.5)) == pytest.approx(0)
-
-
-def test_the_criterion_can_be_exchanged() -> None:
-    module = Regularized(similarity_weight=0.5)
-    module.similarity_criterion = OutputNorm()
-    assert added(module) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("result", [None, {"outputs": 1}])

@@ -105,7 +105,7 @@ def test_check_table_orders_casts_and_keeps_further_columns() -> None:
         (lambda table: table.assign(neighbor_fraction="many"), "real numbers"),
         (lambda table: table.assign(label=[[1], [2], [3], [4]]), "integers, real numbers or strings"),
         (lambda table: table.assign(index=[0, 1, 1, 2]), "1 more than once"),
-        (lambda table: table.assign(index=[0.0, 1.0, np.nan, 2.0]), "integers"),
+        (lambda table: table.assign(index=pd.array([0, 1, None, 2], dtype="Int64")), "integers"),
     ],
 )
 def test_a_table_off_the_schema_is_refused_and_nothing_is_written(tmp_path: Path, change, words: str) -> None:
@@ -230,5 +230,6 @@ def test_pruning_removes_records_only(tmp_path: Path) -> None:
     (tmp_path / "epoch=7-step=7" / "mine.txt").write_text("")
     kept = tmp_path / "epoch=7-step=7" / ".." / paths[1].name  # the same place by another name
     assert prune_records(tmp_path, keep={kept}) == [paths[0], paths[2]]
+    assert prune_records(tmp_path / "epoch=7-step=7" / "..", keep={paths[1]}) == []
     assert list_records(tmp_path) == [paths[1]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch=1-step=1", "epoch=7-step=7"]

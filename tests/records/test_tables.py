@@ -29,7 +29,7 @@ def made(queries: SampleSet, reference: SampleSet | None = None, **changes: Any)
         torch.tensor([[0.9, 0.5], [0.8, NAN], [NAN, NAN], [0.7, 0.6]]), torch.tensor([[5, 9], [3, -1], [-1, -1], [5, 3]]), 1.0
     )
     counts = NeighborCountResult(
-        torch.tensor([2.0, 1.5, NAN, 1.0]), 4, {0.9: torch.tensor([2, 1, 0, 1])}, {1.5: torch.tensor([2.0, 1.0, NAN, 1.0])}
+        torch.tensor([2.0, 1.5, NAN, 1.0]), 8, {0.9: torch.tensor([2, 1, 0, 1])}, {1.5: torch.tensor([2.0, 1.0, NAN, 1.0])}
     )
     result = SimilarityResult(
         counts=counts,
@@ -59,7 +59,7 @@ def test_samples_table_has_one_row_for_each_query() -> None:
     table = make_record(made(samples(INDEX, [0, 1, 1, 0])), SETTINGS, {}).samples
     assert table["sample_id"].tolist() == table["index"].tolist() == INDEX
     np.testing.assert_array_equal(table["soft_count"], [2.0, 1.5, NAN, 1.0])
-    np.testing.assert_array_equal(table["neighbor_fraction"], [0.5, 0.375, NAN, 0.25])
+    np.testing.assert_array_equal(table["neighbor_fraction"], [0.25, 0.1875, NAN, 0.125])
     np.testing.assert_array_equal(table["hard_count_0.9"], [2, 1, 0, 1])
     np.testing.assert_array_equal(table["power_count_1.5"], [2.0, 1.0, NAN, 1.0])
     assert table["gradient_norm"].tolist() == [1, 2, 0, 3]
@@ -75,14 +75,10 @@ def test_neighbors_table_has_a_row_for_each_pair_that_was_found() -> None:
     np.testing.assert_allclose(record.neighbors["similarity"], [0.9, 0.5, 0.8, 0.7, 0.6], rtol=1e-6)
     assert "neighbor_label" not in record.neighbors
     assert record.activation_neighbors is None
-
-
-def test_activation_neighbors_are_a_table_of_their_own() -> None:
     other = KernelNeighborsResult(torch.full((4, 1), 0.25), torch.tensor([[5], [3], [3], [5]]))
-    record = make_record(made(samples(INDEX), activation_neighbors=other), SETTINGS, {})
-    assert record.activation_neighbors is not None
-    assert record.activation_neighbors["neighbor"].tolist() == [5, 3, 3, 5]
-    assert record.activation_neighbors["rank"].tolist() == [1, 1, 1, 1]
+    found = make_record(made(samples(INDEX), activation_neighbors=other), SETTINGS, {}).activation_neighbors
+    assert found is not None
+    assert found[["rank", "neighbor"]].to_numpy().tolist() == [[1, 5], [1, 3], [1, 3], [1, 5]]
 
 
 def test_quantities_are_labels_but_not_classes() -> None:
@@ -143,7 +139,7 @@ def test_each_ordered_pair_of_classes_is_a_row(tmp_path: Any, classes: list[Any]
 def test_scalars_leave_out_what_was_not_measured() -> None:
     full = scalars(make_record(made(samples(INDEX, [0, 1, 1, 0])), SETTINGS, {}))
     assert full == pytest.approx(
-        {"neighbor_fraction": 0.375, "same_class_fraction": 1 / 3, "recall": 1.0, "left_out": 1.0}, abs=1e-9
+        {"neighbor_fraction": 0.1875, "same_class_fraction": 1 / 3, "recall": 1.0, "left_out": 1.0}, abs=1e-9
     )
     unknown = replace(made(samples(INDEX)).neighbors, recall=None)
     assert set(scalars(make_record(made(samples(INDEX), neighbors=unknown), SETTINGS, {}))) == {"neighbor_fraction", "left_out"}
@@ -155,7 +151,7 @@ def test_meta_holds_settings_findings_and_context() -> None:
     wanted = {
         "schema_version": SCHEMA_VERSION,
         "num_samples": 4,
-        "num_reference": 4,
+        "num_reference": 8,
         "num_left_out": 1,
         "parameters": ["a", "b"],
         "directions": {"kind": "all", "count": 3, "seed": 7},

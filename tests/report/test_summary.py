@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lightning_netsim.records.record import write_record
-from lightning_netsim.report.summary import format_summary
+from lightning_netsim.report.summary import _fit, format_summary
 from tests.report.made_up import NAMES, extremes, make_record
 
 
@@ -93,6 +93,14 @@ def test_lines_fit_into_a_hundred_columns_and_reading_takes_three() -> None:
     text = format_summary(record)
     assert max(map(len, text.split("\n"))) <= 100
     assert len(block(text, "How to read this")) == 3
+
+
+def test_neighbors_that_do_not_fit_become_an_ellipsis_that_does() -> None:
+    items = ["aaaa", "bbb", "ccccc"]
+    for width in range(7, 25):
+        text = _fit(items, width)
+        assert len(text) <= width
+        assert text.split() == items if width >= 16 else text.endswith("  …")
 
 
 def test_few_samples_without_labels_or_counts() -> None:
