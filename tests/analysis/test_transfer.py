@@ -172,6 +172,8 @@ def test_a_single_output_is_moved_upwards(labels: bool) -> None:
         assert found["margin_change"].tolist() == pytest.approx((moves * (2 * truth - 1))[keep].tolist(), abs=1e-4)
         assert found["margin"].tolist() == pytest.approx((model(inputs)[:, 0] * (2 * truth - 1))[keep].tolist(), abs=1e-4)
         assert list(answer.tables) == ["Moved most", "Margins that fall most", "Margins that grow most"]
+        falling = answer.tables["Margins that fall most"]["margin_change"].tolist()
+        assert falling == sorted(value for value in found["margin_change"] if value < 0)[:3]
     else:
         assert list(found.columns) == ["moved", "along"]
         assert list(answer.tables) == ["Moved most", "Moved most against v", "Moved most along v"]

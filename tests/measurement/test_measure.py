@@ -61,7 +61,7 @@ def test_neighbors_are_the_sorted_rows(name: str, plan: str) -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize(("size", "chunk_size"), [(1, 64), (7, 1), (7, 3), (4, 2), (5, 64)])
+@pytest.mark.parametrize(("size", "chunk_size"), [(1, 64), (7, 1), (4, 2)])
 def test_chunks_do_not_matter(size: int, chunk_size: int, plan: str) -> None:
     settings = {"plan": plan, "projection_dim": 80}
     result = measure("mlp_2", size, chunk_size=chunk_size, **settings)
@@ -151,18 +151,6 @@ def test_in_several_sweeps_every_lot_is_ranked() -> None:
     assert shared(exact, result) > 0.95
     assert result.neighbors.recall == pytest.approx(shared(exact, result), abs=0.03)
     check_counts(result.counts.soft, exact.counts.soft.double())
-
-
-@pytest.mark.parametrize("plan", ["sketch", "reiterate"])
-@pytest.mark.parametrize("apart", [False, True])
-def test_an_approximate_index_is_audited(apart: bool, plan: str) -> None:
-    model, inputs = classifier(), torch.randn(60, 6)
-    settings = SweepSettings(k=5, plan=plan, index_factory="HNSW8", projection_dim=100)
-    queries, reference = from_loader(loader(inputs), whole), from_loader(loader(torch.randn(60, 6)), whole)
-    result = measure_similarity(model, queries, reference if apart else None, settings)
-    assert result.neighbors.recall is not None
-    assert 0.5 < result.neighbors.recall <= 1
-    assert result.similarity_error is not None
 
 
 class Noisy(nn.Module):
@@ -275,12 +263,11 @@ def test_where_every_query_is_audited_estimated_counts_have_the_right_sum(plan: 
     assert estimated.counts.hard_error[0.5] > 0
 
 
-@pytest.mark.parametrize(("k", "most"), [(7, 6), (100, 6)])
 @pytest.mark.parametrize("plan", PLANS)
-def test_as_many_neighbors_as_samples_are_refused(k: int, most: int, plan: str) -> None:
-    with pytest.raises(ValueError, match=f"Expected `k` to be at most {most}, the number of other samples .* but got {k}"):
-        measure("mlp_2", k=k, plan=plan, projection_dim=80)
-    assert measure("mlp_2", k=most, plan=plan, projection_dim=80).neighbors.index.shape == (7, most)
+def test_as_many_neighbors_as_samples_are_refused(plan: str) -> None:
+    with pytest.raises(ValueError, match=r"Expected `k` to be at most 6, the number of other samples .* but got 7"):
+        measure("mlp_2", k=7, plan=plan, projection_dim=80)
+    assert measure("mlp_2", k=6, plan=plan, projection_dim=80).neighbors.index.shape == (7, 6)
 
 
 def test_of_another_set_all_samples_may_be_neighbors() -> None:
@@ -310,7 +297,7 @@ class Dead(nn.Module):
 
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("size", [1, 3, 9])
+@pytest.mark.parametrize("size", [1, 4])
 def test_left_out_samples_are_counted_and_the_others_go_on(size: int, plan: str, apart: bool) -> None:
     model, inputs = Dead(), torch.rand(9, 3) + 0.1
     inputs[0], inputs[4], inputs[5] = -1.0, torch.nan, -2.0

@@ -79,7 +79,7 @@ def without_classes(result: SimilarityResult) -> bool:
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("mlp_1", "numbers"), ("mlp_10", "numbers"), *(("mlp_2", kind) for kind in LABELS)],
+    [("mlp_1", "numbers"), *(("mlp_2", kind) for kind in LABELS)],
 )
 def test_a_set_with_itself(name: str, kind: str, plan: str) -> None:
     labels, similarity = LABELS[kind], oracle(name)
@@ -90,7 +90,7 @@ def test_a_set_with_itself(name: str, kind: str, plan: str) -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("name", ["mlp_1", "mlp_2", "tied_through_function"])
+@pytest.mark.parametrize("name", ["mlp_2", "tied_through_function"])
 def test_queries_apart_from_the_reference(name: str, plan: str) -> None:
     model, inputs = cases.build(name)
     similarity = oracle(name)
@@ -124,10 +124,7 @@ def test_what_can_be_said_where_one_of_two_sets_has_no_classes(own: Any, labels:
 NO_CLASSES = {
     "none": None,
     "quantities": torch.rand(7),
-    "a list of quantities": [0.5, 1, 2, 3, 4, 5, 6],
-    "arrays": torch.zeros(7, 2).long(),
     "masks": torch.zeros(7, 4, 4).long(),
-    "lists": [[1, 2]] * 7,
     "a quantity in the last batch": [0, 1, 0, 1, 0, 1, 0.5],
 }
 
@@ -145,7 +142,7 @@ def test_labels_that_are_no_classes_change_nothing(kind: str, plan: str) -> None
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize(("size", "chunk_size"), [(1, 64), (7, 3), (7, 64)])
+@pytest.mark.parametrize(("size", "chunk_size"), [(1, 64), (7, 3)])
 def test_chunks_do_not_matter(size: int, chunk_size: int, plan: str) -> None:
     labels, similarity = LABELS["both"], oracle("mlp_2")
     result = measure("mlp_2", labels, plan, size, chunk_size=chunk_size)
