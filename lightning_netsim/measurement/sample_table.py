@@ -63,7 +63,7 @@ class SampleTable:
     def labels(self) -> list[Any] | None:
         """Return the labels; 0.0 and 1.0 beside a single output, floats for the sake of a binary loss, as classes 0 and 1."""
         labels, outputs = self._columns["labels"], self._tensors["outputs"]
-        binary = labels and outputs and are_binary(labels, outputs[0].shape[1])
+        binary = outputs and label_kind(labels) == "value" and are_binary(labels, outputs[0].shape[1])
         return [int(label) for label in labels or []] if binary else labels
 
     @property

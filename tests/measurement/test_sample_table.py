@@ -94,6 +94,14 @@ def test_predictions(outputs: Tensor, labels: list[Any] | None, wanted: list[Any
     assert table({"outputs": outputs, "labels": labels}).predictions() == wanted
 
 
+def test_only_floats_beside_a_single_output_are_read_as_classes() -> None:
+    single, several = torch.tensor([[0.5], [-0.5]]), torch.zeros(2, 2)
+    for outputs, labels, kind in ((single, [1.0, 0.0], int), (single, [True, False], bool), (several, [1.0, 0.0], float)):
+        found = table({"outputs": outputs, "labels": labels}).labels
+        assert found == labels
+        assert {type(label) for label in found} == {kind}
+
+
 @pytest.mark.parametrize("labels", [None, [1, 0], [0.1, 0.2], ["a", "b"]])
 def test_a_caller_may_say_what_a_single_output_is(labels: list[Any] | None) -> None:
     made = table({"outputs": torch.tensor([[0.5], [-0.5]]), "labels": labels})
