@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -138,10 +138,6 @@ def _shown(inputs: Any) -> Any:
 
 def _is_text(values: Any) -> bool:
     return isinstance(values, (tuple, list)) and len(values) > 0 and all(isinstance(value, str) for value in values)
-
-
-#: Model, batch, batch index -> what is compared.
-BatchReader = Callable[[nn.Module, Any, int], SimilarityBatch]
 
 
 def as_column(values: Tensor | Sequence[Any] | None, size: int, name: str) -> list[Any] | None:
