@@ -59,3 +59,14 @@ def loader(inputs: Tensor, labels: Tensor | None = None, size: int = 16) -> Data
 
 def whole(batch: Any, batch_idx: int) -> Any:
     return batch
+
+
+class Dead(nn.Module):
+    """Without a gradient where the input is negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(torch.relu(x))))

@@ -15,7 +15,7 @@ from lightning_netsim.measurement.measure import measure_similarity
 from lightning_netsim.measurement.result import SimilarityResult
 from lightning_netsim.measurement.settings import SweepSettings
 from tests import cases, oracles
-from tests.measuring import check_counts, classifier, loader, measure, oracle, source, whole
+from tests.measuring import Dead, check_counts, classifier, loader, measure, oracle, source, whole
 
 PLANS = ["store", "sketch", "reiterate"]
 
@@ -282,17 +282,6 @@ def test_of_another_set_all_samples_may_be_neighbors() -> None:
 def test_a_budget_that_is_too_small(plan: str) -> None:
     with pytest.raises(ValueError, match=r"Expected `memory_budget` to be at least .* Choose a larger `memory_budget`"):
         measure("mlp_10", plan=plan, memory_budget=100, projection_dim=80)
-
-
-class Dead(nn.Module):
-    """Without a gradient where the input is negative."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.tanh(self.first(torch.relu(x))))
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -20,7 +20,7 @@ from lightning_netsim.measurement.settings import SweepSettings
 from lightning_netsim.measurement.sums import Counting
 from lightning_netsim.measurement.swept_set import SweptSet
 from tests import cases, class_oracles, oracles
-from tests.measuring import classifier, loader, oracle, whole
+from tests.measuring import Dead, classifier, loader, oracle, whole
 
 PLANS = ["store", "sketch", "reiterate"]
 #: From what is stored, and in passing.
@@ -166,17 +166,6 @@ def test_over_all_classes_the_sums_are_the_soft_counts(plan: str, apart: bool) -
     assert bool((result.same_class.isnan() == (same == 0)).all())
     total = result.same_class.nan_to_num().double() * same + result.other_class.double() * rest + (not apart)
     torch.testing.assert_close(total, result.counts.soft.double(), rtol=0, atol=1e-3)
-
-
-class Dead(nn.Module):
-    """Without a gradient where the input is negative."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.tanh(self.first(torch.relu(x))))
 
 
 @pytest.mark.parametrize("apart", [False, True])
